@@ -1,1 +1,2 @@
-//! stub
+//! agentfleet.
+pub mod api;

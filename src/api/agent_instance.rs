@@ -1,0 +1,171 @@
+//! `AgentInstance`: one agent, one server.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One agent on one server of its own. Creating it buys the server; deleting it deletes the server and its disk.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "agentfleet.dev",
+    version = "v1alpha1",
+    kind = "AgentInstance",
+    shortname = "agent",
+    shortname = "agents",
+    category = "agentfleet",
+    namespaced,
+    status = "AgentInstanceStatus",
+    derive = "PartialEq",
+    selectable = ".spec.className",
+    validation = Rule::new("self.metadata.name.size() <= 63").message("the name of an AgentInstance must have at most 63 characters"),
+    printcolumn(name = "Class", type_ = "string", json_path = ".spec.className"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "IP", type_ = "string", json_path = ".status.server.ipv4"),
+    printcolumn(name = "Type", type_ = "string", json_path = ".status.server.type"),
+    printcolumn(name = "Location", type_ = "string", json_path = ".status.server.location"),
+    printcolumn(name = "Server-ID", type_ = "integer", json_path = ".status.server.id", priority = 1),
+    printcolumn(name = "Project", type_ = "string", json_path = ".status.server.project", priority = 1),
+    printcolumn(name = "Revision", type_ = "string", json_path = ".status.configRevision", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentInstanceSpec {
+    /// Name of the `AgentClass`.
+    #[schemars(length(min = 1, max = 63))]
+    pub class_name: String,
+    /// Name of the Secret, in the same namespace, with the keys that the class asks for. None is needed when the class asks for none.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_name: Option<String>,
+    /// Environment of the service beside that of the class, without secrets; it wins where both name a variable.
+    #[schemars(extend("maxProperties" = 128))]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// Values that replace those of the class, where its `allowedOverrides` permits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overrides: Option<Overrides>,
+}
+
+/// Values that replace those of the class.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Overrides {
+    /// Server types in order of preference.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 32)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_types: Option<Vec<String>>,
+    /// Locations in order of preference.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 32)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locations: Option<Vec<String>>,
+    /// Branch, tag or commit of the class's source.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_ref: Option<String>,
+}
+
+/// What the operator last saw of this instance.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentInstanceStatus {
+    /// A summary for people; programs read the conditions.
+    #[schemars(length(max = 32))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, `ServerCreated`, `Bootstrapped`, `Configured`, `Healthy`, `UpToDate`, and `Stalled` when only a person can help.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 16))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// The highest number that a server of this instance has had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<i64>,
+    /// Written before a server is asked for, so that no crash can lose one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provisioning: Option<ProvisioningRecord>,
+    /// Written before a server is told to run the agent, so that never two do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voice: Option<VoiceRecord>,
+    /// The server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerStatus>,
+    /// Boot revision that the server was created with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_revision: Option<String>,
+    /// Config revision that the server has applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_revision: Option<String>,
+    /// Tag of the secret files that the server has applied; says nothing about their content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_tag: Option<String>,
+}
+
+/// The server that is about to be asked for, or was asked for last.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvisioningRecord {
+    /// Number of the server within the instance.
+    pub incarnation: i64,
+    /// Its name at Hetzner, unique in the project.
+    pub server_name: String,
+    /// Name of the `HetznerProject`.
+    pub project: String,
+    /// Server type that was asked for.
+    #[serde(rename = "type")]
+    pub server_type: String,
+    /// Location that was asked for.
+    pub location: String,
+    /// When the latest request was announced.
+    pub at: MicroTime,
+}
+
+/// Which server may run the agent.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VoiceRecord {
+    /// Number of the server that holds the voice; none while it is handed over or was taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<i64>,
+    /// Grows with every command that changes a server; a server refuses lower ones.
+    pub epoch: i64,
+}
+
+/// The server of an instance.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerStatus {
+    /// Name of the `HetznerProject`.
+    pub project: String,
+    /// Id at Hetzner.
+    pub id: i64,
+    /// Name at Hetzner.
+    pub name: String,
+    /// Number of the server within the instance.
+    pub incarnation: i64,
+    /// Public IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<String>,
+    /// Public IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<String>,
+    /// Server type.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub server_type: Option<String>,
+    /// Location.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
+    /// When Hetzner created it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Time>,
+    /// Its SSH host key, once proven; the operator talks to no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
+}

@@ -1,0 +1,46 @@
+//! The custom resources: what an admin, a billing system and the operator say to one another.
+//!
+//! Types, schemas and CEL rules only; no I/O and no decisions. Doc comments on fields are user documentation: `kubectl explain` prints them.
+//! A field that is added later must be optional and left out of its JSON form when unset, because revisions are hashes over that form: an
+//! operator upgrade must change no server.
+
+mod agent;
+mod agent_class;
+mod agent_instance;
+mod conditions;
+mod duration;
+mod hetzner_project;
+
+pub use agent::{AgentSpec, EnvFile, PlainFile, Restart, SecretFile, SecretKey, Service, Source};
+pub use agent_class::{
+    AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall, FirewallRule, Lifecycle, Limits, Override, Protocol,
+};
+pub use agent_instance::{AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Overrides, ProvisioningRecord, ServerStatus, VoiceRecord};
+pub use conditions::{ConditionType, condition, is_true, set_condition};
+pub use duration::{Duration, InvalidDuration};
+pub use hetzner_project::{HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef};
+
+use kube::CustomResourceExt as _;
+
+/// The API group of every resource of agentfleet.
+pub const GROUP: &str = "agentfleet.dev";
+
+/// The finalizer that the operator puts on each object whose removal has to wait for something outside the cluster.
+pub const FINALIZER: &str = "agentfleet.dev/finalizer";
+
+/// Asks the operator to take up a server of this fleet, namespace and name that it did not create for this object; the value is the server's id.
+pub const ADOPT_ANNOTATION: &str = "agentfleet.dev/adopt";
+
+/// All custom resource definitions as file name and YAML text, ready to be written to `crds/`.
+///
+/// # Errors
+/// Fails only when a schema cannot be written as YAML, which would be a defect of this module.
+pub fn crds() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
+    [HetznerProject::crd(), AgentClass::crd(), AgentInstance::crd()]
+        .into_iter()
+        .map(|crd| {
+            let file = format!("{}.yaml", crd.spec.names.plural);
+            Ok((file, serde_saphyr::to_string(&crd)?))
+        })
+        .collect()
+}
