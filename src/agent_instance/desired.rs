@@ -1,0 +1,280 @@
+//! What an instance should be: its own few lines and those of its class, put together.
+//!
+//! Pure. Deletion parses identity only, so that a broken spec or class can never block it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::api::{ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk, Lifecycle, Override, Overrides};
+
+/// Who an instance is, whatever its spec says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID: a re-created object of the same name has another.
+    pub uid: String,
+}
+
+/// What is wanted of an instance.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Desired {
+    /// The object is being deleted: nothing of it shall be left.
+    Absent(Identity),
+    /// A server that runs the agent.
+    Present(Identity, Box<Want>),
+}
+
+/// The spec of an instance, before its class is looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Want {
+    /// Name of the class.
+    pub class: String,
+    /// Name of the Secret, if any.
+    pub secret: Option<String>,
+    /// Environment of the instance itself.
+    pub environment: BTreeMap<String, String>,
+    /// Values that replace those of the class.
+    pub overrides: Overrides,
+    /// The server that a person asked to take up.
+    pub adopt: Option<i64>,
+}
+
+impl Desired {
+    /// Reads an instance.
+    ///
+    /// # Errors
+    /// When the adopt annotation is no server id.
+    pub fn parse(instance: &AgentInstance) -> Result<Self, InvalidSpec> {
+        let identity = Identity::of(instance);
+        if instance.metadata.deletion_timestamp.is_some() {
+            return Ok(Self::Absent(identity));
+        }
+        let spec = instance.spec.clone();
+        let want = Want {
+            class: spec.class_name,
+            secret: spec.secret_name,
+            environment: spec.environment,
+            overrides: spec.overrides.unwrap_or_default(),
+            adopt: adopted(instance)?,
+        };
+        Ok(Self::Present(identity, Box::new(want)))
+    }
+
+    /// Who the instance is.
+    pub fn identity(&self) -> &Identity {
+        match self {
+            Self::Absent(identity) | Self::Present(identity, _) => identity,
+        }
+    }
+}
+
+impl Identity {
+    /// The identity of an object that the API server holds.
+    pub fn of(instance: &AgentInstance) -> Self {
+        let meta = &instance.metadata;
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The name of the server of one incarnation of this instance.
+    pub fn server_name(&self, fleet: &str, incarnation: u32) -> String {
+        crate::naming::server_name(fleet, &self.namespace, &self.name, incarnation)
+    }
+}
+
+/// An annotation of an instance does not say what it must.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the annotation {ADOPT_ANNOTATION} must be the id of a server at Hetzner, not {0:?}")]
+pub struct InvalidSpec(String);
+
+fn adopted(instance: &AgentInstance) -> Result<Option<i64>, InvalidSpec> {
+    let text = instance.metadata.annotations.as_ref().and_then(|all| all.get(ADOPT_ANNOTATION));
+    text.map(|text| text.parse().map_err(|_| InvalidSpec(text.clone()))).transpose()
+}
+
+/// A server type in a location.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Offer {
+    /// Server type, such as `cx23`.
+    pub server_type: String,
+    /// Location, such as `nbg1`.
+    pub location: String,
+}
+
+/// An agent as its class and its instance together describe it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Agent {
+    /// Name of the class.
+    pub class: String,
+    /// Projects in order of preference.
+    pub projects: Vec<String>,
+    /// Types and locations in order of preference.
+    pub offers: Vec<Offer>,
+    /// What only a new server can take up.
+    pub boot: Boot,
+    /// What runs on the server.
+    pub spec: AgentSpec,
+    /// Labels of the admin's own.
+    pub labels: BTreeMap<String, String>,
+    /// Patience, and what the disk is worth.
+    pub lifecycle: Lifecycle,
+    /// Hash of [`Boot`].
+    pub boot_revision: String,
+    /// Hash of what the guest applies in place.
+    pub config_revision: String,
+}
+
+/// What only a new server can take up; its hash is the boot revision.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Boot {
+    /// Image name or snapshot id.
+    pub image: String,
+    /// The agent's user.
+    pub user: String,
+    /// Whether it may become root.
+    pub sudo: bool,
+    /// Size of the swap file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<String>,
+    /// Time zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
+    /// Raw cloud-config.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<String>,
+    /// Name of a Hetzner network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Public IPv4.
+    pub ipv4: bool,
+    /// Public IPv6.
+    pub ipv6: bool,
+    /// How the host key is learnt.
+    pub bootstrap: Bootstrap,
+}
+
+/// The class does not permit an override.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "AgentClass {class} does not allow overrides.{field}; its admin can add {allowed} to spec.allowedOverrides, or leave the override out"
+)]
+pub struct NotAllowed {
+    class: String,
+    field: &'static str,
+    allowed: &'static str,
+}
+
+impl Agent {
+    /// Puts a class and an instance together.
+    ///
+    /// # Errors
+    /// When the instance overrides what the class does not allow.
+    pub fn of(class: &AgentClass, want: &Want) -> Result<Self, NotAllowed> {
+        refuse_overrides(class, &want.overrides)?;
+        let spec = effective_spec(&class.spec, want);
+        let boot = Boot::of(&class.spec, &spec);
+        let (boot_revision, config_revision) = (revision(&boot), config_revision(&spec));
+        Ok(Self {
+            class: class.metadata.name.clone().unwrap_or_default(),
+            projects: class.spec.projects.clone(),
+            offers: offers(&class.spec, &want.overrides),
+            boot,
+            spec,
+            labels: class.spec.labels.clone(),
+            lifecycle: class.spec.lifecycle.clone(),
+            boot_revision,
+            config_revision,
+        })
+    }
+
+    /// What the server's disk is worth.
+    pub fn disk(&self) -> Disk {
+        self.lifecycle.disk
+    }
+}
+
+impl Boot {
+    fn of(class: &AgentClassSpec, spec: &AgentSpec) -> Self {
+        Self {
+            image: class.image.clone(),
+            user: spec.user.clone(),
+            sudo: spec.sudo,
+            swap: spec.swap.clone(),
+            time_zone: spec.time_zone.clone(),
+            cloud_init: spec.cloud_init.clone(),
+            network: class.network.clone(),
+            ipv4: class.ipv4,
+            ipv6: class.ipv6,
+            bootstrap: class.bootstrap,
+        }
+    }
+}
+
+fn refuse_overrides(class: &AgentClass, overrides: &Overrides) -> Result<(), NotAllowed> {
+    let Overrides { server_types, locations, source_ref } = overrides;
+    let asked = [
+        (server_types.is_some(), Override::ServerTypes, "serverTypes", "ServerTypes"),
+        (locations.is_some(), Override::Locations, "locations", "Locations"),
+        (source_ref.is_some(), Override::SourceRef, "sourceRef", "SourceRef"),
+    ];
+    let refused = asked.into_iter().find(|(asked, kind, ..)| *asked && !class.spec.allowed_overrides.contains(kind));
+    match refused {
+        None => Ok(()),
+        Some((_, _, field, allowed)) => Err(NotAllowed { class: class.metadata.name.clone().unwrap_or_default(), field, allowed }),
+    }
+}
+
+fn effective_spec(class: &AgentClassSpec, want: &Want) -> AgentSpec {
+    let mut spec = class.agent.clone();
+    spec.environment.extend(want.environment.clone());
+    if let (Some(source), Some(reference)) = (&mut spec.source, &want.overrides.source_ref) {
+        source.reference.clone_from(reference);
+    }
+    spec
+}
+
+/// All locations of a type before the next type.
+fn offers(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Offer> {
+    let types = overrides.server_types.as_ref().unwrap_or(&class.server_types);
+    let locations = overrides.locations.as_ref().unwrap_or(&class.locations);
+    types
+        .iter()
+        .flat_map(|server_type| locations.iter().map(|location| Offer { server_type: server_type.clone(), location: location.clone() }))
+        .collect()
+}
+
+/// Hash of what the guest applies in place. What belongs to the boot revision, and what only the operator checks, stays out of it.
+fn config_revision(spec: &AgentSpec) -> String {
+    let AgentSpec {
+        packages,
+        source,
+        install,
+        update,
+        files,
+        environment,
+        service,
+        secret_files,
+        user: _,
+        sudo: _,
+        swap: _,
+        time_zone: _,
+        cloud_init: _,
+        secret_keys: _,
+    } = spec;
+    revision(&(packages, source, install, update, files, environment, service, secret_files))
+}
+
+/// 16 hex digits of SHA-256 over the JSON form; unset fields leave no trace in it, so a newer operator finds the same revision.
+fn revision(of: &impl Serialize) -> String {
+    let json = serde_json::to_vec(of).unwrap_or_default();
+    Sha256::digest(&json).iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+}

@@ -1,0 +1,80 @@
+//! The effects that a plan may ask for, each of one kind and each harmless when done twice.
+
+use crate::api::{ProvisioningRecord, VoiceRecord};
+
+/// One effect.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Keep the object until nothing of it is left.
+    AddFinalizer,
+    /// Let the object go.
+    RemoveFinalizer,
+    /// Write down the server that is asked for next.
+    Announce(ProvisioningRecord),
+    /// Ask Hetzner for the server of the record.
+    CreateServer(ProvisioningRecord),
+    /// Ask Hetzner whether a server of this name exists.
+    LookUp {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Name of the server.
+        name: String,
+    },
+    /// Ask Hetzner whether a server that no list shows is gone.
+    ConfirmGone {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+    },
+    /// Delete a server.
+    DeleteServer {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+    },
+    /// Switch a server on.
+    PowerOn {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+    },
+    /// Write this instance's UID onto a server of an earlier object of its name.
+    TakeUp {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+        /// The UID.
+        uid: String,
+    },
+    /// Talk to the guest until it tells something new: its host key if that is not pinned yet, else its progress.
+    Hello {
+        /// Id of the server.
+        server: i64,
+        /// Its incarnation.
+        incarnation: u32,
+    },
+    /// Write down which server may run the agent, and the epoch of the next command.
+    WriteVoice(VoiceRecord),
+    /// Give the guest configuration and secrets, and the voice with them.
+    Configure {
+        /// Id of the server.
+        server: i64,
+        /// Its incarnation.
+        incarnation: u32,
+        /// The epoch that was written down for this.
+        epoch: i64,
+    },
+    /// Take the voice away from a guest.
+    Release {
+        /// Id of the server.
+        server: i64,
+        /// Its incarnation.
+        incarnation: u32,
+        /// The epoch that was written down for this.
+        epoch: i64,
+    },
+}

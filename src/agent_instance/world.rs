@@ -1,0 +1,337 @@
+//! What is: one picture of all that matters to an instance, taken at one moment.
+//!
+//! Plain data that tests can write down. `observe` in the parent module fills it from the Kubernetes stores, the inventories of the projects
+//! and what this process remembers; nothing here reads anything.
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::desired::{Agent, Offer};
+use crate::api::{AgentInstanceStatus, ProvisioningRecord, VoiceRecord};
+
+/// Everything that a plan for one instance may depend on.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// Whether our finalizer is on the object.
+    pub finalizer: bool,
+    /// The status as it was last written, records included.
+    pub status: AgentInstanceStatus,
+    /// The class, as far as it can be used.
+    pub class: ClassView,
+    /// The instance's Secret.
+    pub secrets: SecretsView,
+    /// The projects of the class in its order, and any other that holds a server of this instance.
+    pub projects: Vec<ProjectView>,
+    /// All servers that carry this instance's fleet, namespace and name.
+    pub servers: Vec<ServerView>,
+    /// What became of the server in the status.
+    pub known: Known,
+    /// What is remembered of the requests for the server in the provisioning record.
+    pub attempt: Attempt,
+    /// The epoch that was written ahead by this process and not used yet.
+    pub fresh_epoch: Option<i64>,
+    /// Why the last step failed, until it may be tried again.
+    pub trouble: Option<Trouble>,
+    /// How long after a request was sent it may still take effect at Hetzner.
+    pub settle: std::time::Duration,
+}
+
+/// The class of an instance.
+#[derive(Clone, Debug, Default)]
+pub enum ClassView {
+    /// There is none of that name.
+    #[default]
+    Missing,
+    /// It cannot be used: reason and message.
+    Refused(&'static str, String),
+    /// What it and the instance describe.
+    Usable(Box<Agent>),
+}
+
+/// The Secret of an instance, measured against what its class asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SecretsView {
+    /// Not looked at, or something is wrong with it: reason and message.
+    #[default]
+    Unknown,
+    /// Reason and message, naming the Secret or the keys.
+    Unmet(&'static str, String),
+    /// Everything is there; the tag changes when any secret file would.
+    Met {
+        /// HMAC over all secret files.
+        tag: String,
+    },
+}
+
+/// A project, as an instance sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProjectView {
+    /// Name of the `HetznerProject`.
+    pub name: String,
+    /// Why nothing may be changed there: reason and message. None: the token is good and it is the project that was first seen.
+    pub unusable: Option<(&'static str, String)>,
+    /// Whether the first full list of servers is in.
+    pub synced: bool,
+    /// When the last full list began.
+    pub listed_at: Option<Timestamp>,
+    /// Why no server may be created there now: reason, message, and when to look again.
+    pub creates_held: Option<(&'static str, String, Timestamp)>,
+    /// Which of the instance's offers is in stock there, or when to ask again.
+    pub offer: Option<Result<Offer, Timestamp>>,
+    /// Whether the class's firewall stands there.
+    pub firewall: bool,
+}
+
+/// A server that carries this instance's fleet, namespace and name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerView {
+    /// The project that holds it.
+    pub project: String,
+    /// Id at Hetzner.
+    pub id: i64,
+    /// Name at Hetzner.
+    pub name: String,
+    /// The UID that its labels name.
+    pub uid: String,
+    /// The incarnation that its labels name.
+    pub incarnation: u32,
+    /// The boot revision that its labels name.
+    pub boot_revision: Option<String>,
+    /// Public IPv4 address.
+    pub ipv4: Option<String>,
+    /// Public IPv6 address.
+    pub ipv6: Option<String>,
+    /// Server type.
+    pub server_type: String,
+    /// Location.
+    pub location: String,
+    /// When Hetzner created it.
+    pub created_at: Option<Timestamp>,
+    /// What Hetzner says of its power.
+    pub power: Power,
+    /// Whether Hetzner blocked its address.
+    pub blocked: bool,
+    /// Whether the latest full list held it.
+    pub listed: bool,
+    /// Whether this process asked Hetzner to delete it.
+    pub deleting: bool,
+    /// What is remembered of its guest.
+    pub guest: GuestView,
+}
+
+/// What Hetzner says of a server's power.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Power {
+    /// On, or on its way.
+    #[default]
+    On,
+    /// Off.
+    Off,
+    /// Hetzner is doing something with it.
+    Busy,
+}
+
+/// What became of the server that the status names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Known {
+    /// The status names none, or it is among the servers.
+    #[default]
+    Present,
+    /// No list has shown it; only a GET by id can tell.
+    Unseen,
+    /// It exists, but no longer carries our labels.
+    Relabelled,
+    /// Hetzner said that it is gone.
+    Gone,
+}
+
+/// What this process remembers of a server's guest; all of it may be lost at any time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GuestView {
+    /// An act over SSH is under way.
+    pub busy: bool,
+    /// The host key that was proven, while it is not in the status yet.
+    pub proven: Option<String>,
+    /// What `hello` said last.
+    pub hello: Option<Hello>,
+    /// Why the last try to reach it failed, and when that was.
+    pub contact: Option<(ContactProblem, Timestamp)>,
+    /// What the last `configure` came to.
+    pub configured: Option<Configured>,
+    /// The last `release`: the epoch it carried, and whether it was answered.
+    pub released: Option<(i64, bool)>,
+}
+
+/// Why a guest could not be talked to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContactProblem {
+    /// Nothing answered: what was tried and how it ended.
+    Silent(String),
+    /// Somebody answered without being able to prove that he is this server.
+    WrongProof(String),
+    /// The host key is not the pinned one.
+    HostKeyChanged(String),
+    /// It answers, but refuses the operator's login.
+    LoginRefused(String),
+    /// Its answer could not be understood.
+    Garbage(String),
+}
+
+/// What a guest says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// Where the installation stands.
+    pub phase: InstallPhase,
+    /// The incarnation that it is armed for.
+    pub armed: Option<u32>,
+    /// The instance that it was armed for, by UID.
+    pub armed_for: Option<String>,
+    /// The highest epoch that it has seen.
+    pub epoch: i64,
+    /// The config revision and secrets tag that it has applied.
+    pub applied: Option<(String, String)>,
+    /// Whether its unit is active.
+    pub active: bool,
+}
+
+/// Where the installation on a server stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum InstallPhase {
+    /// Under way: the name of the step.
+    Running(String),
+    /// Done.
+    #[default]
+    Done,
+    /// A step failed: its name and last lines.
+    Failed(String),
+}
+
+/// What a `configure` came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configured {
+    /// The epoch that it carried.
+    pub epoch: i64,
+    /// The config revision and secrets tag that were sent.
+    pub sent: (String, String),
+    /// The guest's answer: whether the unit is active, or what went wrong.
+    pub outcome: Result<bool, ConfigureFailure>,
+}
+
+/// Why a `configure` did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigureFailure {
+    /// Reason for a condition.
+    pub reason: String,
+    /// What the guest said, with the unit's last lines.
+    pub message: String,
+    /// Whether only a change of class or Secret can help.
+    pub lasting: bool,
+}
+
+/// What is remembered of the requests for the server in the provisioning record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attempt {
+    /// The incarnation that all this is about.
+    pub incarnation: u32,
+    /// The record's time as this process wrote it; one written record permits one request.
+    pub announced: Option<Timestamp>,
+    /// The record's time at the last request that was sent.
+    pub sent: Option<Timestamp>,
+    /// What the last request came to.
+    pub outcome: SendOutcome,
+    /// Until when a request with an unknown outcome may still take effect.
+    pub unsettled_until: Option<Timestamp>,
+    /// What a look-up by name, begun after the last request, has found.
+    pub looked_up: Option<LookUp>,
+}
+
+/// What a request for a server came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SendOutcome {
+    /// None was sent, or its answer was lost.
+    #[default]
+    Unknown,
+    /// The server exists.
+    Created,
+    /// This offer cannot be had; another may.
+    OutOfStock,
+    /// Hetzner said no for a reason that another place cannot cure.
+    Refused,
+}
+
+/// What a look-up by name has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookUp {
+    /// When it was begun.
+    pub at: Timestamp,
+    /// The id of a server of that name that is not ours.
+    pub foreign: Option<i64>,
+}
+
+/// Why a step failed, in words for a condition, and when to try again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// CamelCase reason.
+    pub reason: &'static str,
+    /// What is wrong, where, and what to do.
+    pub message: String,
+    /// Not before this.
+    pub until: Timestamp,
+    /// Whether only a person can help.
+    pub stalled: bool,
+    /// How many times in a row; the pause grows with it.
+    pub times: u32,
+}
+
+impl World {
+    /// The record of the server that was asked for last.
+    pub fn record(&self) -> Option<&ProvisioningRecord> {
+        self.status.provisioning.as_ref()
+    }
+
+    /// The record of who holds the voice.
+    pub fn voice(&self) -> Option<&VoiceRecord> {
+        self.status.voice.as_ref()
+    }
+
+    /// The highest incarnation that status, records and servers know of.
+    pub fn incarnation(&self) -> u32 {
+        let number = |n: i64| u32::try_from(n).unwrap_or_default();
+        let recorded = [
+            self.status.incarnation.map(number),
+            self.record().map(|record| number(record.incarnation)),
+            self.voice().and_then(|voice| voice.incarnation).map(number),
+        ];
+        recorded.into_iter().flatten().chain(self.servers.iter().map(|server| server.incarnation)).max().unwrap_or_default()
+    }
+
+    /// The incarnation that holds the voice by the record.
+    pub fn voice_holder(&self) -> Option<u32> {
+        self.voice()?.incarnation.and_then(|n| u32::try_from(n).ok())
+    }
+
+    /// A project by its name.
+    pub fn project(&self, name: &str) -> Option<&ProjectView> {
+        self.projects.iter().find(|project| project.name == name)
+    }
+
+    /// The host key that is pinned for a server.
+    pub fn pinned(&self, server: &ServerView) -> Option<&str> {
+        self.status.server.as_ref().filter(|known| known.id == server.id)?.host_key.as_deref()
+    }
+
+    /// The config revision and secrets tag that a server has, by its own last word or else by the status.
+    pub fn applied(&self, server: &ServerView) -> Option<(String, String)> {
+        let configured = server.guest.configured.as_ref().filter(|configured| configured.outcome.is_ok());
+        let said = || server.guest.hello.as_ref().and_then(|hello| hello.applied.clone());
+        let known = || {
+            self.status.server.as_ref().filter(|known| known.id == server.id)?;
+            self.status.config_revision.clone().zip(self.status.secrets_tag.clone())
+        };
+        configured.map(|configured| configured.sent.clone()).or_else(said).or_else(known)
+    }
+
+    /// What the server that holds the voice has applied: it runs the agent.
+    pub fn spoken(&self, server: &ServerView) -> Option<(String, String)> {
+        self.applied(server).filter(|_| self.voice_holder() == Some(server.incarnation))
+    }
+}
