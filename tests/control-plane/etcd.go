@@ -21,6 +21,9 @@ func runEtcd(args []string) error {
 	config.Dir = *dataDir
 	config.UnsafeNoFsync = true
 	config.LogLevel = "warn"
+	config.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
+	// A single member elects itself after one election timeout; it need not wait long.
+	config.TickMs, config.ElectionMs = 20, 200
 	config.LogOutputs = []string{"stderr"}
 	config.ListenClientUrls = []url.URL{{Scheme: "unix", Host: *socket}}
 	// A single member has no peers. What it advertises stays the default, TCP on

@@ -20,7 +20,7 @@ import (
 const usage = `usage: control-plane run --dir DIR [--ready-file FILE] [--exit-with-stdin] [--keep] [--start-timeout 2m]
        control-plane version
 
-Started by run: control-plane etcd | kube-apiserver | kube-controller-manager | janitor
+Started by run: control-plane etcd | kube-apiserver | kube-controller-manager
 `
 
 // The kernel ends a child when the thread that started it ends; the main
@@ -51,8 +51,6 @@ func dispatch(command string, args []string) error {
 	case supervisor.Etcd, supervisor.APIServer, supervisor.ControllerManager:
 		supervisor.DieWithParent()
 		return runComponent(command, args)
-	case supervisor.Janitor:
-		return supervisor.Sweep(args, os.Stdin)
 	default:
 		fmt.Fprint(os.Stderr, usage)
 		return fmt.Errorf("unknown command %q", command)

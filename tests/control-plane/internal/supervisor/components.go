@@ -4,6 +4,7 @@ import (
 	_ "embed"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // Paths are relative to the family's directory, where the components run. They
@@ -16,6 +17,18 @@ const (
 
 //go:embed audit-policy.yaml
 var auditPolicyText []byte
+
+// controllers are those that tests of an operator notice; without nodes the rest
+// would only cost time.
+var controllers = []string{
+	"garbage-collector-controller",
+	"namespace-controller",
+	"serviceaccount-controller",
+	// Fills the roles admin, edit and view.
+	"clusterrole-aggregation-controller",
+	// Checks the types in ValidatingAdmissionPolicies.
+	"validatingadmissionpolicy-status-controller",
+}
 
 type component struct {
 	name string
@@ -30,7 +43,7 @@ func components(port int) []component {
 		{APIServer, apiServerArgs(port)},
 		{ControllerManager, []string{
 			"--kubeconfig=" + ControllerManager + ".kubeconfig",
-			"--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller",
+			"--controllers=" + strings.Join(controllers, ","),
 			// Each controller acts under an account of its own, as in a real cluster,
 			// and so the audit log tells them apart.
 			"--use-service-account-credentials",

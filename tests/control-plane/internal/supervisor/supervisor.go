@@ -3,7 +3,7 @@
 //
 // Three ways lead there, since any of the processes can be killed at any time.
 // The kernel kills a child when the supervisor dies; each child also ends when
-// the pipe on its standard input closes. The janitor, a process in a session of
+// the pipe on its standard input closes. The janitor, a shell in a session of
 // its own, holds the reading end of a pipe whose writing end the supervisor and
 // every component keep open: its closing means that all of them are gone, and
 // only then the directory is removed.
@@ -25,7 +25,6 @@ const (
 	Etcd              = "etcd"
 	APIServer         = "kube-apiserver"
 	ControllerManager = "kube-controller-manager"
-	Janitor           = "janitor"
 )
 
 // Config is what the caller decides about a control plane.
