@@ -38,7 +38,7 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 
 test: control-plane helm venv ## Run all tests, the crash matrix as a seeded sample.
 	cargo test --workspace --locked
-	cd tests/control-plane && go test ./...
+	cd tests/control-plane && go test -count=1 ./...
 	$(VENV)/bin/pytest -q tests
 
 test-full: control-plane helm venv ## Run all tests with the whole crash matrix.

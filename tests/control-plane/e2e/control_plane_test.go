@@ -1,6 +1,6 @@
-// Package lifecycle tests the built program from outside: what it serves, and
+// Package e2e tests the built program from outside: what it serves, and
 // what it leaves behind.
-package lifecycle
+package e2e
 
 import (
 	"bufio"

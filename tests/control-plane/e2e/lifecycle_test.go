@@ -1,4 +1,4 @@
-package lifecycle
+package e2e
 
 import (
 	"encoding/base64"
