@@ -1,0 +1,85 @@
+# The commands of this project; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Go programs that do not depend on where and when they were built. The same for
+# build, test and vet, or Kubernetes is compiled once more for each.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath -buildvcs=false
+
+CONTROL_PLANE := target/control-plane/control-plane
+HELM := target/helm/helm
+VENV := target/venv
+
+.PHONY: help deps fmt lint test test-full demo dev bench crds control-plane helm venv
+
+help: ## Show the commands.
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
+
+deps: ## Check what must be installed, and fetch and build the rest.
+	@tests/prerequisites
+	@$(MAKE) --no-print-directory control-plane helm venv
+	cargo fetch --locked
+
+fmt: ## Format all code.
+	cargo fmt --all
+	gofmt -w tests/control-plane
+
+lint: helm ## Check formats, lints, the chart and that crds/ is what the code says.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@unformatted=$$(gofmt -l tests/control-plane); test -z "$$unformatted" || { echo "not formatted: $$unformatted" >&2; exit 1; }
+	cd tests/control-plane && go vet ./...
+	$(HELM) lint --strict --quiet charts/agentfleet
+	cargo run --quiet --locked -- crds --dir target/crds
+	diff --recursive --exclude=.gitkeep crds target/crds
+
+test: control-plane helm venv ## Run all tests, the crash matrix as a seeded sample.
+	cargo test --workspace --locked
+	cd tests/control-plane && go test -count=1 ./...
+	$(VENV)/bin/pytest -q tests
+
+test-full: control-plane helm venv ## Run all tests with the whole crash matrix.
+	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace --locked
+
+demo: control-plane helm venv ## Create, use and delete three agents on a real control plane and a simulated Hetzner Cloud.
+	tests/demo
+
+dev: control-plane helm venv ## Start what the demo uses and keep it until Ctrl-C; see target/dev/env.
+	tests/dev
+
+bench: control-plane helm venv ## Measure; the numbers go to target/bench/summary.json.
+	cargo test --release --locked --test bench -- --ignored --nocapture
+
+crds: ## Write crds/ from the code.
+	cargo run --quiet --locked -- crds --dir crds
+
+control-plane: $(CONTROL_PLANE) ## Build the control plane that tests use (minutes at first, then cached).
+
+helm: $(HELM) ## Build the Helm that tests use.
+
+venv: $(VENV)/requirements.txt ## Install Hetzner's Python client and what Python tests need.
+
+# The API server says which version it is only if the linker is told.
+KUBERNETES = $(shell sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+)$$/\1/p' tests/control-plane/go.mod)
+K8S = k8s.io/component-base/version
+$(CONTROL_PLANE): $(shell find tests/control-plane -type f -not -name '*_test.go')
+	cd tests/control-plane && go build -o $(CURDIR)/$@ -ldflags "-s -w \
+		-X $(K8S).gitVersion=$(KUBERNETES) -X $(K8S).gitCommit= \
+		-X $(K8S).gitMajor=$(word 1,$(subst ., ,$(KUBERNETES:v%=%))) -X $(K8S).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))" .
+
+# Helm takes a chart's kubeVersion to ask for the Kubernetes that it was told of.
+HELM_VERSION = $(shell sed -nE 's/^\thelm.sh\/helm\/v3 (v[0-9.]+).*/\1/p' tests/helm/go.mod)
+HELM_MINOR = $(shell sed -nE 's/^\tk8s.io\/client-go v0\.([0-9]+)\..*/\1/p' tests/helm/go.mod)
+HELM_FOR = -X helm.sh/helm/v3/pkg/$(1).k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/$(1).k8sVersionMinor=$(HELM_MINOR)
+$(HELM): tests/helm/go.mod tests/helm/go.sum
+	cd tests/helm && go build -o $(CURDIR)/$@ -ldflags "-s -w \
+		-X helm.sh/helm/v3/internal/version.version=$(HELM_VERSION) \
+		$(call HELM_FOR,chartutil) $(call HELM_FOR,lint/rules)" helm.sh/helm/v3/cmd/helm
+
+$(VENV)/requirements.txt: tests/requirements.txt
+	python3 -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement $<
+	cp $< $@
