@@ -8,6 +8,22 @@
 pub mod acts;
 pub mod bundle;
 pub mod host_key;
+mod leash;
 pub mod proof;
 pub mod protocol;
 pub mod transport;
+pub mod untrusted;
+
+/// Why an act of the guest did not happen, or is not known to have happened.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The request could not be put together.
+    #[error("the request cannot be written")]
+    Request(#[source] std::io::Error),
+    /// The way to the guest failed.
+    #[error(transparent)]
+    Transport(#[from] transport::TransportError),
+    /// The guest answered, but not with what was asked for.
+    #[error(transparent)]
+    Answer(#[from] protocol::AnswerError),
+}
