@@ -11,6 +11,8 @@ pub mod host_key;
 mod leash;
 pub mod proof;
 pub mod protocol;
+#[cfg(test)]
+mod stand_in;
 pub mod transport;
 pub mod untrusted;
 

@@ -168,3 +168,166 @@ pub fn proof_message(fleet: &str, server: &str, nonce: &str, host_key: &HostKey)
     let host_key = hex::encode(host_key.blob_sha256());
     format!("{PURPOSE}\n{fleet}\n{server}\n{nonce}\n{host_key}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::stand_in::*;
+    use super::*;
+    use std::sync::Mutex;
+
+    fn unproven(at: SocketAddr) -> Unproven {
+        Unproven {
+            address: at,
+            login: keys().login,
+            fleet: FLEET.into(),
+            server: SERVER.into(),
+        }
+    }
+
+    fn boot() -> Accept {
+        Accept::Boot(keys().boot_proof)
+    }
+
+    fn either() -> Accept {
+        let ServerKeys {
+            boot_proof: boot,
+            resume_proof: resume,
+            ..
+        } = keys();
+        Accept::Either { boot, resume }
+    }
+
+    use crate::keys::ServerKeys;
+
+    /// A genuine guest that can make the named proofs.
+    async fn genuine(kinds: &'static [&'static str]) -> StandIn {
+        let private = host_key();
+        let public = HostKey::from_public(private.public_key()).unwrap();
+        let host_keys = vec![private];
+        Options {
+            host_keys,
+            ..Options::new()
+        }
+        .start(move |act| answer(greeting(&nonce(act), &public, kinds)))
+        .await
+    }
+
+    fn answer(value: serde_json::Value) -> Reply {
+        Reply::Answer(value.to_string().into_bytes())
+    }
+
+    fn only_hellos(at: &StandIn) -> bool {
+        at.acts().iter().all(|(verb, _)| verb == "hello")
+    }
+
+    #[tokio::test]
+    async fn a_genuine_guest_proves_the_key_of_its_connection() {
+        let guest = genuine(&["boot"]).await;
+        let proven = unproven(guest.address)
+            .prove(&boot(), DEADLINE)
+            .await
+            .unwrap();
+        assert_eq!(proven.host_key, guest.host_key);
+        assert_eq!(proven.by, ProofKind::Boot);
+        assert_eq!(proven.greeting.answer.server, SERVER);
+    }
+
+    #[tokio::test]
+    async fn only_the_accepted_kinds_of_proof_count() {
+        let resume = || Accept::Resume(keys().resume_proof);
+        let table: [(&[&str], Accept, Option<ProofKind>); 6] = [
+            (&["boot"], resume(), None),
+            (&["resume"], boot(), None),
+            (&[], either(), None),
+            (&["boot", "resume"], resume(), Some(ProofKind::Resume)),
+            (&["boot", "resume"], either(), Some(ProofKind::Resume)),
+            (&["boot"], either(), Some(ProofKind::Boot)),
+        ];
+        for (kinds, accept, expected) in table {
+            let guest = genuine(kinds).await;
+            let outcome = unproven(guest.address).prove(&accept, DEADLINE).await;
+            match (outcome, expected) {
+                (Ok(proven), Some(by)) => assert_eq!(proven.by, by),
+                (Err(ProofError::Missing { shown }), None) => {
+                    assert_eq!(shown, guest.host_key.fingerprint());
+                }
+                (outcome, expected) => panic!("{kinds:?}: {outcome:?}, not {expected:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn somebody_in_the_middle_who_relays_the_hello_proves_nothing() {
+        // He passes the operator's nonce on to the real guest, as if he could log in there, and
+        // gives its true answer back: it covers the real host key, not his.
+        let real = HostKey::from_public(host_key().public_key()).unwrap();
+        let middle = Options {
+            accepts: None,
+            ..Options::new()
+        }
+        .start(move |act| answer(greeting(&nonce(act), &real, &["boot", "resume"])))
+        .await;
+        let error = unproven(middle.address)
+            .prove(&either(), DEADLINE)
+            .await
+            .unwrap_err();
+        let ProofError::Wrong { shown } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(shown, middle.host_key.fingerprint());
+        assert!(only_hellos(&middle) && middle.acts().len() == 1);
+    }
+
+    #[tokio::test]
+    async fn an_old_answer_replayed_proves_nothing() {
+        let first = Mutex::new(None);
+        let private = host_key();
+        let public = HostKey::from_public(private.public_key()).unwrap();
+        let host_keys = vec![private];
+        let guest = Options {
+            host_keys,
+            ..Options::new()
+        }
+        .start(move |act| {
+            let mut first = first.lock().unwrap();
+            let made = || greeting(&nonce(act), &public, &["boot"]);
+            answer(first.get_or_insert_with(made).clone())
+        })
+        .await;
+        let target = unproven(guest.address);
+        target.prove(&boot(), DEADLINE).await.unwrap();
+        let error = target.prove(&boot(), DEADLINE).await.unwrap_err();
+        assert!(matches!(error, ProofError::Wrong { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn another_server_of_the_fleet_does_not_pass_for_this_one() {
+        let guest = genuine(&["boot"]).await;
+        let mut target = unproven(guest.address);
+        target.server = "a-2".into();
+        let error = target.prove(&boot(), DEADLINE).await.unwrap_err();
+        assert!(matches!(error, ProofError::Wrong { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_babbling_or_absent_server_is_no_wrong_proof() {
+        let babbling = StandIn::new(|_| Reply::Answer(b"{}".to_vec())).await;
+        for address in [babbling.address, dead_address().await] {
+            let error = unproven(address)
+                .prove(&boot(), DEADLINE)
+                .await
+                .unwrap_err();
+            assert!(matches!(error, ProofError::Guest(_)), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_proven_server_is_pinned_to_the_key_that_it_proved() {
+        let guest = genuine(&["boot"]).await;
+        let target = unproven(guest.address);
+        let proven = target.prove(&boot(), DEADLINE).await.unwrap();
+        let hello = Hello::new(Duration::ZERO, "1");
+        let pinned = target.pinned(proven.host_key);
+        assert!(pinned.run(&hello, DEADLINE).await.is_ok());
+    }
+}

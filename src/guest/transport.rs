@@ -314,3 +314,279 @@ impl client::Handler for Gate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::bundle::tests::configure;
+    use super::super::protocol::{AnswerError, AskLogs, AskStatus, RefusalCode};
+    use super::super::stand_in::*;
+    use super::*;
+    use serde_json::json;
+    use std::sync::Mutex;
+    use tokio::sync::Notify;
+
+    fn pinned(to: &StandIn) -> Pinned {
+        Pinned {
+            address: to.address,
+            login: keys().login,
+            host_key: to.host_key.clone(),
+        }
+    }
+
+    fn logs() -> AskLogs {
+        AskLogs { epoch: 1, lines: 2 }
+    }
+
+    fn said(fields: serde_json::Value) -> Vec<u8> {
+        let mut answer = json!({"protocol": 1, "guest": "0.1.0", "ok": true});
+        for (key, value) in fields.as_object().unwrap() {
+            answer[key] = value.clone();
+        }
+        answer.to_string().into_bytes()
+    }
+
+    async fn fails(to: &StandIn, deadline: Duration) -> TransportError {
+        match pinned(to).run(&logs(), deadline).await.unwrap_err() {
+            GuestError::Transport(error) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_command_is_one_round_trip() {
+        let guest = StandIn::new(|_| Reply::Answer(said(json!({"journal": ["a", "b"]})))).await;
+        let answer = pinned(&guest).run(&logs(), DEADLINE).await.unwrap().answer;
+        assert_eq!(answer.journal[1], "b");
+        let request = br#"{"epoch":1,"lines":2}"#.to_vec();
+        assert_eq!(guest.acts(), [("logs".to_owned(), request)]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_the_guest_arrives_as_one() {
+        let answer = json!({
+            "protocol": 1, "guest": "1", "ok": false,
+            "error": {"code": "Busy", "message": "wait", "tail": []},
+        });
+        let guest = StandIn::new(move |_| Reply::Answer(answer.to_string().into_bytes())).await;
+        let error = pinned(&guest).run(&logs(), DEADLINE).await.unwrap_err();
+        let GuestError::Answer(AnswerError::Refused(refusal)) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(refusal.code, RefusalCode::Busy);
+    }
+
+    #[tokio::test]
+    async fn another_host_key_than_the_pinned_one_is_told_nothing() {
+        let guest = StandIn::new(|_| Reply::Answer(said(json!({"journal": []})))).await;
+        let impostor = StandIn::new(|_| Reply::Answer(said(json!({"journal": []})))).await;
+        let mut target = pinned(&guest);
+        target.address = impostor.address;
+        let error = target.run(&configure(), DEADLINE).await.unwrap_err();
+        let GuestError::Transport(TransportError::HostKeyChanged { seen }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(seen, impostor.host_key.fingerprint());
+        assert!(impostor.acts().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_server_without_an_ed25519_host_key_is_not_spoken_to() {
+        let curve = russh::keys::EcdsaCurve::NistP256;
+        let ecdsa = PrivateKey::random(&mut rand::rng(), Algorithm::Ecdsa { curve }).unwrap();
+        let options = Options {
+            host_keys: vec![ecdsa],
+            ..Options::new()
+        };
+        let guest = options.start(|_| Reply::Hang).await;
+        let error = fails(&guest, DEADLINE).await;
+        assert!(matches!(error, TransportError::Garbage { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_login_that_is_not_accepted_is_told_apart() {
+        let accepts = Some(host_key().public_key().clone());
+        let guest = Options {
+            accepts,
+            ..Options::new()
+        }
+        .start(|_| Reply::Hang)
+        .await;
+        assert!(matches!(
+            fails(&guest, DEADLINE).await,
+            TransportError::AuthRejected
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_refuses() {
+        let guest = StandIn::new(|_| Reply::Hang).await;
+        let mut target = pinned(&guest);
+        target.address = dead_address().await;
+        let error = target.run(&logs(), DEADLINE).await.unwrap_err();
+        assert!(matches!(
+            error,
+            GuestError::Transport(TransportError::Refused)
+        ));
+    }
+
+    #[tokio::test]
+    async fn silence_ends_at_the_deadline_and_says_where() {
+        let silent = StandIn::raw(async |stream| {
+            let _held = stream;
+            std::future::pending().await
+        })
+        .await;
+        let hanging = StandIn::new(|_| Reply::Hang).await;
+        for (to, stage) in [(silent, Stage::Handshake), (hanging, Stage::Command)] {
+            let error = fails(&to, Duration::from_millis(1500)).await;
+            assert!(
+                matches!(error, TransportError::TimedOut(at) if at == stage),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_given_up_is_closed() {
+        // Silent after its banner: russh's own task would wait for the handshake for ever.
+        let closed = Arc::new(Notify::new());
+        let seen = closed.clone();
+        let silent = StandIn::raw(move |mut stream| {
+            let seen = seen.clone();
+            async move {
+                use tokio::io::{AsyncReadExt, AsyncWriteExt};
+                stream.write_all(b"SSH-2.0-silent\r\n").await.unwrap();
+                while stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+                seen.notify_one();
+            }
+        })
+        .await;
+        fails(&silent, Duration::from_millis(300)).await;
+        tokio::time::timeout(DEADLINE, closed.notified())
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ssh_is_garbage_or_ends_at_the_deadline() {
+        let web = StandIn::raw(|stream| babble(stream, b"HTTP/1.1 400 Bad Request\r\n\r\n")).await;
+        let noise = StandIn::raw(|stream| babble(stream, &[0xff; 4096])).await;
+        let broken = StandIn::raw(|stream| babble(stream, b"SSH-2.0-x\r\n\xff\xff\xff\xff")).await;
+        for to in [web, noise, broken] {
+            let error = fails(&to, Duration::from_secs(2)).await;
+            let expected = matches!(
+                error,
+                TransportError::Garbage { .. }
+                    | TransportError::TimedOut(Stage::Handshake)
+                    | TransportError::Cut(Stage::Handshake)
+            );
+            assert!(expected, "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_cut_is_told_apart_from_an_answer() {
+        let closing = StandIn::raw(async |stream| drop(stream)).await;
+        let error = fails(&closing, DEADLINE).await;
+        assert!(
+            matches!(error, TransportError::Cut(Stage::Handshake)),
+            "{error:?}"
+        );
+
+        let cut = StandIn::new(|_| Reply::CutAfter("{\"protocol\":1")).await;
+        let no_exit = StandIn::new(|_| Reply::NoExit(said(json!({"journal": []})))).await;
+        for to in [cut, no_exit] {
+            let error = fails(&to, DEADLINE).await;
+            assert!(
+                matches!(error, TransportError::Cut(Stage::Command)),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn data_without_end_is_cut_off_at_the_bound() {
+        let endless = StandIn::new(|_| Reply::Endless).await;
+        let errors = StandIn::new(|_| Reply::EndlessErrors).await;
+        let large = StandIn::new(|_| Reply::Answer(vec![b' '; MAX_ANSWER + 1])).await;
+        for to in [endless, errors, large] {
+            let error = fails(&to, DEADLINE).await;
+            assert!(matches!(error, TransportError::AnswerTooLarge), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_the_largest_size_is_read() {
+        let mut answer = said(json!({"journal": ["x"]}));
+        answer.resize(MAX_ANSWER, b' ');
+        let guest = StandIn::new(move |_| Reply::Answer(answer.clone())).await;
+        let answer = pinned(&guest).run(&logs(), DEADLINE).await.unwrap().answer;
+        assert_eq!(answer.journal[0], "x");
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_though_the_guest_never_read_its_input() {
+        let guest = Options {
+            hasty: true,
+            ..Options::new()
+        }
+        .start(|_| Reply::Answer(said(json!({"journal": []}))))
+        .await;
+        let mut large = configure();
+        large.secret_files[0].content = vec![1; 3_000_000].into();
+        let call = Call {
+            address: guest.address,
+            login: &keys().login,
+            expected: Some(guest.host_key.clone()),
+            verb: Verb::Configure,
+            stdin: large.stdin().unwrap(),
+        };
+        let (_, answer) = exec(call, DEADLINE).await.unwrap();
+        assert_eq!(*answer, said(json!({"journal": []})));
+    }
+
+    #[tokio::test]
+    async fn megabytes_of_input_arrive_whole() {
+        let sizes = Arc::new(Mutex::new(Vec::new()));
+        let seen = sizes.clone();
+        let guest = StandIn::new(move |(_, stdin)| {
+            seen.lock().unwrap().push(stdin.len());
+            Reply::Answer(vec![])
+        })
+        .await;
+        let mut large = configure();
+        large.secret_files[0].content = vec![1; 5_000_000].into();
+        let error = pinned(&guest).run(&large, DEADLINE).await.unwrap_err();
+        assert!(matches!(
+            error,
+            GuestError::Answer(AnswerError::Malformed { .. })
+        ));
+        let sent = large.stdin().unwrap().expose_secret().len();
+        assert_eq!(*sizes.lock().unwrap(), [sent]);
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_not_accepted_or_answers_nonsense_is_no_answer() {
+        let refuses = Options {
+            refuses: true,
+            ..Options::new()
+        };
+        let refusing = refuses.start(|_| Reply::Hang).await;
+        let error = fails(&refusing, DEADLINE).await;
+        assert!(matches!(
+            error,
+            TransportError::Garbage {
+                stage: Stage::Command,
+                ..
+            }
+        ));
+
+        let babbling = StandIn::new(|_| Reply::Answer(b"\x1b[2J{\xff".to_vec())).await;
+        let status = AskStatus { epoch: 1 };
+        let error = pinned(&babbling).run(&status, DEADLINE).await.unwrap_err();
+        assert!(matches!(
+            error,
+            GuestError::Answer(AnswerError::Malformed { .. })
+        ));
+    }
+}
