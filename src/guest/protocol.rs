@@ -1,0 +1,702 @@
+//! What the operator asks of a guest, and what a guest may answer.
+//!
+//! Requests are plain JSON documents. Answers are untrusted input: read strictly (a missing or
+//! mistyped field is an error), tolerant of fields that a newer guest adds, and bounded
+//! throughout by the types of [`untrusted`](super::untrusted).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::untrusted::{Last, Text, hex32, text_map};
+
+/// The version of the protocol spoken here.
+pub const PROTOCOL: u32 = 1;
+/// The largest answer that is read, in bytes.
+pub const MAX_ANSWER: usize = 256 * 1024;
+/// The longest that `hello` waits for progress.
+pub const MAX_WAIT: Duration = Duration::from_secs(25);
+
+/// The commands of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(
+    missing_docs,
+    reason = "the guest's own words, described in the design"
+)]
+pub enum Verb {
+    Hello,
+    Configure,
+    Status,
+    Restart,
+    Logs,
+    Probe,
+    Release,
+    Upgrade,
+}
+
+impl Verb {
+    /// The word on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hello => "hello",
+            Self::Configure => "configure",
+            Self::Status => "status",
+            Self::Restart => "restart",
+            Self::Logs => "logs",
+            Self::Probe => "probe",
+            Self::Release => "release",
+            Self::Upgrade => "upgrade",
+        }
+    }
+}
+
+/// One act of the guest: a verb, what goes to its standard input, and what it answers.
+pub trait Command {
+    /// What a guest that did as asked tells.
+    type Answer: DeserializeOwned;
+    /// The verb.
+    const VERB: Verb;
+
+    /// The bytes for standard input; they may hold secrets.
+    ///
+    /// # Errors
+    /// When they cannot be put into their form.
+    fn stdin(&self) -> io::Result<SecretSlice<u8>>;
+}
+
+/// Asks for progress; the proof of the host key comes with it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Hello {
+    nonce: String,
+    wait: u64,
+    seen: String,
+}
+
+impl Hello {
+    /// Asks with a fresh nonce.
+    ///
+    /// The guest answers at once if its progress token is not `seen`, else after `wait` at the
+    /// latest (whole seconds, at most [`MAX_WAIT`]).
+    pub fn new(wait: Duration, seen: &str) -> Self {
+        Self {
+            nonce: hex::encode(rand::random::<[u8; 32]>()),
+            wait: wait.min(MAX_WAIT).as_secs(),
+            seen: seen.to_owned(),
+        }
+    }
+
+    /// The nonce as it is sent: 64 hex digits.
+    pub fn nonce(&self) -> &str {
+        &self.nonce
+    }
+}
+
+/// Asks for the state of unit and disk.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AskStatus {
+    /// The instance's epoch.
+    pub epoch: u64,
+}
+
+/// Restarts the unit.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Restart {
+    /// The instance's epoch.
+    pub epoch: u64,
+}
+
+/// Reads the unit's journal.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AskLogs {
+    /// The instance's epoch.
+    pub epoch: u64,
+    /// How many of the last lines.
+    pub lines: u16,
+}
+
+/// Runs the `exec` probe as the agent's user.
+#[derive(Clone, Debug, Serialize)]
+pub struct Probe {
+    /// The instance's epoch.
+    pub epoch: u64,
+    /// The class's command, for a shell.
+    pub command: String,
+    /// Seconds until it is killed.
+    pub timeout: u64,
+}
+
+/// Takes the voice away.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Release {
+    /// The epoch that outdates whatever is still on its way.
+    pub epoch: u64,
+}
+
+macro_rules! json_command {
+    ($request:ty, $verb:ident, $answer:ty) => {
+        impl Command for $request {
+            type Answer = $answer;
+            const VERB: Verb = Verb::$verb;
+
+            fn stdin(&self) -> io::Result<SecretSlice<u8>> {
+                Ok(serde_json::to_vec(self)?.into())
+            }
+        }
+    };
+}
+
+json_command!(Hello, Hello, Greeting);
+json_command!(AskStatus, Status, Status);
+json_command!(Restart, Restart, Restarted);
+json_command!(AskLogs, Logs, Logs);
+json_command!(Probe, Probe, Probed);
+json_command!(Release, Release, Released);
+
+/// How far boot and installation are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "each says what its name says")]
+pub enum Phase {
+    Pending,
+    Installing,
+    Installed,
+    Failed,
+}
+
+/// State of one step of the installation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "each says what its name says")]
+pub enum StepState {
+    Pending,
+    Running,
+    Done,
+    Failed,
+}
+
+/// One step of the installation.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Step {
+    /// What it does, as `packages` or `source`.
+    pub name: Text,
+    /// Where it stands.
+    pub state: StepState,
+    /// How long it took or has taken.
+    #[serde(default)]
+    pub seconds: f64,
+    /// The last lines of its log.
+    #[serde(default)]
+    pub tail: Last<Text, 40>,
+}
+
+/// The proofs that came with a greeting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Macs {
+    /// By the boot proof key, until it is deleted.
+    #[serde(default, deserialize_with = "hex32")]
+    pub boot: Option<[u8; 32]>,
+    /// By the resume proof key, since the first `configure`.
+    #[serde(default, deserialize_with = "hex32")]
+    pub resume: Option<[u8; 32]>,
+}
+
+/// Whose voice a server holds.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Armed {
+    /// UID of the instance.
+    pub instance: Text,
+    /// The incarnation this server was armed as.
+    pub incarnation: u32,
+}
+
+/// What a server has applied.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// The config revision.
+    pub config_revision: Text,
+    /// The tag over all secret files.
+    pub secrets_tag: Text,
+    /// Path and tag of each secret file.
+    #[serde(default, deserialize_with = "text_map")]
+    pub files: BTreeMap<Text, Text>,
+}
+
+/// What systemd says of the agent's unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Unit {
+    /// `LoadState`, as `loaded` or `masked`.
+    pub load: Text,
+    /// `ActiveState`, as `active` or `failed`.
+    pub active: Text,
+    /// `SubState`, as `running`.
+    pub sub: Text,
+    /// `Result`, as `success` or `exit-code`.
+    #[serde(default)]
+    pub result: Text,
+    /// `NRestarts`.
+    #[serde(default)]
+    pub restarts: u64,
+    /// When the unit reached this state.
+    #[serde(default)]
+    pub since: Option<Text>,
+}
+
+impl Unit {
+    /// Says whether the unit is up.
+    pub fn is_active(&self) -> bool {
+        self.active == "active"
+    }
+}
+
+/// Answer to `hello`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Greeting {
+    /// The server's name, as user-data told it.
+    pub server: Text,
+    /// Proofs of the host key.
+    #[serde(default)]
+    pub macs: Macs,
+    /// Token of this progress, for the next `hello`.
+    pub progress: Text,
+    /// How far boot and installation are.
+    pub phase: Phase,
+    /// The steps of the installation.
+    #[serde(default)]
+    pub steps: Last<Step, 64>,
+    /// Whose voice the server holds.
+    pub armed: Option<Armed>,
+    /// Whether it ever held one.
+    pub ever_armed: bool,
+    /// The highest epoch it has seen.
+    pub epoch: u64,
+    /// What it has applied.
+    pub applied: Option<Applied>,
+    /// The agent's unit, once there is one.
+    pub unit: Option<Unit>,
+}
+
+/// Answer to `configure`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Configured {
+    /// Whether the server now holds the voice.
+    pub armed: bool,
+    /// The epoch it stored.
+    pub epoch: u64,
+    /// The config revision it applied.
+    pub config_revision: Text,
+    /// The tag of the secret files it applied.
+    pub secrets_tag: Text,
+    /// Paths of the files it wrote or removed.
+    #[serde(default)]
+    pub changed: Last<Text, 256>,
+    /// Whether the unit was started again.
+    pub restarted: bool,
+    /// The commit that the source stands at.
+    #[serde(default, rename = "ref")]
+    pub commit: Option<Text>,
+    /// The agent's unit.
+    pub unit: Unit,
+    /// The unit's last lines.
+    #[serde(default)]
+    pub journal: Last<Text, 20>,
+}
+
+/// Answer to `status`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The agent's unit, once there is one.
+    pub unit: Option<Unit>,
+    /// Whose voice the server holds.
+    pub armed: Option<Armed>,
+    /// The highest epoch it has seen.
+    pub epoch: u64,
+    /// What it has applied.
+    pub applied: Option<Applied>,
+    /// Its root file system.
+    pub disk: Disk,
+    /// How far the installation is.
+    pub phase: Phase,
+}
+
+/// Size of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Disk {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What is left.
+    pub free_bytes: u64,
+}
+
+/// Answer to `restart`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Restarted {
+    /// The agent's unit.
+    pub unit: Unit,
+    /// The unit's last lines.
+    #[serde(default)]
+    pub journal: Last<Text, 20>,
+}
+
+/// Answer to `logs`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Logs {
+    /// The unit's last lines.
+    pub journal: Last<Text, 200>,
+}
+
+/// Answer to `probe`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Probed {
+    /// The command's exit code, if it ended by itself.
+    pub exit: Option<i32>,
+    /// Whether it was killed.
+    pub timed_out: bool,
+    /// Its last lines.
+    #[serde(default)]
+    pub output: Last<Text, 40>,
+}
+
+/// Answer to `release`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Released {
+    /// Whether the voice is given up and nothing of the agent runs.
+    pub released: bool,
+    /// Files that the agent may have changed, to be brought along.
+    #[serde(default)]
+    pub kept: Last<KeptFile, 64>,
+}
+
+/// A secret file as the agent left it.
+///
+/// It comes from a server that the agent may own. Before it is sent to another one, its path must
+/// be among the declared ones; mode and owner come from the declaration there, not from here.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptFile {
+    /// Where it was.
+    pub path: Text,
+    /// Its mode in octal digits.
+    pub mode: Text,
+    /// Its owner.
+    pub owner: Text,
+    /// The tag of the declared content that it grew from.
+    pub declared_tag: Text,
+    /// The content in base64.
+    #[serde(deserialize_with = "secret", serialize_with = "expose")]
+    pub content: SecretString,
+}
+
+/// Answer to `upgrade`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Upgraded {
+    /// Whether the new program is in place.
+    pub upgraded: bool,
+}
+
+fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<SecretString, D::Error> {
+    String::deserialize(from).map(SecretString::from)
+}
+
+/// Writes a secret into a request that is itself kept secret.
+pub(super) fn expose<S: Serializer>(value: &SecretString, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(value.expose_secret())
+}
+
+/// Why a guest did not do as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    missing_docs,
+    reason = "the guest's own words, described in the design"
+)]
+pub enum RefusalCode {
+    BadCommand,
+    BadRequest,
+    StaleEpoch,
+    WrongInstance,
+    Busy,
+    NotInstalled,
+    UserMissing,
+    WriteFailed,
+    DiskFull,
+    SourceFailed,
+    CommandFailed,
+    PackageFailed,
+    UnitFailed,
+    StillRunning,
+    UpgradeRefused,
+    Internal,
+    /// A code of a newer guest.
+    Other(Text),
+}
+
+impl RefusalCode {
+    const KNOWN: [(&'static str, Self); 16] = [
+        ("BadCommand", Self::BadCommand),
+        ("BadRequest", Self::BadRequest),
+        ("StaleEpoch", Self::StaleEpoch),
+        ("WrongInstance", Self::WrongInstance),
+        ("Busy", Self::Busy),
+        ("NotInstalled", Self::NotInstalled),
+        ("UserMissing", Self::UserMissing),
+        ("WriteFailed", Self::WriteFailed),
+        ("DiskFull", Self::DiskFull),
+        ("SourceFailed", Self::SourceFailed),
+        ("CommandFailed", Self::CommandFailed),
+        ("PackageFailed", Self::PackageFailed),
+        ("UnitFailed", Self::UnitFailed),
+        ("StillRunning", Self::StillRunning),
+        ("UpgradeRefused", Self::UpgradeRefused),
+        ("Internal", Self::Internal),
+    ];
+
+    /// The code as the guest wrote it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Other(code) => code.as_str(),
+            known => Self::KNOWN
+                .iter()
+                .find(|(_, code)| code == known)
+                .map_or("", |(name, _)| name),
+        }
+    }
+}
+
+impl From<Text> for RefusalCode {
+    fn from(code: Text) -> Self {
+        Self::KNOWN
+            .into_iter()
+            .find(|(name, _)| code == *name)
+            .map_or(Self::Other(code), |(_, known)| known)
+    }
+}
+
+impl<'de> Deserialize<'de> for RefusalCode {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Text::deserialize(from).map(Self::from)
+    }
+}
+
+/// A guest's reason for not doing as asked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, thiserror::Error)]
+#[error("the guest refused ({}): {message}", .code.as_str())]
+pub struct Refusal {
+    /// What kind of reason.
+    pub code: RefusalCode,
+    /// The reason in words.
+    pub message: Text,
+    /// The last lines of whatever failed.
+    #[serde(default)]
+    pub tail: Last<Text, 40>,
+    /// With `StaleEpoch`: the epoch that the guest has stored.
+    #[serde(default)]
+    pub epoch: Option<u64>,
+}
+
+/// Why an answer is none.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerError {
+    /// The guest said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The guest speaks another version of the protocol.
+    #[error("the guest speaks protocol {0}, this operator speaks {PROTOCOL}")]
+    Protocol(u32),
+    /// The answer does not have the form of one. Its text is not repeated: it may hold secrets.
+    #[error("the guest's answer is malformed at line {line}, column {column}")]
+    Malformed {
+        /// Line of the first fault, from one.
+        line: usize,
+        /// Column of the first fault.
+        column: usize,
+    },
+}
+
+impl From<serde_json::Error> for AnswerError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Malformed {
+            line: error.line(),
+            column: error.column(),
+        }
+    }
+}
+
+/// What every answer begins with.
+#[derive(Deserialize)]
+struct Envelope {
+    protocol: u32,
+    guest: Text,
+    ok: bool,
+    error: Option<Refusal>,
+    epoch: Option<u64>,
+}
+
+/// An answer together with the version of the guest that gave it.
+#[derive(Clone, Debug)]
+pub struct Answered<T> {
+    /// The guest's version.
+    pub guest: Text,
+    /// What it said.
+    pub answer: T,
+}
+
+/// Reads an answer.
+///
+/// # Errors
+/// When the guest refused, speaks another protocol, or the bytes are no answer.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Answered<T>, AnswerError> {
+    let envelope: Envelope = serde_json::from_slice(bytes)?;
+    if envelope.protocol != PROTOCOL {
+        return Err(AnswerError::Protocol(envelope.protocol));
+    }
+    if !envelope.ok {
+        let refusal = envelope
+            .error
+            .ok_or(AnswerError::Malformed { line: 1, column: 0 })?;
+        let epoch = refusal.epoch.or(envelope.epoch);
+        return Err(Refusal { epoch, ..refusal }.into());
+    }
+    Ok(Answered {
+        guest: envelope.guest,
+        answer: serde_json::from_slice(bytes)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read<T: DeserializeOwned>(value: &serde_json::Value) -> Result<Answered<T>, AnswerError> {
+        parse(value.to_string().as_bytes())
+    }
+
+    fn greeting() -> serde_json::Value {
+        json!({
+            "protocol": 1, "guest": "0.1.0", "ok": true, "server": "a-1",
+            "macs": {"boot": "ab".repeat(32)}, "progress": "7", "phase": "Installing",
+            "steps": [{"name": "packages", "state": "Running", "seconds": 1.5, "tail": ["x"]}],
+            "armed": null, "everArmed": false, "epoch": 0, "applied": null, "unit": null,
+            "fromTheFuture": {"deep": [1]},
+        })
+    }
+
+    #[test]
+    fn a_greeting_is_read_and_unknown_fields_are_passed_over() {
+        let said = read::<Greeting>(&greeting()).unwrap();
+        assert_eq!(said.guest, "0.1.0");
+        assert_eq!(said.answer.macs.boot, Some([0xab; 32]));
+        assert_eq!(said.answer.macs.resume, None);
+        assert_eq!(said.answer.phase, Phase::Installing);
+        assert_eq!(said.answer.steps[0].state, StepState::Running);
+    }
+
+    #[test]
+    fn a_missing_mistyped_or_impossible_field_is_malformed() {
+        for (field, value) in [
+            ("phase", json!("Confused")),
+            ("epoch", json!(-1)),
+            ("epoch", json!("1")),
+            ("macs", json!({"boot": "ab"})),
+            ("everArmed", json!(null)),
+            ("steps", json!("none")),
+        ] {
+            let mut broken = greeting();
+            broken[field] = value;
+            let result = read::<Greeting>(&broken);
+            assert!(
+                matches!(result, Err(AnswerError::Malformed { .. })),
+                "{field}"
+            );
+        }
+        let mut missing = greeting();
+        missing.as_object_mut().unwrap().remove("progress");
+        assert!(read::<Greeting>(&missing).is_err());
+        assert!(parse::<Greeting>(b"").is_err());
+        assert!(parse::<Greeting>(b"\xff\xfe").is_err());
+        assert!(parse::<Greeting>("[".repeat(100_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_malformed_answer_is_not_repeated_in_the_error() {
+        let answer = json!({
+            "protocol": 1, "guest": "1", "ok": true, "released": "canary-value", "kept": [],
+        });
+        let error = read::<Released>(&answer).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("canary"));
+    }
+
+    #[test]
+    fn a_refusal_tells_code_reason_tail_and_epoch() {
+        let answer = json!({
+            "protocol": 1, "guest": "1", "ok": false, "epoch": 9,
+            "error": {"code": "StaleEpoch", "message": "older\u{1b}[2J", "tail": ["a", "b"]},
+        });
+        let AnswerError::Refused(refusal) = read::<Configured>(&answer).unwrap_err() else {
+            panic!("no refusal");
+        };
+        assert_eq!(refusal.code, RefusalCode::StaleEpoch);
+        assert_eq!(refusal.epoch, Some(9));
+        assert_eq!(refusal.message, "older[2J");
+        assert_eq!(
+            refusal.to_string(),
+            "the guest refused (StaleEpoch): older[2J"
+        );
+    }
+
+    #[test]
+    fn every_code_is_read_back_as_itself() {
+        for (name, code) in RefusalCode::KNOWN {
+            assert_eq!(RefusalCode::from(Text::new(name)), code);
+            assert_eq!(code.as_str(), name);
+        }
+        let newer = RefusalCode::from(Text::new("MoonPhase"));
+        assert_eq!(newer.as_str(), "MoonPhase");
+    }
+
+    #[test]
+    fn another_protocol_is_named() {
+        let mut other = greeting();
+        other["protocol"] = json!(2);
+        assert_eq!(
+            read::<Greeting>(&other).unwrap_err(),
+            AnswerError::Protocol(2)
+        );
+    }
+
+    #[test]
+    fn a_hello_asks_with_a_fresh_nonce_and_a_bounded_wait() {
+        let (one, other) = (
+            Hello::new(Duration::from_secs(900), "7"),
+            Hello::new(Duration::ZERO, ""),
+        );
+        assert_ne!(one.nonce(), other.nonce());
+        let stdin: serde_json::Value =
+            serde_json::from_slice(one.stdin().unwrap().expose_secret()).unwrap();
+        assert_eq!(
+            stdin,
+            json!({"nonce": one.nonce(), "wait": 25, "seen": "7"})
+        );
+        assert_eq!(one.nonce().len(), 64);
+    }
+
+    #[test]
+    fn a_kept_file_travels_unread() {
+        let answer = json!({
+            "protocol": 1, "guest": "1", "ok": true, "released": true,
+            "kept": [{"path": "/h/.c", "mode": "0600", "owner": "agent", "declaredTag": "t",
+                      "content": "Y2FuYXJ5"}],
+        });
+        let kept = read::<Released>(&answer).unwrap().answer.kept;
+        assert!(!format!("{kept:?}").contains("Y2FuYXJ5"));
+        let sent = serde_json::to_value(&kept[0]).unwrap();
+        assert_eq!(sent, answer["kept"][0]);
+    }
+}
