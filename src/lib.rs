@@ -1,2 +1,3 @@
 //! agentfleet.
 pub mod api;
+pub mod crash_point;
