@@ -1,2 +1,4 @@
 //! agentfleet.
 pub mod api;
+pub mod crash_point;
+pub mod kube_ext;

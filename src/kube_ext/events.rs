@@ -1,0 +1,161 @@
+//! Kubernetes Events for people, on transitions only, and never in the way of the work.
+//!
+//! Publishing puts an event into a bounded queue and returns; [`EventWriter::run`] writes them one after another. An event that was told a short
+//! while ago, word for word, is not told again; one that finds the queue full is dropped and logged, because an event is a courtesy and the
+//! status is the record.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, Recorder, Reporter};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{call, error_chain};
+
+const CONTROLLER: &str = "agentfleet";
+const QUEUED_MAX: usize = 512;
+/// How long the same words about the same object are not said again.
+const REPEAT_WINDOW: Duration = Duration::from_mins(10);
+/// Events above this size are refused by the API server.
+const NOTE_MAX_BYTES: usize = 1024;
+
+/// Where transitions are told; cheap to clone.
+#[derive(Clone)]
+pub struct Events {
+    queue: mpsc::Sender<(Event, ObjectReference)>,
+    told: Arc<Mutex<HashMap<Told, Instant>>>,
+    repeat_window: Duration,
+}
+
+/// What makes an event the same as an earlier one: object, reason and message.
+type Told = (Option<String>, Option<String>, String, Option<String>);
+
+/// Writes what [`Events`] were told.
+pub struct EventWriter {
+    client: Client,
+    reporter: Reporter,
+    queue: mpsc::Receiver<(Event, ObjectReference)>,
+}
+
+impl Events {
+    /// Makes the two ends of the queue; `instance` is the pod's name, shown as the events' reporting instance.
+    pub fn new(client: Client, instance: &str) -> (Self, EventWriter) {
+        let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+        let reporter = Reporter { controller: CONTROLLER.into(), instance: Some(instance.into()) };
+        (Self { queue: sender, told: Arc::default(), repeat_window: REPEAT_WINDOW }, EventWriter { client, reporter, queue: receiver })
+    }
+
+    /// Tells an event about an object, without waiting; its note is cut to what the API server takes.
+    pub fn publish(&self, object: &ObjectReference, mut event: Event) {
+        if let Some(note) = &mut event.note {
+            note.truncate(note.floor_char_boundary(NOTE_MAX_BYTES));
+        }
+        if self.told_already(object, &event) {
+            return;
+        }
+        if let Err(refused) = self.queue.try_send((event, object.clone())) {
+            let (event, object) = match &refused {
+                mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost) => lost,
+            };
+            tracing::warn!(reason = event.reason, object = object.name, "event dropped: the queue is full or closed");
+        }
+    }
+
+    fn told_already(&self, object: &ObjectReference, event: &Event) -> bool {
+        let now = Instant::now();
+        // A cluster-scoped object that was made again has another uid; name and kind are not needed beside it.
+        let key = (object.uid.clone(), object.name.clone(), event.reason.clone(), event.note.clone());
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|_, at| now.duration_since(*at) < self.repeat_window);
+        match told.entry(key) {
+            std::collections::hash_map::Entry::Occupied(_) => true,
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(now);
+                false
+            }
+        }
+    }
+}
+
+impl EventWriter {
+    /// Writes events until the last [`Events`] is gone and the queue is empty.
+    pub async fn run(mut self) {
+        while let Some((event, object)) = self.queue.recv().await {
+            // A recorder for each: one that lives on answers a new message under a known reason by counting up the old message.
+            let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+            if let Err(error) = call("POST events", recorder.publish(&event, &object)).await {
+                tracing::warn!(reason = event.reason, object = object.name, error = error_chain(&error), "event not written");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::events::EventType;
+
+    use super::*;
+
+    fn queue() -> (Events, mpsc::Receiver<(Event, ObjectReference)>) {
+        let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+        (Events { queue: sender, told: Arc::default(), repeat_window: REPEAT_WINDOW }, receiver)
+    }
+
+    fn object(uid: &str) -> ObjectReference {
+        ObjectReference { uid: Some(uid.into()), name: Some("one".into()), ..ObjectReference::default() }
+    }
+
+    fn event(reason: &str, note: &str) -> Event {
+        Event { type_: EventType::Normal, reason: reason.into(), note: Some(note.into()), action: "Create".into(), secondary: None }
+    }
+
+    #[test]
+    fn same_words_about_the_same_object_are_told_once_per_window() {
+        let (mut events, queue) = queue();
+
+        events.publish(&object("a"), event("Ready", "agent answers"));
+        events.publish(&object("a"), event("Ready", "agent answers"));
+        assert_eq!(queue.len(), 1);
+
+        events.repeat_window = Duration::ZERO;
+        events.publish(&object("a"), event("Ready", "agent answers"));
+        assert_eq!(queue.len(), 2);
+    }
+
+    #[test]
+    fn other_object_reason_or_message_is_another_event() {
+        let (events, queue) = queue();
+
+        events.publish(&object("a"), event("Ready", "x"));
+        events.publish(&object("b"), event("Ready", "x"));
+        events.publish(&object("a"), event("Failed", "x"));
+        events.publish(&object("a"), event("Ready", "y"));
+
+        assert_eq!(queue.len(), 4);
+    }
+
+    #[test]
+    fn full_queue_drops_and_never_blocks() {
+        let (events, queue) = queue();
+
+        for number in 0..=QUEUED_MAX {
+            events.publish(&object("a"), event("Ready", &number.to_string()));
+        }
+
+        assert_eq!(queue.len(), QUEUED_MAX);
+    }
+
+    #[test]
+    fn long_note_is_cut_between_characters() {
+        let (events, mut queue) = queue();
+
+        events.publish(&object("a"), event("Failed", &"é".repeat(NOTE_MAX_BYTES)));
+
+        let (sent, _) = queue.try_recv().unwrap();
+        assert_eq!(sent.note.unwrap().len(), NOTE_MAX_BYTES);
+    }
+}
