@@ -5,14 +5,10 @@
     guest armed      ExecCondition of the agent's unit: may it speak on this server?
     guest ssh VERB   the operator's forced command: JSON (or a tar) in, one JSON answer out
 
-Bottom up: Failure; shapes of requests; System (effects that a scratch root cannot stand in for);
-Files (atomic, never through a link); Guest (state, install, verbs); main.
-
-The epoch is stored before a verb acts. `configure` refuses first, then stages every file beside its
-target, moves the source and runs `update`, swaps the files in, and last writes tags and armed marker
-as one state. What fails before that puts former files and former commit back; what is killed is
-found by `recover` in the next run. `release` disarms before it stops the unit.
-Messages name fields, paths and steps, never values.
+User-data carries only the boot part, down to the line of `=`; `upgrade` brings the whole, in which
+the second part's classes extend those of the first. Each part, bottom up: System (effects that a
+scratch root cannot stand in for), Files (atomic, never through a link), Guest (state and verbs).
+A verb stores its epoch before it acts. Messages name fields, paths and steps, never values.
 """
 from __future__ import annotations
 
@@ -34,21 +30,16 @@ import sys
 import tarfile
 import time
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from typing import Any, BinaryIO, Callable, Iterator, NamedTuple
 
-VERSION = "1.0.0"
+VERSION = "1.0.0-boot"
 STEP_TIMEOUT = 900  # seconds, for each command of install and update
-UNIT_TIMEOUT = 100
 LOCK_WAIT = 10
-READ_WAIT = 60
-MAX_JSON, MAX_TAR, MAX_FILES, MAX_KEPT = 64 << 10, 10 << 20, 8 << 20, 128 << 10  # bytes
+MAX_JSON, MAX_TAR, MAX_FILES = 64 << 10, 10 << 20, 8 << 20  # bytes
 TAIL, LINE = 20, 300  # lines of output kept, characters of each
 
-VAR = "/var/lib/agentfleet/"
-STATE, KEPT, LOG = VAR + "state.json", VAR + "kept/files.json", VAR + "install.log"
-IDENTITY, AGENT = "/etc/agentfleet/identity.json", "/etc/agentfleet/agent.json"
-ENVIRONMENT, UNITS = "/etc/agentfleet/environment", "/etc/systemd/system/"
+VAR, ETC, UNITS = "/var/lib/agentfleet/", "/etc/agentfleet/", "/etc/systemd/system/"
+STATE, IDENTITY, AGENT, ENVIRONMENT = VAR + "state.json", ETC + "identity.json", ETC + "agent.json", ETC + "environment"
 PROGRAM = "/usr/local/lib/agentfleet/guest"
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 
@@ -57,186 +48,148 @@ class Failure(Exception):
     """What is answered instead of a result."""
 
     def __init__(self, code: str, message: str, tail: list[str] | None = None, **more: Any) -> None:
-        super().__init__(message)
-        self.error = {"code": code, "message": message, "tail": tail or []}
-        self.more = more
+        self.error, self.more = {"code": code, "message": message, "tail": tail or []}, more
 
     @classmethod
-    def of(cls, error: Exception, path: str = "") -> Failure:
+    def of(cls, error: BaseException, path: str = "") -> Failure:
         if isinstance(error, Failure):
             return error
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            return cls("DiskFull", f"no space left for {path}: free some on the server")
-        if isinstance(error, OSError) and path:
-            why = "a link or a file stands in the way: remove it" if number in (errno.ELOOP, errno.ENOTDIR) \
-                else "check the server's disk and mounts" if number == errno.EROFS else "check the path"
-            return cls("WriteFailed", f"{path}: {os.strerror(number or 0)}; {why}")
+        if isinstance(error, OSError):
+            number = error.errno or 0
+            if number in (errno.ENOSPC, errno.EDQUOT):
+                return cls("DiskFull", f"{path}: no space left on the server, free some")
+            return cls("WriteFailed", f"{path}: {os.strerror(number)}; " + (
+                "remove the link or file in the way" if number in (errno.ELOOP, errno.ENOTDIR) else "check path and disk"))
         at = error.__traceback__
         while at and at.tb_next:
             at = at.tb_next
         return cls("Internal", f"{type(error).__name__} at line {at.tb_lineno if at else 0}")
 
 
-# Shapes: a dict (keys that end in "?" may be missing), a one-element list, (None, shape), a range,
-# a pattern, bool, or a predicate.
-
-def text(limit: int) -> re.Pattern[str]:
-    return re.compile(r"[^\0]{0,%d}" % limit, re.S)
-
-
-def is_path(value: Any) -> bool:
-    return isinstance(value, str) and len(value) < 1024 and value.isprintable() and value[:2] != "//" \
-        and value[:1] == "/" != value and os.path.normpath(value) == value
-
-
-def is_environment(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) <= 256 and all(
-        re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key) and isinstance(value[key], str)
-        and text(32768).fullmatch(value[key]) for key in value)
-
-
-NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.@-]{0,200}\.service")
-HEX = re.compile(r"([0-9a-f]{2}){8,64}")
-WORD = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-EPOCH, COUNT = range(1, 1 << 53), range(1 << 31)
-PLACE = {"path": is_path, "mode": re.compile("0?[0-7]{3}"), "owner": NAME}
-DESCRIPTION = {
-    "instance": WORD, "incarnation": COUNT, "user": NAME,
-    "packages": [re.compile(r"[a-z0-9][a-z0-9+.:=~-]{0,127}")],
-    "source": (None, {"url": re.compile(r"[!-,.-~][!-~]{0,1023}"), "directory": is_path,
-                      "ref": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}")}),
-    "install": [text(16384)], "update": [text(16384)],
-    "files": [PLACE | {"content": text(1 << 20)}], "environment": is_environment,
-    "unit": {"name": UNIT, "text": text(65536)}, "secretPaths": [is_path], "configRevision": WORD,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "hello": {"nonce": re.compile("[0-9a-f]{64}"), "wait?": range(26), "seen?": text(64)},
-    "configure": {
-        "epoch": EPOCH, "instance": WORD, "incarnation": COUNT, "resumeKey": HEX,
-        "description": DESCRIPTION, "secretsTag": WORD, "settle?": range(11),
-        "secretFiles": [PLACE | {"member": re.compile("files/[0-9]{1,3}"), "tag": HEX, "agentMayChange": bool}],
-        "kept?": [PLACE | {"declaredTag": HEX, "content": (None, text(MAX_FILES))}]},
-    "status": {"epoch": EPOCH},
-    "restart": {"epoch": EPOCH, "settle?": range(11)},
-    "logs": {"epoch": EPOCH, "lines": range(1, 201)},
-    "probe": {"epoch": EPOCH, "command": text(16384), "timeout": range(1, 61)},
-    "release": {"epoch": EPOCH},
-    "upgrade": {"epoch": EPOCH, "sha256": re.compile("[0-9a-f]{64}")},
+EPOCH, SHA256 = range(1, 1 << 53), re.compile("[0-9a-f]{64}")
+# What a request holds: a dict (keys that end in "?" may be missing), a pattern, a range, or a check.
+SHAPES: dict[str, Any] = {
+    "hello": {"nonce": SHA256, "wait?": range(26), "seen?": re.compile("[0-9a-f]{0,64}")},
+    "upgrade": {"epoch": EPOCH, "sha256": SHA256},
 }
 
 
-def refuse(message: str) -> None:
-    raise Failure("BadRequest", message)
+def bad(message: str) -> Failure:
+    return Failure("BadRequest", message)
 
 
 def fit(value: Any, shape: Any, where: str) -> None:
     """Refuses a value that has not this shape, naming its place."""
-    if isinstance(shape, tuple):
-        return None if value is None else fit(value, shape[1], where)
     if isinstance(shape, dict) and isinstance(value, dict):
-        wrong = [key for key in shape if key[-1] != "?" and key not in value] + [
-            key for key in value if key not in shape and key + "?" not in shape]
-        if wrong:
-            refuse(f"{where}: missing or unknown: {', '.join(wrong)[:LINE]}")
-        for key in value:
-            fit(value[key], shape.get(key, shape.get(key + "?")), f"{where}.{key}")
-    elif isinstance(shape, list) and isinstance(value, list) and len(value) <= 128:
-        for index, item in enumerate(value):
-            fit(item, shape[0], f"{where}[{index}]")
+        for key in value.keys() | {key for key in shape if key[-1] != "?"}:
+            inner = shape.get(key, shape.get(key + "?"))
+            if inner is None or key not in value:
+                raise bad(f"{where}: {key[:LINE]}: missing or unknown")
+            fit(value[key], inner, f"{where}.{key}")
     elif not (isinstance(shape, re.Pattern) and isinstance(value, str) and shape.fullmatch(value)
               or isinstance(shape, range) and type(value) is int and value in shape
-              or shape is bool and isinstance(value, bool)
-              or shape is not bool and callable(shape) and shape(value)):
-        refuse(f"{where}: not as expected")
+              or callable(shape) and shape(value, where)):
+        raise bad(f"{where}: not as expected")
 
 
 def parse(data: bytes) -> Any:
     try:
-        document = json.loads(data.decode())
-        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        document = json.loads(data)
+        dump(document)
         return document
     except (ValueError, RecursionError):
-        refuse("not one JSON document in UTF-8")
+        raise bad("not one JSON document") from None
 
 
 def dump(document: Any) -> bytes:
-    return json.dumps(document, ensure_ascii=False, sort_keys=True).encode()
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
 
 
 def unpack(data: bytes) -> tuple[Any, dict[str, bytes]]:
     """Request and members of a tar, of which nothing is believed."""
     members: dict[str, bytes] = {}
+    left = MAX_FILES
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for item in tar:
-                left = MAX_FILES - sum(map(len, members.values()))
-                if not item.isreg() or item.name in members or item.size > left or not re.fullmatch(
-                        "files/[0-9]{1,3}|program" if members else "request.json", item.name):
-                    refuse("tar: a member that is not expected here, or more than 8 MiB")
-                content = tar.extractfile(item)
-                members[item.name] = content.read(left) if content else b""
-    except (tarfile.TarError, ValueError, EOFError, OverflowError):
-        refuse("tar: cannot be read to its end")
+                name = "files/[0-9]{1,3}|program" if members else "request.json"
+                left -= item.size
+                if left < 0 or not item.isreg() or item.name in members or not re.fullmatch(name, item.name):
+                    raise bad("tar: an unexpected member, or more than 8 MiB")
+                members[item.name] = tar.extractfile(item).read()  # type: ignore[union-attr]
+    except (tarfile.TarError, ValueError, EOFError):
+        raise bad("tar: cannot be read") from None
     return parse(members.pop("request.json", b"")), members
 
 
 def clean(output: bytes, lines: int = TAIL) -> list[str]:
     """The last lines, without control characters and of bounded length."""
     plain = re.sub("\x1b\\[[0-9;?]*[@-~]", "", output.decode(errors="replace")).replace("\t", " ")
-    shown = ("".join(filter(str.isprintable, line))[:LINE] for line in re.split("[\r\n]+", plain))
+    shown = ("".join(filter(str.isprintable, line))[:LINE] for line in re.split("[\r\n]", plain))
     return [line for line in shown if line.strip()][-lines:]
 
 
 class Ran(NamedTuple):
-    """How a command ended: its exit code, None for one that was stopped."""
+    """How a command ended: its exit code (none: it was stopped) and last lines."""
     code: int | None
     tail: list[str]
 
 
 def run(argv: list[str], timeout: float, lines: int = TAIL, **options: Any) -> Ran:
-    """Runs a command in a session of its own, and ends whatever is left of that at its end."""
-    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0,
-                             stderr=subprocess.STDOUT, start_new_session=True, **options)
-    pipe, output, deadline, done = child.stdout, b"", time.monotonic() + timeout, False
-    while pipe and time.monotonic() < deadline and not done:
-        done = child.poll() is not None
-        while select.select([pipe], [], [], 0 if done else 0.05)[0] and time.monotonic() < deadline:
-            chunk = pipe.read(65536)
-            output = (output + chunk)[-(LINE * 4 * lines):]
-            if not chunk:
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(max(0, deadline - time.monotonic()))
-                break
-    code = child.poll()
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    with child:
-        return Ran(code, clean(output, lines))
+    """Runs a command in a session of its own, of which nothing is left at its end."""
+    output, deadline = b"", time.monotonic() + timeout
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          start_new_session=True, **options) as child:
+        pipe, code = child.stdout.fileno(), None  # type: ignore[union-attr]
+        while code is None and time.monotonic() < deadline:
+            code = child.poll()
+            while select.select([pipe], [], [], 0 if code is not None else 0.05)[0] and time.monotonic() < deadline:
+                chunk = os.read(pipe, 65536)
+                output = (output + chunk)[-LINE * 4 * lines:]
+                if not chunk:
+                    time.sleep(0.01)
+                    break
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    return Ran(code, clean(output, lines))
+
+
+def worked(ran: Ran, code: str, what: str) -> Ran:
+    if ran.code != 0:
+        raise Failure(code, f"{what} " + ("did not end in time" if ran.code is None else f"ended with {ran.code}"),
+                      ran.tail)
+    return ran
+
+
+APT = """install() { apt-get -qy -o DPkg::Lock::Timeout=600 install --no-install-recommends -- "$@"; }
+install "$@" || { apt-get -qy update; install "$@"; }"""
+# $1 folder, $2 url, $3 a branch, tag or commit; prints the commit. `init`, as files may be there before.
+SOURCE = """git init -q "$1"; cd "$1"; git config remote.origin.url "$2"
+git fetch -q --force --tags origin '+refs/heads/*:refs/remotes/origin/*'
+git checkout -q --force --detach "$(git rev-parse -q --verify "refs/remotes/origin/$3" || echo "$3")"
+git rev-parse HEAD"""
 
 
 class System:
-    """Every effect on the host that a scratch root cannot stand in for."""
+    """Effects on the host that a scratch root cannot stand in for."""
     root = os.environ.get("AGENTFLEET_ROOT", "")
     now = staticmethod(time.monotonic)
     sleep = staticmethod(time.sleep)
 
     def write(self, fd: int, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view):]
+        while data:
+            data = data[os.write(fd, data):]
 
     def chown(self, fd: int, uid: int, gid: int) -> None:
         os.fchown(fd, uid, gid)
 
     def user(self, name: str) -> tuple[int, int, str]:
+        """Uid, gid and home."""
         try:
-            entry = pwd.getpwnam(name)
+            _, _, uid, gid, _, home, _ = pwd.getpwnam(name)
+            return uid, gid, home
         except KeyError:
-            raise Failure("UserMissing", f"there is no user {name} on this server: create it, or declare another") \
-                from None
-        return entry.pw_uid, entry.pw_gid, entry.pw_dir
+            raise Failure("UserMissing", f"no user {name} on this server: create it or declare another") from None
 
     def run_as(self, user: str, argv: list[str], cwd: str, timeout: float, env: dict[str, str]) -> Ran:
         uid, gid, home = self.user(user)
@@ -247,49 +200,10 @@ class System:
                    extra_groups=os.getgrouplist(user, gid))
 
     def apt_install(self, packages: list[str]) -> Ran:
-        env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-        names = [re.split("[=:]", name)[0] for name in packages]
-        found = run(["dpkg-query", "-W", "-f", "${db:Status-Abbrev}${Package}\n", *names], 60, 999)
-        if not packages or set(names) <= {line[3:] for line in found.tail if line[:2] == "ii"}:
-            return Ran(0, [])
-        apt = ["apt-get", "-qy", "-o", "DPkg::Lock::Timeout=600"]
-        run([*apt, "update"], STEP_TIMEOUT, env=env)
-        return run([*apt, "install", "--no-install-recommends", "--", *packages], STEP_TIMEOUT, env=env)
+        return run(["sh", "-c", APT, "apt", *packages], STEP_TIMEOUT, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
 
     def systemctl(self, *arguments: str) -> Ran:
-        return run(["systemctl", *arguments], UNIT_TIMEOUT)
-
-    def unit_state(self, name: str) -> dict[str, Any]:
-        shown = dict(line.partition("=")[::2] for line in self.systemctl(
-            "show", "--timestamp=unix", "-p",
-            "LoadState,ActiveState,SubState,Result,NRestarts,ActiveEnterTimestamp", name).tail)
-        since = shown.get("ActiveEnterTimestamp", "")[1:]
-        return {"load": shown.get("LoadState", ""), "active": shown.get("ActiveState", ""),
-                "sub": shown.get("SubState", ""), "result": shown.get("Result", ""),
-                "restarts": int(shown.get("NRestarts") or 0),
-                "since": datetime.fromtimestamp(int(since), timezone.utc).isoformat() if since else None}
-
-    def journal(self, name: str, lines: int) -> list[str]:
-        return run(["journalctl", "-qu", name, "-n", str(lines), "-o", "cat", "--no-pager"], 20, lines).tail
-
-    def cgroup(self, unit: str) -> str:
-        shown = self.systemctl("show", "-p", "ControlGroup", "--value", unit).tail
-        return "/sys/fs/cgroup" + (shown[0] if shown else "/system.slice/" + unit)
-
-    def cgroup_pids(self, group: str) -> list[int]:
-        pids: list[int] = []
-        for folder, _, _ in os.walk(group):
-            with suppress(OSError), open(folder + "/cgroup.procs") as procs:
-                pids += map(int, procs.read().split())
-        return pids
-
-    def kill(self, group: str) -> None:
-        with suppress(OSError), open(group + "/cgroup.kill", "w") as switch:
-            switch.write("1")
-            return
-        for pid in self.cgroup_pids(group):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        return run(["systemctl", *arguments], 100)
 
 
 class File(NamedTuple):
@@ -301,19 +215,30 @@ class File(NamedTuple):
     tag: str = ""
     may_change: bool = False
 
+    def record(self) -> dict[str, Any]:
+        return {"tag": self.tag, "mode": f"{self.mode:04o}", "owner": self.owner, "mayChange": self.may_change}
+
+
+def private(path: str, content: bytes = b"") -> File:
+    return File(path, 0o600, "root", content)
+
+
+def staged(name: str) -> str:
+    return f".{name}.agentfleet-new"
+
 
 class Files:
-    """The host's files: each folder on the way is opened by itself, so that no link is followed."""
+    """The host's files, reached folder by folder so that no planted link is followed."""
 
     def __init__(self, system: System) -> None:
         self.system = system
 
     @contextmanager
     def folder(self, path: str, make: File | None = None) -> Iterator[tuple[int, str]]:
-        """The open parent folder and the last name of a path; missing folders are made for `make`'s owner."""
+        """The open parent folder and last name of a path; missing folders are made for `make`'s owner."""
         *parents, name = path.strip("/").split("/")
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        fd = os.open(self.system.root or "/", os.O_RDONLY | os.O_DIRECTORY)
+        flags = os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = os.open(self.system.root or "/", flags)
         try:
             for part in parents:
                 try:
@@ -321,7 +246,7 @@ class Files:
                 except FileNotFoundError:
                     if not make:
                         raise
-                    os.mkdir(part, 0o700, dir_fd=fd)
+                    os.mkdir(part, dir_fd=fd)
                     inner = os.open(part, flags, dir_fd=fd)
                     self.system.chown(inner, *self.system.user(make.owner)[:2])
                     os.fchmod(inner, 0o755 if make.mode & 0o077 else 0o700)
@@ -339,21 +264,16 @@ class Files:
     def read(self, path: str) -> tuple[bytes, os.stat_result] | None:
         """Content and stat of a regular file, none if there is no file."""
         with suppress(FileNotFoundError), self.folder(path) as (fd, name):
-            with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd), "rb") as file:
+            with open(os.open(name, os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd), "rb") as file:
                 found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode) or found.st_nlink > 2 or found.st_size > MAX_FILES * 2:
+                if not stat.S_ISREG(found.st_mode) or found.st_size > 2 * MAX_FILES:
                     raise OSError(errno.ELOOP, "")
-                return file.read(MAX_FILES * 2), found
+                return file.read(), found
         return None
 
-    def same(self, file: File) -> bool:
-        """Whether the file is there already, with content, mode and owner."""
-        try:
-            found = self.read(file.path)
-        except Failure:
-            return False
-        return found is not None and (found[0], stat.S_IMODE(found[1].st_mode), found[1].st_uid) == (
-            file.content, file.mode, self.system.user(file.owner)[0])
+    def document(self, path: str) -> Any:
+        found = self.read(path)
+        return found and json.loads(found[0])
 
     def stage(self, file: File) -> None:
         """Writes the file, whole and synced, beside its target."""
@@ -361,9 +281,7 @@ class Files:
         with self.folder(file.path, file) as (fd, name):
             with suppress(FileNotFoundError):
                 os.unlink(staged(name), dir_fd=fd)
-            if is_folder(fd, name):
-                raise OSError(errno.EISDIR, "")
-            out = os.open(staged(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=fd)
+            out = os.open(staged(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd)
             try:
                 self.system.write(out, file.content)
                 self.system.chown(out, uid, gid)
@@ -375,9 +293,352 @@ class Files:
             finally:
                 os.close(out)
 
+    def write(self, file: File) -> None:
+        self.stage(file)
+        with self.folder(file.path) as (fd, name):
+            os.rename(staged(name), name, src_dir_fd=fd, dst_dir_fd=fd)
+            os.fsync(fd)
+
+    @contextmanager
+    def locked(self, name: str, wait: float) -> Iterator[None]:
+        """Holds a lock that the kernel drops with the process."""
+        with self.folder(VAR + name, private("")) as (fd, _):
+            lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=fd)
+        deadline = time.monotonic() + wait
+        with open(lock):
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise Failure("Busy", "another run is at work: try again later") from None
+                time.sleep(0.05)
+            yield
+
+
+def plain_files(agent: dict[str, Any]) -> list[File]:
+    return [File(file["path"], int(file["mode"], 8), file["owner"], file["content"].encode())
+            for file in agent["files"]]
+
+
+def unit_files(agent: dict[str, Any]) -> list[File]:
+    """Unit, environment, and a drop-in: no start unless armed (asked as root, hence the +) and with all secrets."""
+    unit = UNITS + agent["unit"]["name"]
+    paths = "".join(f"ConditionPathExists={path}\n".replace("%", "%%") for path in agent["secretPaths"])
+    values = "".join('%s="%s"\n' % (key, re.sub(r'(["\\`$])', r"\\\1", value))
+                     for key, value in sorted(agent["environment"].items()))
+    drop_in = f"[Unit]\n{paths}[Service]\nExecCondition=+{PROGRAM} armed\nEnvironmentFile={ENVIRONMENT}\n"
+    return [private(ENVIRONMENT, values.encode()), File(unit, 0o644, "root", agent["unit"]["text"].encode()),
+            File(unit + ".d/10-agentfleet.conf", 0o644, "root", drop_in.encode())]
+
+
+class Guest:
+    """State, install and verbs of one server."""
+
+    def __init__(self, system: System) -> None:
+        self.system, self.files = system, Files(system)
+
+    def identity(self) -> dict[str, Any]:
+        return self.files.document(IDENTITY) or {"fleet": "", "server": ""}
+
+    def state(self) -> dict[str, Any]:
+        """The stored state; on a disk made from another server's snapshot, what of it still holds."""
+        own = {"server": self.identity()["server"], "steps": [], "armed": None, "resumeKey": "", "source": ""}
+        state = {"epoch": 0, "instance": "", "everArmed": False, "applied": None, "files": {}, "pending": {},
+                 "unit": "", "ref": None, "restart": True} | own | (self.files.document(STATE) or {})
+        return state if state["server"] == own["server"] else state | own
+
+    @contextmanager
+    def changing(self) -> Iterator[dict[str, Any]]:
+        """The state to be changed by the block, stored at its end if it differs."""
+        with self.files.locked("state.lock", 60):
+            state = self.state()
+            before = dump(state)
+            yield state
+            if dump(state) != before:
+                self.files.write(private(STATE, dump(state)))
+
+    def progress(self) -> str:
+        found = self.files.read(STATE)
+        return hashlib.sha256(found[0] if found else b"").hexdigest()[:16]
+
+    def current(self, state: dict[str, Any], epoch: int) -> None:
+        if epoch < state["epoch"]:
+            raise Failure("StaleEpoch", "a higher epoch was seen", epoch=state["epoch"])
+
+    def claim(self, request: dict[str, Any]) -> None:
+        """Stores the epoch, which belongs to one instance."""
+        with self.changing() as state:
+            self.current(state, request["epoch"])
+            instance = request.get("instance", state["instance"])
+            if request["epoch"] == state["epoch"] and instance != state["instance"]:
+                raise Failure("WrongInstance", "another instance has this server: take it over with a higher epoch")
+            state |= {"epoch": request["epoch"], "instance": instance}
+
+    def is_armed(self) -> bool:
+        return False
+
+    def install(self) -> bool:
+        """Goes on where it ended last; the first step that fails ends it."""
+        with self.files.locked("install.lock", 0):
+            steps = self.steps(self.files.document(AGENT))
+            with self.changing() as state:
+                done = [step for step in state["steps"] if step["state"] == "Done"]
+                state["steps"] = done + [{"name": name, "state": "Pending", "seconds": 0, "tail": []}
+                                         for name in list(steps)[len(done):]]
+            return all(self.step(index, act) for index, act in enumerate(steps.values()) if index >= len(done))
+
+    def steps(self, agent: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+        commands = {f"install {index}": lambda command=command: self.command(agent, command, "the command")
+                    for index, command in enumerate(agent["install"], 1)}
+        return {"packages": lambda: self.add_packages(agent["packages"]), "source": lambda: self.fetch(agent),
+                "files": lambda: self.place(plain_files(agent)), **commands, "unit": lambda: self.place_unit(agent)}
+
+    def step(self, index: int, act: Callable[[], Any]) -> bool:
+        with self.changing() as state:
+            step = state["steps"][index]
+            step |= {"state": "Running"}
+        began = time.monotonic()
+        try:
+            ran = act()
+            step |= {"state": "Done", "tail": ran.tail[-3:] if ran else []}
+        except Exception as error:
+            told = Failure.of(error).error
+            step |= {"state": "Failed", "tail": [f"{told['code']}: {told['message']}", *told["tail"]]}
+        step["seconds"] = round(time.monotonic() - began, 1)
+        with self.changing() as state:
+            state["steps"][index] = step
+        with open(self.system.root + VAR + "install.log", "ab") as log:
+            log.write(dump(step) + b"\n")
+        return step["state"] == "Done"
+
+    def add_packages(self, packages: list[str]) -> Ran | None:
+        return worked(self.system.apt_install(packages), "PackageFailed", "apt-get") if packages else None
+
+    def shell(self, agent: dict[str, Any], script: str, *arguments: str, cwd: str = "",
+              timeout: float = STEP_TIMEOUT) -> Ran:
+        return self.system.run_as(agent["user"], ["sh", "-ec", script, "sh", *arguments], cwd, timeout,
+                                  agent["environment"])
+
+    def directory(self, agent: dict[str, Any]) -> str:
+        return agent["source"]["directory"] if agent["source"] else ""
+
+    def command(self, agent: dict[str, Any], command: str, what: str) -> Ran:
+        return worked(self.shell(agent, command, cwd=self.directory(agent)), "CommandFailed", what)
+
+    def source_key(self, agent: dict[str, Any]) -> str:
+        return hashlib.sha256(dump([agent["source"], agent["update"]])).hexdigest()
+
+    def fetch(self, agent: dict[str, Any]) -> Ran | None:
+        ran, source = None, agent["source"]
+        if source:
+            with self.files.folder(source["directory"] + "/.git", File("", 0o755, agent["user"], b"")):
+                pass
+            ran = worked(self.shell(agent, SOURCE, source["directory"], source["url"], source["ref"]),
+                         "SourceFailed", "git")
+        with self.changing() as state:
+            state |= {"ref": ran.tail[-1] if ran else None, "source": self.source_key(agent)}
+        return ran
+
+    def place(self, files: list[File]) -> None:
+        with self.changing() as state:
+            state["files"] |= {file.path: file.record() for file in files}
+        for file in files:
+            self.files.write(file)
+
+    def place_unit(self, agent: dict[str, Any]) -> Ran:
+        self.place(unit_files(agent))
+        with self.changing() as state:
+            state["unit"] = agent["unit"]["name"]
+        return worked(self.system.systemctl("daemon-reload"), "UnitFailed", "systemctl")
+
+    def hello(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
+        deadline = self.system.now() + request.get("wait", 0)
+        while self.progress() == request.get("seen") and self.system.now() < deadline:
+            self.system.sleep(0.2)
+        progress, state, identity = self.progress(), self.state(), self.identity()
+        host_key = self.files.read(HOST_KEY)
+        blob = base64.b64decode(host_key[0].split()[1]) if host_key else b""
+        proven = "\n".join(("agentfleet hello v1", identity["fleet"], identity["server"], request["nonce"],
+                            hashlib.sha256(blob).hexdigest())).encode()
+        keys = {"boot": identity.get("bootProofKey"), "resume": state["resumeKey"]}
+        macs = {name: hmac.new(bytes.fromhex(key), proven, "sha256").hexdigest() for name, key in keys.items() if key}
+        return {"server": identity["server"], "macs": macs if blob else {}, "progress": progress,
+                "steps": state["steps"], "everArmed": state["everArmed"], **self.about(state)}
+
+    def about(self, state: dict[str, Any]) -> dict[str, Any]:
+        states = {step["state"] for step in state["steps"]}
+        phase = "Pending" if not states else "Failed" if "Failed" in states else \
+            "Installed" if states == {"Done"} else "Installing"
+        return {"phase": phase, "armed": None, "epoch": state["epoch"], "applied": None, "unit": None}
+
+    def upgrade(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
+        """Puts another program in this one's place once it has shown that it runs; the last one is kept."""
+        program = File(PROGRAM, 0o755, "root", members.get("program", b""))
+        if hashlib.sha256(program.content).hexdigest() != request["sha256"]:
+            raise Failure("UpgradeRefused", "not the program that was announced")
+        with self.files.locked("lock", LOCK_WAIT):
+            self.files.write(program._replace(path=PROGRAM + ".new"))
+            ran = run([sys.executable, "-I", self.system.root + PROGRAM + ".new", "--version"], 20)
+            if not (ran.code == 0 and ran.tail):
+                raise Failure("UpgradeRefused", "the program does not run here", ran.tail)
+            last = self.files.read(PROGRAM)
+            if last and last[0] != program.content:
+                self.files.write(program._replace(path=PROGRAM + ".previous", content=last[0]))
+            self.files.write(program)
+        return {"upgraded": True}
+
+    def serve(self, verb: str, stdin: BinaryIO) -> dict[str, Any]:
+        if verb not in SHAPES:
+            raise Failure("BadCommand", "known here: " + " ".join(SHAPES))
+        tarred = verb in ("configure", "upgrade")
+        limit = MAX_TAR if tarred else MAX_JSON
+        signal.alarm(60)
+        data = stdin.read(limit + 1)
+        signal.alarm(0)
+        if len(data) > limit:
+            raise bad(f"more than {limit} bytes")
+        request, members = unpack(data) if tarred else (parse(data), {})
+        fit(request, SHAPES[verb], verb)
+        if verb in ("status", "logs", "probe"):
+            self.current(self.state(), request["epoch"])
+        elif verb != "hello":
+            self.claim(request)
+        return getattr(self, verb)(request, members)
+
+
+def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> int:
+    os.umask(0o077)
+    guest = Guest(system)
+    if argv == ["--version"]:
+        print(VERSION)
+        return 0
+    if argv in (["install"], ["armed"]):
+        return 0 if (guest.install() if argv == ["install"] else guest.is_armed()) else 1
+    verb = argv[-1].strip()
+    answer: dict[str, Any] = {"protocol": 1, "guest": VERSION, "ok": True}
+    try:
+        answer |= guest.serve(verb, stdin)
+    except Exception as error:
+        failure = Failure.of(error)
+        answer |= {"ok": False, "error": failure.error, **failure.more}
+    with suppress(BrokenPipeError):
+        stdout.write(dump(answer) + b"\n")
+        stdout.flush()
+    return 0 if verb in SHAPES else 1
+
+
+# ==================================== end of the boot part ====================================
+
+
+VERSION = "1.0.0"
+KEPT = VAR + "kept/files.json"
+MAX_KEPT = 128 << 10  # characters of put-away content in one answer
+
+Check = Callable[[Any, str], bool]
+
+
+def each(shape: Any) -> Check:
+    """A list of one shape."""
+    def check(value: Any, where: str) -> bool:
+        return isinstance(value, list) and len(value) <= 128 and all(
+            fit(item, shape, f"{where}[{index}]") is None for index, item in enumerate(value))
+    return check
+
+
+def or_null(shape: Any) -> Check:
+    return lambda value, where: value is None or fit(value, shape, where) is None
+
+
+def boolean(value: Any, where: str) -> bool:
+    return isinstance(value, bool)
+
+
+def environment(value: Any, where: str) -> bool:
+    return isinstance(value, dict) and all(
+        re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key) and fit(value[key], TEXT, where) is None for key in value)
+
+
+TEXT, WORD = re.compile(r"[^\0]*"), re.compile(r"[A-Za-z0-9._:-]{1,128}")
+NAME, TAG = re.compile(r"[a-z_][a-z0-9_-]{0,31}"), re.compile(r"([0-9a-f]{2}){8,64}")
+PATH = re.compile(r"(?!.{1024})(/(?!\.\.?(/|$))[^/\0-\x1f\x7f]+)+")
+BASE64 = re.compile(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+COUNT = range(1 << 31)
+PLACE = {"path": PATH, "mode": re.compile("0?[0-7]{3}"), "owner": NAME}
+DESCRIPTION = {
+    "instance": WORD, "incarnation": COUNT, "user": NAME, "configRevision": WORD,
+    "packages": each(re.compile(r"[a-z0-9][a-z0-9+.:=~-]*")),
+    "source": or_null({"url": re.compile(r"[^\s-]\S*"), "ref": re.compile(r"\w[\w./+-]*"), "directory": PATH}),
+    "install": each(TEXT), "update": each(TEXT), "files": each(PLACE | {"content": TEXT}),
+    "environment": environment, "secretPaths": each(PATH),
+    "unit": {"name": re.compile(r"[A-Za-z0-9][\w:.@-]{0,200}\.service", re.A), "text": TEXT},
+}
+SHAPES |= {
+    "configure": {
+        "epoch": EPOCH, "instance": WORD, "incarnation": COUNT, "resumeKey": TAG, "description": DESCRIPTION,
+        "secretsTag": WORD, "settle?": range(11), "secretFiles": each(
+            PLACE | {"member": re.compile("files/[0-9]{1,3}"), "tag": TAG, "agentMayChange": boolean}),
+        "kept?": each(PLACE | {"declaredTag": TAG, "content": or_null(BASE64)})},
+    "status": {"epoch": EPOCH},
+    "restart": {"epoch": EPOCH, "settle?": range(11)},
+    "logs": {"epoch": EPOCH, "lines": range(1, 201)},
+    "probe": {"epoch": EPOCH, "command": TEXT, "timeout": range(1, 61)},
+    "release": {"epoch": EPOCH},
+}
+
+
+class System(System):
+    """Unit, journal and cgroup as well."""
+
+    def unit_state(self, name: str) -> dict[str, Any]:
+        shown = dict(line.partition("=")[::2] for line in self.systemctl(
+            "show", "--timestamp=unix", "-p",
+            "LoadState,ActiveState,SubState,Result,NRestarts,ActiveEnterTimestamp", name).tail)
+        since = shown.get("ActiveEnterTimestamp", "")[1:]
+        return {"load": shown.get("LoadState", ""), "active": shown.get("ActiveState", ""),
+                "sub": shown.get("SubState", ""), "result": shown.get("Result", ""),
+                "restarts": int(shown.get("NRestarts") or 0),
+                "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(since))) if since else None}
+
+    def journal(self, name: str, lines: int) -> list[str]:
+        return run(["journalctl", "-qu", name, "-n", str(lines), "-o", "cat", "--no-pager"], 20, lines).tail
+
+    def cgroup(self, unit: str) -> str:
+        shown = self.systemctl("show", "-p", "ControlGroup", "--value", unit).tail
+        return "/sys/fs/cgroup" + (shown[0] if shown else "/system.slice/" + unit)
+
+    def cgroup_pids(self, group: str) -> list[int]:
+        pids: list[int] = []
+        for folder, _, _ in os.walk(group):
+            with suppress(OSError), open(folder + "/cgroup.procs") as procs:
+                pids += map(int, procs.read().split())
+        return pids
+
+    def kill(self, group: str) -> None:
+        for pid in self.cgroup_pids(group):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def former(name: str) -> str:
+    return f".{name}.agentfleet-old"
+
+
+class Files(Files):
+    """Changes that can be taken back."""
+
+    def same(self, file: File) -> bool:
+        """Whether the file is there already, with content, mode and owner."""
+        with suppress(Failure):
+            found = self.read(file.path)
+            return found is not None and (found[0], stat.S_IMODE(found[1].st_mode), found[1].st_uid) == (
+                file.content, file.mode, self.system.user(file.owner)[0])
+        return False
+
     def is_staged(self, path: str) -> bool:
         with suppress(FileNotFoundError), self.folder(path) as (fd, name):
-            return os.stat(staged(name), dir_fd=fd, follow_symlinks=False) is not None
+            return bool(os.stat(staged(name), dir_fd=fd, follow_symlinks=False))
         return False
 
     def swap(self, path: str) -> None:
@@ -389,8 +650,7 @@ class Files:
                 os.rename(staged(name), name, src_dir_fd=fd, dst_dir_fd=fd)
             except FileNotFoundError:
                 os.unlink(name, dir_fd=fd)
-            finally:
-                os.fsync(fd)
+            os.fsync(fd)
 
     def restore(self, path: str) -> None:
         """Undoes `swap`."""
@@ -407,148 +667,24 @@ class Files:
                 with suppress(FileNotFoundError):
                     os.unlink(left, dir_fd=fd)
 
-    def write(self, file: File) -> None:
-        self.stage(file)
-        self.swap(file.path)
-        self.tidy(file.path)
-
     def remove(self, path: str) -> None:
         self.tidy(path)
         self.swap(path)
         self.tidy(path)
 
-    def document(self, path: str) -> Any:
-        found = self.read(path)
-        return found and json.loads(found[0])
 
-    @contextmanager
-    def locked(self, name: str, wait: float) -> Iterator[None]:
-        """Holds a lock that the kernel drops with the process."""
-        with self.folder(VAR + name, File("", 0o600, "root", b"")) as (fd, last):
-            lock = os.open(last, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=fd)
-        try:
-            deadline = time.monotonic() + wait
-            while True:
-                with suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                if time.monotonic() >= deadline:
-                    raise Failure("Busy", "another run is at work on this server: try again later")
-                time.sleep(0.05)
-            yield
-        finally:
-            os.close(lock)
-
-
-def staged(name: str) -> str:
-    return f".{name}.agentfleet-new"
-
-
-def former(name: str) -> str:
-    return f".{name}.agentfleet-old"
-
-
-def is_folder(fd: int, name: str) -> bool:
-    with suppress(FileNotFoundError):
-        return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
-    return False
-
-
-# $1 folder, $2 url, $3 ref: a branch, a tag or a commit. Prints the commit.
-SOURCE = """git init -q "$1"; cd "$1"
-git config remote.origin.url "$2"
-git fetch -q --force --tags origin '+refs/heads/*:refs/remotes/origin/*'
-git rev-parse -q --verify "refs/remotes/origin/$3" >/dev/null && set -- "$1" "$2" "refs/remotes/origin/$3"
-git checkout -q --force --detach "$3"
-git rev-parse HEAD"""
 FORMER = 'cd "$1"; git rev-parse -q --verify HEAD'
 BACK = 'cd "$1"; git checkout -q --force --detach "$2"'
 
 
-def environment_file(environment: dict[str, str]) -> bytes:
-    """What systemd reads back as exactly these values."""
-    return "".join('%s="%s"\n' % (key, re.sub(r'(["\\`$])', r"\\\1", value))
-                   for key, value in sorted(environment.items())).encode()
+class Guest(Guest):
+    """Everything once the host key is proven.
 
-
-def drop_in(agent: dict[str, Any]) -> bytes:
-    """Keeps the unit from starting unless armed (checked as root, hence the +) and given its secrets."""
-    paths = "".join(f"ConditionPathExists={path.replace('%', '%%')}\n" for path in agent["secretPaths"])
-    return f"[Unit]\n{paths}[Service]\nExecCondition=+{PROGRAM} armed\nEnvironmentFile={ENVIRONMENT}\n".encode()
-
-
-def unit_files(agent: dict[str, Any]) -> list[File]:
-    name = agent["unit"]["name"]
-    return [File(ENVIRONMENT, 0o600, "root", environment_file(agent["environment"])),
-            File(UNITS + name, 0o644, "root", agent["unit"]["text"].encode()),
-            File(f"{UNITS}{name}.d/10-agentfleet.conf", 0o644, "root", drop_in(agent))]
-
-
-def plain_files(agent: dict[str, Any]) -> list[File]:
-    return [File(file["path"], int(file["mode"], 8), file["owner"], file["content"].encode())
-            for file in agent["files"]]
-
-
-def record(file: File) -> dict[str, Any]:
-    return {"tag": file.tag, "mode": f"{file.mode:04o}", "owner": file.owner, "mayChange": file.may_change}
-
-
-def source_key(agent: dict[str, Any]) -> str:
-    return hashlib.sha256(dump([agent["source"], agent["update"]])).hexdigest()
-
-
-class Guest:
-    """State, install and verbs of one server."""
-
-    def __init__(self, system: System) -> None:
-        self.system, self.files = system, Files(system)
-
-    # State
-
-    def identity(self) -> dict[str, Any]:
-        return self.files.document(IDENTITY) or {"fleet": "", "server": ""}
-
-    def agent(self) -> dict[str, Any]:
-        agent = self.files.document(AGENT)
-        fit(agent, DESCRIPTION, "agent.json")
-        return agent
-
-    def state(self) -> dict[str, Any]:
-        """The stored state; of another server's, on a disk made from its snapshot, only what still holds."""
-        server = self.identity()["server"]
-        own: dict[str, Any] = {"server": server, "steps": [], "armed": None, "resumeKey": "", "source": ""}
-        state = {"epoch": 0, "instance": "", "everArmed": False, "applied": None, "files": {}, "pending": {},
-                 "unit": "", "ref": None, "restart": True} | own | (self.files.document(STATE) or {})
-        return state if state["server"] == server else state | own
-
-    @contextmanager
-    def changing(self) -> Iterator[dict[str, Any]]:
-        """The state to be changed by the block, stored at its end if it differs."""
-        with self.files.locked("state.lock", 60):
-            state = self.state()
-            before = dump(state)
-            yield state
-            if dump(state) != before:
-                self.files.write(File(STATE, 0o600, "root", dump(state)))
-
-    def progress(self) -> str:
-        found = self.files.read(STATE)
-        return hashlib.sha256(found[0] if found else b"").hexdigest()[:16]
-
-    def claim(self, epoch: int, instance: str = "", store: bool = True) -> None:
-        """Refuses a lower epoch, stores a higher one. An epoch belongs to one instance."""
-        state = self.state()
-        if epoch == state["epoch"] and instance in ("", state["instance"]) or epoch > state["epoch"] and not store:
-            return
-        with self.changing() as state:
-            self.current(state, epoch)
-            if epoch == state["epoch"] and instance != state["instance"]:
-                raise Failure("WrongInstance", "this server serves another instance: a higher epoch takes it over")
-            state |= {"epoch": epoch, "instance": instance or state["instance"]}
-
-    def current(self, state: dict[str, Any], epoch: int) -> None:
-        if epoch < state["epoch"]:
-            raise Failure("StaleEpoch", "a higher epoch was seen", epoch=state["epoch"])
+    `configure` refuses first, then stages every file beside its target, moves the source and runs
+    `update`, swaps the files in, and last writes tags and armed marker as one state. What fails before
+    that puts former files and commit back; what is killed is found by `recover` in the next run.
+    `release` disarms before it stops the unit.
+    """
 
     def marker(self) -> dict[str, Any]:
         agent, identity = self.files.document(AGENT) or {}, self.identity()
@@ -558,107 +694,6 @@ class Guest:
     def is_armed(self) -> bool:
         return self.state()["armed"] == self.marker()
 
-    def phase(self, state: dict[str, Any]) -> str:
-        states = {step["state"] for step in state["steps"]}
-        return "Pending" if not states else "Failed" if "Failed" in states else \
-            "Installed" if states == {"Done"} else "Installing"
-
-    # Install
-
-    def install(self) -> int:
-        """Goes on where it ended last; the first step that fails ends it."""
-        with self.files.locked("install.lock", 0):
-            agent = self.agent()
-            steps = self.steps(agent)
-            with self.changing() as state:
-                done = [step for step in state["steps"] if step["state"] == "Done"]
-                state["steps"] = done + [{"name": name, "state": "Pending", "seconds": 0, "tail": []}
-                                         for name in list(steps)[len(done):]]
-            return 0 if all(self.step(index, act) for index, act in enumerate(steps.values())) else 1
-
-    def steps(self, agent: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-        commands = {f"install {index}": lambda command=command: self.command(agent, command, "install command")
-                    for index, command in enumerate(agent["install"], 1)}
-        return {"packages": lambda: self.add_packages(agent["packages"]),
-                "source": lambda: self.fetch(agent), "files": lambda: self.place(plain_files(agent)),
-                **commands, "unit": lambda: self.place_unit(agent)}
-
-    def step(self, index: int, act: Callable[[], Any]) -> bool:
-        with self.changing() as state:
-            step = state["steps"][index]
-            if step["state"] == "Done":
-                return True
-            step |= {"state": "Running", "tail": []}
-        began = time.monotonic()
-        try:
-            ran = act()
-            step |= {"state": "Done", "tail": (ran.tail if isinstance(ran, Ran) else [])[-3:]}
-        except Exception as error:
-            told = Failure.of(error, step["name"]).error
-            step |= {"state": "Failed", "tail": [f"{told['code']}: {told['message']}", *told["tail"]]}
-        step["seconds"] = round(time.monotonic() - began, 1)
-        with self.changing() as state:
-            state["steps"][index] = step
-        with self.files.folder(LOG) as (fd, name):
-            log = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=fd)
-            with open(log, "ab") as out:
-                out.write(dump(step) + b"\n")
-        return step["state"] == "Done"
-
-    def add_packages(self, packages: list[str]) -> Ran:
-        return worked(self.system.apt_install(packages), "PackageFailed", "the packages") if packages else Ran(0, [])
-
-    def folder(self, agent: dict[str, Any]) -> str:
-        return agent["source"]["directory"] if agent["source"] else ""
-
-    def shell(self, agent: dict[str, Any], script: str, *arguments: str, cwd: str = "",
-              timeout: float = STEP_TIMEOUT) -> Ran:
-        return self.system.run_as(agent["user"], ["sh", "-ec", script, "guest", *arguments], cwd, timeout,
-                                  agent["environment"])
-
-    def command(self, agent: dict[str, Any], command: str, what: str) -> Ran:
-        return worked(self.shell(agent, command, cwd=self.folder(agent)), "CommandFailed", what)
-
-    def fetch(self, agent: dict[str, Any]) -> Ran:
-        """Brings the source to its ref, made by `git init` so that files may be there before."""
-        ran, source = Ran(0, []), agent["source"]
-        if source:
-            with self.files.folder(source["directory"] + "/.", File("", 0o755, agent["user"], b"")):
-                pass
-            ran = worked(self.shell(agent, SOURCE, source["directory"], source["url"], source["ref"]),
-                         "SourceFailed", "fetching the source")
-        with self.changing() as state:
-            state |= {"ref": ran.tail[-1] if ran.tail else None, "source": source_key(agent)}
-        return ran
-
-    def place(self, files: list[File]) -> None:
-        with self.changing() as state:
-            state["files"] |= {file.path: record(file) for file in files}
-        for file in files:
-            self.files.write(file)
-
-    def place_unit(self, agent: dict[str, Any]) -> Ran:
-        self.place(unit_files(agent))
-        with self.changing() as state:
-            state["unit"] = agent["unit"]["name"]
-        return worked(self.system.systemctl("daemon-reload"), "UnitFailed", "systemctl daemon-reload")
-
-    # Verbs
-
-    def hello(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
-        deadline = self.system.now() + request.get("wait", 0)
-        while self.progress() == request.get("seen") and self.system.now() < deadline:
-            self.system.sleep(0.2)
-        progress, state, identity = self.progress(), self.state(), self.identity()
-        key = self.files.read(HOST_KEY)
-        blob = base64.b64decode(key[0].split()[1]) if key else b""
-        proven = "\n".join(("agentfleet hello v1", identity["fleet"], identity["server"], request["nonce"],
-                            hashlib.sha256(blob).hexdigest())).encode()
-        keys = {"boot": identity.get("bootProofKey"), "resume": state["resumeKey"]}
-        macs = {name: hmac.new(bytes.fromhex(key), proven, "sha256").hexdigest() for name, key in keys.items() if key}
-        return {"server": identity["server"], "macs": macs if blob else {}, "progress": progress,
-                "steps": state["steps"], "everArmed": state["everArmed"], **self.about(state)}
-
     def status(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         disk = os.statvfs(self.system.root or "/")
         return {"disk": {"totalBytes": disk.f_blocks * disk.f_frsize, "freeBytes": disk.f_bavail * disk.f_frsize},
@@ -667,17 +702,17 @@ class Guest:
     def about(self, state: dict[str, Any]) -> dict[str, Any]:
         armed = state["armed"] and {key: state["armed"][key] for key in ("instance", "incarnation")}
         tags = {path: file["tag"] for path, file in state["files"].items() if file["tag"]}
-        return {"phase": self.phase(state), "armed": armed, "epoch": state["epoch"],
-                "applied": state["applied"] and {**state["applied"], "files": tags},
-                "unit": self.system.unit_state(state["unit"]) if state["unit"] else None}
+        return super().about(state) | {
+            "armed": armed, "applied": state["applied"] and {**state["applied"], "files": tags},
+            "unit": self.system.unit_state(state["unit"]) if state["unit"] else None}
 
     def logs(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         unit = self.state()["unit"]
         return {"journal": self.system.journal(unit, request["lines"]) if unit else []}
 
     def probe(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
-        agent = self.agent()
-        ran = self.shell(agent, request["command"], cwd=self.folder(agent), timeout=request["timeout"])
+        agent = self.files.document(AGENT)
+        ran = self.shell(agent, request["command"], cwd=self.directory(agent), timeout=request["timeout"])
         return {"exit": -1 if ran.code is None else ran.code, "timedOut": ran.code is None, "output": ran.tail}
 
     def restart(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
@@ -694,7 +729,7 @@ class Guest:
             self.refuse_early(new)
             self.store_proof_key(request["resumeKey"])
             self.recover()
-            old, state = self.agent(), self.state()
+            old, state = self.files.document(AGENT), self.state()
             self.add_packages(sorted(set(new["packages"]) - set(old["packages"])))
             change = [file for file in want if self.differs(file, state)]
             gone = sorted(set(state["files"]) - {file.path for file in want})
@@ -705,7 +740,7 @@ class Guest:
 
     def refuse_early(self, agent: dict[str, Any]) -> None:
         """What must not be found out when half is done."""
-        if self.phase(self.state()) != "Installed":
+        if self.about(self.state())["phase"] != "Installed":
             raise Failure("NotInstalled", "the install has not ended well: ask hello for its steps")
         self.system.user(agent["user"])
         name = agent["unit"]["name"]
@@ -717,26 +752,25 @@ class Guest:
             state["resumeKey"] = key
         identity = self.identity()
         if identity.pop("bootProofKey", None):
-            self.files.write(File(IDENTITY, 0o600, "root", dump(identity)))
+            self.files.write(private(IDENTITY, dump(identity)))
 
     def wanted(self, request: dict[str, Any], members: dict[str, bytes]) -> list[File]:
         """All files as they are to be; what the agent had changed comes from where it was put away."""
-        agent, files = request["description"], plain_files(request["description"])
+        agent = request["description"]
+        files = plain_files(agent) + unit_files(agent)
         kept = {(file["path"], file["declaredTag"]): base64.b64decode(file["content"])
                 for file in self.kept() + request.get("kept", []) if file["content"] is not None}
         for file in request["secretFiles"]:
             if file["member"] not in members:
-                refuse(f"tar: {file['member']} is missing")
-            content = members[file["member"]]
-            if file["agentMayChange"]:
-                content = kept.get((file["path"], file["tag"]), content)
-            files.append(File(file["path"], int(file["mode"], 8), file["owner"], content, file["tag"],
-                              file["agentMayChange"]))
-        files += [*unit_files(agent), File(AGENT, 0o600, "root", dump(agent))]
+                raise bad(f"tar: {file['member']} is missing")
+            content, change = members[file["member"]], file["agentMayChange"]
+            content = kept.get((file["path"], file["tag"]), content) if change else content
+            files.append(File(file["path"], int(file["mode"], 8), file["owner"], content, file["tag"], change))
+        files.append(private(AGENT, dump(agent)))
         if len({file.path for file in files}) < len(files):
-            refuse("a path is declared twice")
+            raise bad("a path is declared twice")
         if any(agent[key] != request[key] for key in ("instance", "incarnation")):
-            refuse("description: of another instance or incarnation")
+            raise bad("description: of another instance or incarnation")
         return files
 
     def kept(self) -> list[dict[str, Any]]:
@@ -773,41 +807,39 @@ class Guest:
     @contextmanager
     def updated(self, agent: dict[str, Any]) -> Iterator[bool]:
         """The block runs on the new source; if that or the block fails, the former commit comes back."""
-        before = self.state()
-        if before["source"] == source_key(agent):
+        before, key = self.state(), self.source_key(agent)
+        if before["source"] == key:
             yield False
             return
-        folder = self.folder(agent)
-        head = self.shell(agent, FORMER, folder).tail if folder else []
-        with self.changing() as state:
-            state["source"] = ""
+        folder = self.directory(agent)
+        head = self.shell(agent, FORMER, folder) if folder else Ran(1, [])
         try:
             self.fetch(agent)
             with self.changing() as state:
-                state["source"] = ""
+                state["source"] = ""  # until `update` has run to its end
             for index, command in enumerate(agent["update"], 1):
                 self.command(agent, command, f"update command {index}")
             yield True
         except Exception:
-            if head:
-                self.shell(agent, BACK, folder, head[-1])
+            if head.code == 0:
+                self.shell(agent, BACK, folder, head.tail[-1])
             with self.changing() as state:
                 state |= {"source": "", "ref": before["ref"]}
             raise
         with self.changing() as state:
-            state["source"] = source_key(agent)
+            state["source"] = key
 
     @contextmanager
     def swapped(self, request: dict[str, Any], files: list[File], gone: list[str]) -> Iterator[None]:
         """Puts staged files in and undeclared ones out; back again if that or the block fails."""
         with self.changing() as state:
             self.current(state, request["epoch"])
-            state |= {"pending": {file.path: record(file) for file in files}, "restart": True}
+            state |= {"pending": {file.path: file.record() for file in files}, "restart": True}
         done: list[str] = []
         try:
             for path in [file.path for file in files] + gone:
-                done.append(path)
                 self.files.swap(path)
+                done.append(path)
             yield
         except Exception:
             for path in done:
@@ -822,14 +854,14 @@ class Guest:
         with self.changing() as state:
             self.current(state, request["epoch"])
             state |= {"armed": self.marker(), "everArmed": True, "pending": {},
-                      "files": {file.path: record(file) for file in files},
+                      "files": {file.path: file.record() for file in files},
                       "applied": {"configRevision": request["description"]["configRevision"],
                                   "secretsTag": request["secretsTag"]}}
 
     def speak(self, request: dict[str, Any], before: dict[str, Any], changed: bool) -> dict[str, Any]:
         """Starts the unit if anything that it sees has changed, or if it does not run."""
         name = request["description"]["unit"]["name"]
-        if before["unit"] != name and before["unit"]:
+        if before["unit"] not in ("", name):
             self.silence(before["unit"])
         self.files.remove(KEPT)
         with self.changing() as state:
@@ -899,7 +931,7 @@ class Guest:
                 if found:
                     kept[path] = {"path": path, "mode": file["mode"], "owner": file["owner"],
                                   "declaredTag": file["tag"], "content": base64.b64encode(found[0]).decode()}
-        self.files.write(File(KEPT, 0o600, "root", dump(list(kept.values()))))
+        self.files.write(private(KEPT, dump(list(kept.values()))))
         for path in secrets:
             self.files.remove(path)
         left, answer = MAX_KEPT, []
@@ -908,66 +940,8 @@ class Guest:
             answer.append(file if left >= 0 else {**file, "content": None})
         return answer
 
-    def upgrade(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
-        program, trial = members.get("program", b""), PROGRAM + ".new"
-        if hashlib.sha256(program).hexdigest() != request["sha256"]:
-            raise Failure("UpgradeRefused", "the program is not the one announced")
-        with self.files.locked("lock", LOCK_WAIT):
-            self.files.write(File(trial, 0o755, "root", program))
-            ran = run([sys.executable, "-I", self.system.root + trial, "--version"], 20)
-            self.files.remove(trial)
-            if ran.code != 0 or not ran.tail:
-                raise Failure("UpgradeRefused", "the program does not run here", ran.tail)
-            last = self.files.read(PROGRAM)
-            if last and last[0] != program:
-                self.files.write(File(PROGRAM + ".previous", 0o755, "root", last[0]))
-            self.files.write(File(PROGRAM, 0o755, "root", program))
-        return {"upgraded": True}
 
-    def serve(self, verb: str, stdin: BinaryIO) -> dict[str, Any]:
-        if verb not in SHAPES:
-            raise Failure("BadCommand", "one of: " + ", ".join(SHAPES))
-        tarred = verb in ("configure", "upgrade")
-        limit = MAX_TAR if tarred else MAX_JSON
-        signal.alarm(READ_WAIT)
-        data = stdin.read(limit + 1)
-        signal.alarm(0)
-        if len(data) > limit:
-            refuse(f"more than {limit} bytes")
-        request, members = unpack(data) if tarred else (parse(data), {})
-        fit(request, SHAPES[verb], verb)
-        if verb != "hello":
-            self.claim(request["epoch"], request.get("instance", ""), verb not in ("status", "logs", "probe"))
-        return getattr(self, verb)(request, members)
-
-
-def worked(ran: Ran, code: str, what: str) -> Ran:
-    if ran.code != 0:
-        how = f"ended with {ran.code}" if ran.code is not None else "did not end in time and was stopped"
-        raise Failure(code, f"{what} {how}", ran.tail)
-    return ran
-
-
-def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> int:
-    os.umask(0o077)
-    guest = Guest(system)
-    if argv == ["--version"]:
-        return 0 if stdout.write(VERSION.encode() + b"\n") else 1
-    if argv == ["install"]:
-        return guest.install()
-    if argv == ["armed"]:
-        return 0 if guest.is_armed() else 1
-    verb = argv[1].strip() if len(argv) == 2 and argv[0] == "ssh" else ""
-    answer: dict[str, Any] = {"protocol": 1, "guest": VERSION, "ok": True}
-    try:
-        answer |= guest.serve(verb, stdin)
-    except Exception as error:
-        failure = Failure.of(error)
-        answer |= {"ok": False, "error": failure.error, **failure.more}
-    with suppress(BrokenPipeError):
-        stdout.write(dump(answer) + b"\n")
-        stdout.flush()
-    return 0 if verb in SHAPES else 1
+# =========================================== the end ==========================================
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def fake_system(guest: ModuleType, root: str, faults: dict[str, bool]) -> Any:
             return os.getuid(), os.getgid(), "/root" if name == "root" else f"/home/{name}"
 
         def run_as(self, user: str, argv: list[str], cwd: str, timeout: float, env: dict[str, str]) -> Any:
-            if argv[2] in (guest.SOURCE, guest.FORMER, guest.BACK):
+            if argv[2] in (guest.SOURCE, getattr(guest, "FORMER", ""), getattr(guest, "BACK", "")):
                 return self.git(argv)
             home = root + self.user(user)[2]
             os.makedirs(home, exist_ok=True)
@@ -95,7 +95,7 @@ def fake_system(guest: ModuleType, root: str, faults: dict[str, bool]) -> Any:
                     return guest.Ran(128, ["fatal: unable to access the repository"])
                 os.makedirs(os.path.dirname(head), exist_ok=True)
                 self.put(head, hashlib.sha1(json.dumps(argv[5:7]).encode()).hexdigest())
-            elif argv[2] == guest.BACK:
+            elif len(argv) == 6:
                 self.put(head, argv[5])
             try:
                 with open(head) as file:
