@@ -1,14 +1,13 @@
 #!/usr/bin/python3 -I
 """The guest: the one program on an agent's server that the operator talks to.
 
-    guest install    at boot: packages, source, files, install commands, unit; never starts the agent
+    guest install    at boot: packages, source, files, install commands; never starts the agent
     guest armed      ExecCondition of the agent's unit: may it speak on this server?
     guest ssh VERB   the operator's forced command: JSON (or a tar) in, one JSON answer out
 
-User-data carries only the boot part, down to the line of `=`; `upgrade` brings the whole, in which
-the second part's classes extend those of the first. Each part, bottom up: System (effects that a
-scratch root cannot stand in for), Files (atomic, never through a link), Guest (state and verbs).
-A verb stores its epoch before it acts. Messages name fields, paths and steps, never values.
+User-data leaves out what stands between the two cut lines; `upgrade` brings the whole, in which that
+part extends the classes before it. A verb stores its epoch before it acts.
+Messages name fields, paths and steps, never values.
 """
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ MAX_JSON, MAX_TAR, MAX_FILES = 64 << 10, 10 << 20, 8 << 20  # bytes
 TAIL, LINE = 20, 300  # lines of output kept, characters of each
 
 VAR, ETC, UNITS = "/var/lib/agentfleet/", "/etc/agentfleet/", "/etc/systemd/system/"
-STATE, IDENTITY, AGENT, ENVIRONMENT = VAR + "state.json", ETC + "identity.json", ETC + "agent.json", ETC + "environment"
+STATE, IDENTITY, AGENT = VAR + "state.json", ETC + "identity.json", ETC + "agent.json"
 PROGRAM = "/usr/local/lib/agentfleet/guest"
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 
@@ -57,13 +56,10 @@ class Failure(Exception):
         if isinstance(error, OSError):
             number = error.errno or 0
             if number in (errno.ENOSPC, errno.EDQUOT):
-                return cls("DiskFull", f"{path}: no space left on the server, free some")
-            return cls("WriteFailed", f"{path}: {os.strerror(number)}; " + (
-                "remove the link or file in the way" if number in (errno.ELOOP, errno.ENOTDIR) else "check path and disk"))
-        at = error.__traceback__
-        while at and at.tb_next:
-            at = at.tb_next
-        return cls("Internal", f"{type(error).__name__} at line {at.tb_lineno if at else 0}")
+                return cls("DiskFull", f"{path}: no space left, free some")
+            hint = "remove the link in its way" if number in (errno.ELOOP, errno.ENOTDIR) else "check path and disk"
+            return cls("WriteFailed", f"{path}: {os.strerror(number)}: {hint}")
+        return cls("Internal", f"an error in the guest: {type(error).__name__}")
 
 
 EPOCH, SHA256 = range(1, 1 << 53), re.compile("[0-9a-f]{64}")
@@ -89,7 +85,7 @@ def fit(value: Any, shape: Any, where: str) -> None:
     elif not (isinstance(shape, re.Pattern) and isinstance(value, str) and shape.fullmatch(value)
               or isinstance(shape, range) and type(value) is int and value in shape
               or callable(shape) and shape(value, where)):
-        raise bad(f"{where}: not as expected")
+        raise bad(where + " is wrong")
 
 
 def parse(data: bytes) -> Any:
@@ -116,14 +112,14 @@ def unpack(data: bytes) -> tuple[Any, dict[str, bytes]]:
                 left -= item.size
                 if left < 0 or not item.isreg() or item.name in members or not re.fullmatch(name, item.name):
                     raise bad("tar: an unexpected member, or more than 8 MiB")
-                members[item.name] = tar.extractfile(item).read()  # type: ignore[union-attr]
+                members[item.name] = tar.extractfile(item).read()
     except (tarfile.TarError, ValueError, EOFError):
         raise bad("tar: cannot be read") from None
     return parse(members.pop("request.json", b"")), members
 
 
 def clean(output: bytes, lines: int = TAIL) -> list[str]:
-    """The last lines, without control characters and of bounded length."""
+    """The last lines, bounded, without control characters."""
     plain = re.sub("\x1b\\[[0-9;?]*[@-~]", "", output.decode(errors="replace")).replace("\t", " ")
     shown = ("".join(filter(str.isprintable, line))[:LINE] for line in re.split("[\r\n]", plain))
     return [line for line in shown if line.strip()][-lines:]
@@ -140,7 +136,7 @@ def run(argv: list[str], timeout: float, lines: int = TAIL, **options: Any) -> R
     output, deadline = b"", time.monotonic() + timeout
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           start_new_session=True, **options) as child:
-        pipe, code = child.stdout.fileno(), None  # type: ignore[union-attr]
+        pipe, code = child.stdout.fileno(), None
         while code is None and time.monotonic() < deadline:
             code = child.poll()
             while select.select([pipe], [], [], 0 if code is not None else 0.05)[0] and time.monotonic() < deadline:
@@ -161,11 +157,11 @@ def worked(ran: Ran, code: str, what: str) -> Ran:
     return ran
 
 
-APT = """install() { apt-get -qy -o DPkg::Lock::Timeout=600 install --no-install-recommends -- "$@"; }
-install "$@" || { apt-get -qy update; install "$@"; }"""
+APT = """set -- apt-get -qy -o DPkg::Lock::Timeout=600 install --no-install-recommends -- "$@"
+"$@" || { apt-get -qy update; "$@"; }"""
 # $1 folder, $2 url, $3 a branch, tag or commit; prints the commit. `init`, as files may be there before.
 SOURCE = """git init -q "$1"; cd "$1"; git config remote.origin.url "$2"
-git fetch -q --force --tags origin '+refs/heads/*:refs/remotes/origin/*'
+git -c http.lowSpeedLimit=99 -c http.lowSpeedTime=60 fetch -qft origin '+refs/heads/*:refs/remotes/origin/*'
 git checkout -q --force --detach "$(git rev-parse -q --verify "refs/remotes/origin/$3" || echo "$3")"
 git rev-parse HEAD"""
 
@@ -193,17 +189,14 @@ class System:
 
     def run_as(self, user: str, argv: list[str], cwd: str, timeout: float, env: dict[str, str]) -> Ran:
         uid, gid, home = self.user(user)
-        base = {"HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0",
-                "GIT_HTTP_LOW_SPEED_LIMIT": "100", "GIT_HTTP_LOW_SPEED_TIME": "30",
+        base = {"HOME": home, "USER": user, "LANG": "C.UTF-8",
                 "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
         return run(argv, timeout, cwd=cwd or home, env=base | env, user=uid, group=gid, umask=0o022,
                    extra_groups=os.getgrouplist(user, gid))
 
     def apt_install(self, packages: list[str]) -> Ran:
-        return run(["sh", "-c", APT, "apt", *packages], STEP_TIMEOUT, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
-
-    def systemctl(self, *arguments: str) -> Ran:
-        return run(["systemctl", *arguments], 100)
+        return run(["sh", "-c", APT, "sh", *packages], STEP_TIMEOUT,
+                   env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
 
 
 class File(NamedTuple):
@@ -214,9 +207,6 @@ class File(NamedTuple):
     content: bytes
     tag: str = ""
     may_change: bool = False
-
-    def record(self) -> dict[str, Any]:
-        return {"tag": self.tag, "mode": f"{self.mode:04o}", "owner": self.owner, "mayChange": self.may_change}
 
 
 def private(path: str, content: bytes = b"") -> File:
@@ -304,15 +294,13 @@ class Files:
         """Holds a lock that the kernel drops with the process."""
         with self.folder(VAR + name, private("")) as (fd, _):
             lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=fd)
-        deadline = time.monotonic() + wait
         with open(lock):
-            while True:
-                try:
+            for left in range(int(wait * 20), -1, -1):
+                with suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise Failure("Busy", "another run is at work: try again later") from None
+                if not left:
+                    raise Failure("Busy", "another run is at work: try again later")
                 time.sleep(0.05)
             yield
 
@@ -320,17 +308,6 @@ class Files:
 def plain_files(agent: dict[str, Any]) -> list[File]:
     return [File(file["path"], int(file["mode"], 8), file["owner"], file["content"].encode())
             for file in agent["files"]]
-
-
-def unit_files(agent: dict[str, Any]) -> list[File]:
-    """Unit, environment, and a drop-in: no start unless armed (asked as root, hence the +) and with all secrets."""
-    unit = UNITS + agent["unit"]["name"]
-    paths = "".join(f"ConditionPathExists={path}\n".replace("%", "%%") for path in agent["secretPaths"])
-    values = "".join('%s="%s"\n' % (key, re.sub(r'(["\\`$])', r"\\\1", value))
-                     for key, value in sorted(agent["environment"].items()))
-    drop_in = f"[Unit]\n{paths}[Service]\nExecCondition=+{PROGRAM} armed\nEnvironmentFile={ENVIRONMENT}\n"
-    return [private(ENVIRONMENT, values.encode()), File(unit, 0o644, "root", agent["unit"]["text"].encode()),
-            File(unit + ".d/10-agentfleet.conf", 0o644, "root", drop_in.encode())]
 
 
 class Guest:
@@ -344,9 +321,8 @@ class Guest:
 
     def state(self) -> dict[str, Any]:
         """The stored state; on a disk made from another server's snapshot, what of it still holds."""
-        own = {"server": self.identity()["server"], "steps": [], "armed": None, "resumeKey": "", "source": ""}
-        state = {"epoch": 0, "instance": "", "everArmed": False, "applied": None, "files": {}, "pending": {},
-                 "unit": "", "ref": None, "restart": True} | own | (self.files.document(STATE) or {})
+        own = {"server": self.identity()["server"], "steps": [], "armed": None, "resumeKey": "", "source": None}
+        state = {"epoch": 0, "everArmed": False} | own | (self.files.document(STATE) or {})
         return state if state["server"] == own["server"] else state | own
 
     @contextmanager
@@ -363,18 +339,11 @@ class Guest:
         found = self.files.read(STATE)
         return hashlib.sha256(found[0] if found else b"").hexdigest()[:16]
 
-    def current(self, state: dict[str, Any], epoch: int) -> None:
-        if epoch < state["epoch"]:
+    def claim(self, request: dict[str, Any], state: dict[str, Any]) -> None:
+        """Takes the request's epoch over into the state, refuses a lower one."""
+        if request["epoch"] < state["epoch"]:
             raise Failure("StaleEpoch", "a higher epoch was seen", epoch=state["epoch"])
-
-    def claim(self, request: dict[str, Any]) -> None:
-        """Stores the epoch, which belongs to one instance."""
-        with self.changing() as state:
-            self.current(state, request["epoch"])
-            instance = request.get("instance", state["instance"])
-            if request["epoch"] == state["epoch"] and instance != state["instance"]:
-                raise Failure("WrongInstance", "another instance has this server: take it over with a higher epoch")
-            state |= {"epoch": request["epoch"], "instance": instance}
+        state["epoch"] = request["epoch"]
 
     def is_armed(self) -> bool:
         return False
@@ -393,7 +362,7 @@ class Guest:
         commands = {f"install {index}": lambda command=command: self.command(agent, command, "the command")
                     for index, command in enumerate(agent["install"], 1)}
         return {"packages": lambda: self.add_packages(agent["packages"]), "source": lambda: self.fetch(agent),
-                "files": lambda: self.place(plain_files(agent)), **commands, "unit": lambda: self.place_unit(agent)}
+                "files": lambda: self.place(agent), **commands}
 
     def step(self, index: int, act: Callable[[], Any]) -> bool:
         with self.changing() as state:
@@ -427,45 +396,30 @@ class Guest:
     def command(self, agent: dict[str, Any], command: str, what: str) -> Ran:
         return worked(self.shell(agent, command, cwd=self.directory(agent)), "CommandFailed", what)
 
-    def source_key(self, agent: dict[str, Any]) -> str:
-        return hashlib.sha256(dump([agent["source"], agent["update"]])).hexdigest()
-
     def fetch(self, agent: dict[str, Any]) -> Ran | None:
-        ran, source = None, agent["source"]
-        if source:
-            with self.files.folder(source["directory"] + "/.git", File("", 0o755, agent["user"], b"")):
-                pass
-            ran = worked(self.shell(agent, SOURCE, source["directory"], source["url"], source["ref"]),
-                         "SourceFailed", "git")
-        with self.changing() as state:
-            state |= {"ref": ran.tail[-1] if ran else None, "source": self.source_key(agent)}
-        return ran
+        source = agent["source"]
+        if not source:
+            return None
+        with self.files.folder(source["directory"] + "/.git", File("", 0o755, agent["user"], b"")):
+            return worked(self.shell(agent, SOURCE, source["directory"], source["url"], source["ref"]),
+                          "SourceFailed", "git")
 
-    def place(self, files: list[File]) -> None:
-        with self.changing() as state:
-            state["files"] |= {file.path: file.record() for file in files}
-        for file in files:
+    def place(self, agent: dict[str, Any]) -> None:
+        for file in plain_files(agent):
             self.files.write(file)
-
-    def place_unit(self, agent: dict[str, Any]) -> Ran:
-        self.place(unit_files(agent))
-        with self.changing() as state:
-            state["unit"] = agent["unit"]["name"]
-        return worked(self.system.systemctl("daemon-reload"), "UnitFailed", "systemctl")
 
     def hello(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         deadline = self.system.now() + request.get("wait", 0)
         while self.progress() == request.get("seen") and self.system.now() < deadline:
             self.system.sleep(0.2)
         progress, state, identity = self.progress(), self.state(), self.identity()
-        host_key = self.files.read(HOST_KEY)
-        blob = base64.b64decode(host_key[0].split()[1]) if host_key else b""
+        blob = base64.b64decode(self.files.read(HOST_KEY)[0].split()[1])
         proven = "\n".join(("agentfleet hello v1", identity["fleet"], identity["server"], request["nonce"],
                             hashlib.sha256(blob).hexdigest())).encode()
         keys = {"boot": identity.get("bootProofKey"), "resume": state["resumeKey"]}
         macs = {name: hmac.new(bytes.fromhex(key), proven, "sha256").hexdigest() for name, key in keys.items() if key}
-        return {"server": identity["server"], "macs": macs if blob else {}, "progress": progress,
-                "steps": state["steps"], "everArmed": state["everArmed"], **self.about(state)}
+        return {"server": identity["server"], "macs": macs, "progress": progress, "steps": state["steps"],
+                "everArmed": state["everArmed"], **self.about(state)}
 
     def about(self, state: dict[str, Any]) -> dict[str, Any]:
         states = {step["state"] for step in state["steps"]}
@@ -502,21 +456,23 @@ class Guest:
         request, members = unpack(data) if tarred else (parse(data), {})
         fit(request, SHAPES[verb], verb)
         if verb in ("status", "logs", "probe"):
-            self.current(self.state(), request["epoch"])
+            self.claim(request, self.state())
         elif verb != "hello":
-            self.claim(request)
+            with self.changing() as state:
+                self.claim(request, state)
         return getattr(self, verb)(request, members)
 
 
 def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> int:
     os.umask(0o077)
-    guest = Guest(system)
+    guest, verb = Guest(system), argv[-1]
     if argv == ["--version"]:
         print(VERSION)
         return 0
-    if argv in (["install"], ["armed"]):
-        return 0 if (guest.install() if argv == ["install"] else guest.is_armed()) else 1
-    verb = argv[-1].strip()
+    if argv == ["install"]:
+        return int(not guest.install())
+    if argv == ["armed"]:
+        return int(not guest.is_armed())
     answer: dict[str, Any] = {"protocol": 1, "guest": VERSION, "ok": True}
     try:
         answer |= guest.serve(verb, stdin)
@@ -529,11 +485,9 @@ def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> 
     return 0 if verb in SHAPES else 1
 
 
-# ==================================== end of the boot part ====================================
-
-
+# ---- cut ----
 VERSION = "1.0.0"
-KEPT = VAR + "kept/files.json"
+KEPT, ENVIRONMENT = VAR + "kept/files.json", ETC + "environment"
 MAX_KEPT = 128 << 10  # characters of put-away content in one answer
 
 Check = Callable[[Any, str], bool]
@@ -590,6 +544,9 @@ SHAPES |= {
 
 class System(System):
     """Unit, journal and cgroup as well."""
+
+    def systemctl(self, *arguments: str) -> Ran:
+        return run(["systemctl", *arguments], 100)
 
     def unit_state(self, name: str) -> dict[str, Any]:
         shown = dict(line.partition("=")[::2] for line in self.systemctl(
@@ -677,6 +634,25 @@ FORMER = 'cd "$1"; git rev-parse -q --verify HEAD'
 BACK = 'cd "$1"; git checkout -q --force --detach "$2"'
 
 
+def unit_files(agent: dict[str, Any]) -> list[File]:
+    """Unit, environment, and a drop-in: no start unless armed (asked as root, hence the +) and with all secrets."""
+    unit = UNITS + agent["unit"]["name"]
+    paths = "".join(f"ConditionPathExists={path}\n".replace("%", "%%") for path in agent["secretPaths"])
+    values = "".join('%s="%s"\n' % (key, re.sub(r'(["\\`$])', r"\\\1", value))
+                     for key, value in sorted(agent["environment"].items()))
+    drop_in = f"[Unit]\n{paths}[Service]\nExecCondition=+{PROGRAM} armed\nEnvironmentFile={ENVIRONMENT}\n"
+    return [private(ENVIRONMENT, values.encode()), File(unit, 0o644, "root", agent["unit"]["text"].encode()),
+            File(unit + ".d/10-agentfleet.conf", 0o644, "root", drop_in.encode())]
+
+
+def record(file: File) -> dict[str, Any]:
+    return {"tag": file.tag, "mode": f"{file.mode:04o}", "owner": file.owner, "mayChange": file.may_change}
+
+
+def source_key(agent: dict[str, Any]) -> str:
+    return hashlib.sha256(dump([agent["source"], agent["update"]])).hexdigest()
+
+
 class Guest(Guest):
     """Everything once the host key is proven.
 
@@ -685,6 +661,18 @@ class Guest(Guest):
     that puts former files and commit back; what is killed is found by `recover` in the next run.
     `release` disarms before it stops the unit.
     """
+
+    def state(self) -> dict[str, Any]:
+        return {"instance": "", "applied": None, "files": {}, "pending": {}, "unit": "",
+                "restart": True} | super().state()
+
+    def claim(self, request: dict[str, Any], state: dict[str, Any]) -> None:
+        """An epoch belongs to one instance."""
+        before, instance = state["epoch"], request.get("instance", state["instance"])
+        super().claim(request, state)
+        if request["epoch"] == before and instance != state["instance"]:
+            raise Failure("WrongInstance", "another instance has this server: a higher epoch takes it over")
+        state["instance"] = instance
 
     def marker(self) -> dict[str, Any]:
         agent, identity = self.files.document(AGENT) or {}, self.identity()
@@ -732,8 +720,8 @@ class Guest(Guest):
             old, state = self.files.document(AGENT), self.state()
             self.add_packages(sorted(set(new["packages"]) - set(old["packages"])))
             change = [file for file in want if self.differs(file, state)]
-            gone = sorted(set(state["files"]) - {file.path for file in want})
-            with self.staged(change), self.updated(new) as moved, self.swapped(request, change, gone):
+            gone = sorted({*state["files"], *(file.path for file in plain_files(old))} - {file.path for file in want})
+            with self.staged(change), self.updated(old, new) as moved, self.swapped(request, change, gone):
                 self.arm(request, want)
             changed = [file.path for file in change if file.path != AGENT] + gone
             return {"changed": changed, **self.speak(request, state, bool(changed or moved))}
@@ -805,36 +793,32 @@ class Guest(Guest):
                 self.files.tidy(file.path)
 
     @contextmanager
-    def updated(self, agent: dict[str, Any]) -> Iterator[bool]:
+    def updated(self, old: dict[str, Any], new: dict[str, Any]) -> Iterator[bool]:
         """The block runs on the new source; if that or the block fails, the former commit comes back."""
-        before, key = self.state(), self.source_key(agent)
-        if before["source"] == key:
-            yield False
-            return
-        folder = self.directory(agent)
-        head = self.shell(agent, FORMER, folder) if folder else Ran(1, [])
+        folder = self.directory(new)
+        head = self.shell(new, FORMER, folder) if folder else Ran(1, [])
+        moved = (self.state()["source"] or source_key(old)) != source_key(new)
         try:
-            self.fetch(agent)
-            with self.changing() as state:
-                state["source"] = ""  # until `update` has run to its end
-            for index, command in enumerate(agent["update"], 1):
-                self.command(agent, command, f"update command {index}")
-            yield True
+            if moved:
+                with self.changing() as state:
+                    state["source"] = "unfinished"
+                self.fetch(new)
+                for index, command in enumerate(new["update"], 1):
+                    self.command(new, command, f"update command {index}")
+            yield moved
         except Exception:
-            if head.code == 0:
-                self.shell(agent, BACK, folder, head.tail[-1])
-            with self.changing() as state:
-                state |= {"source": "", "ref": before["ref"]}
+            if moved and head.code == 0:
+                self.shell(new, BACK, folder, head.tail[-1])
             raise
         with self.changing() as state:
-            state["source"] = key
+            state["source"] = source_key(new)
 
     @contextmanager
     def swapped(self, request: dict[str, Any], files: list[File], gone: list[str]) -> Iterator[None]:
         """Puts staged files in and undeclared ones out; back again if that or the block fails."""
         with self.changing() as state:
-            self.current(state, request["epoch"])
-            state |= {"pending": {file.path: file.record() for file in files}, "restart": True}
+            self.claim(request, state)
+            state |= {"pending": {file.path: record(file) for file in files}, "restart": True}
         done: list[str] = []
         try:
             for path in [file.path for file in files] + gone:
@@ -852,9 +836,9 @@ class Guest(Guest):
 
     def arm(self, request: dict[str, Any], files: list[File]) -> None:
         with self.changing() as state:
-            self.current(state, request["epoch"])
+            self.claim(request, state)
             state |= {"armed": self.marker(), "everArmed": True, "pending": {},
-                      "files": {file.path: file.record() for file in files},
+                      "files": {file.path: record(file) for file in files},
                       "applied": {"configRevision": request["description"]["configRevision"],
                                   "secretsTag": request["secretsTag"]}}
 
@@ -870,9 +854,10 @@ class Guest(Guest):
         restart = changed or before["restart"] or unit["active"] != "active"
         if restart:
             unit = self.bring_up(name, request)
-        state = self.state()
+        state, folder = self.state(), self.directory(request["description"])
+        head = self.shell(request["description"], FORMER, folder).tail if folder else []
         return {"armed": True, "epoch": state["epoch"], **state["applied"], "restarted": restart,
-                "ref": state["ref"], "unit": unit, "journal": self.system.journal(name, TAIL)}
+                "ref": head[-1] if head else None, "unit": unit, "journal": self.system.journal(name, TAIL)}
 
     def bring_up(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """Starts the unit afresh and sees that it stays up."""
@@ -939,10 +924,7 @@ class Guest(Guest):
             left -= len(file["content"])
             answer.append(file if left >= 0 else {**file, "content": None})
         return answer
-
-
-# =========================================== the end ==========================================
-
+# ---- cut ----
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], sys.stdin.buffer, sys.stdout.buffer, System()))

@@ -5,7 +5,9 @@
 
 Per connection: one line of JSON `{"root", "argv", "faults"}`, then the guest's stdin until the writer
 shuts down; back comes one line `{"exit", "length"}` and so many bytes of stdout. Every run is a fork of
-this process, with a `FakeSystem` over the machine's scratch root. A `hello` that waits is held here, in
+this process, with a `FakeSystem` over the machine's scratch root. What runs is the program that stands in
+that root (both parts if none does), so that a machine with the boot part alone must be upgraded first; the
+two that are known beforehand are compiled once. A `hello` that waits is held here, in
 the select loop, and forked only when the machine's state changed or its wait is over: hundreds of
 long polls cost a `stat` each. `@power on|off` is the machine's plug, `@stats` counts the forks.
 The host ends when its own stdin closes, and so dies with whoever started it.
@@ -16,8 +18,6 @@ import argparse
 import errno
 import gc
 import hashlib
-import importlib.machinery
-import importlib.util
 import io
 import json
 import os
@@ -32,22 +32,42 @@ from datetime import datetime, timezone
 from types import ModuleType
 from typing import Any
 
+CUT = b"# ---- cut ----\n"
+PROGRAM = "usr/local/lib/agentfleet/guest"
 STATE = "var/lib/agentfleet/state.json"
 TICK = 0.1  # seconds between two looks at the states that long polls wait for
 CHILDREN = 16  # runs at once; the rest queue
 COMMAND_TIMEOUT = 30
 
 
-def load_guest(path: str) -> ModuleType:
-    """The guest program as a module, whatever its file is called."""
-    loader = importlib.machinery.SourceFileLoader("guest", path)
-    spec = importlib.util.spec_from_loader("guest", loader)
-    if spec is None:
-        raise ImportError(path)
-    module = importlib.util.module_from_spec(spec)
-    sys.dont_write_bytecode = True
-    loader.exec_module(module)
+def load_guest(source: bytes, path: str = "guest") -> ModuleType:
+    """A guest program as a module."""
+    module = ModuleType("guest")
+    exec(compile(source, path, "exec"), module.__dict__)
     return module
+
+
+def boot_part(program: bytes) -> bytes:
+    """What user-data carries of the program."""
+    return b"".join(program.split(CUT)[::2])
+
+
+class Guests:
+    """The programs that machines run, each compiled once."""
+
+    def __init__(self, program: bytes) -> None:
+        self.default, self.known = program, {text: load_guest(text) for text in (program, boot_part(program))}
+
+    def on(self, root: str) -> ModuleType:
+        """The program of one machine."""
+        try:
+            with open(os.path.join(root, PROGRAM), "rb") as file:
+                text = file.read()
+        except FileNotFoundError:
+            text = self.default
+        if text not in self.known:
+            self.known[text] = load_guest(text)
+        return self.known[text]
 
 
 def fake_system(guest: ModuleType, root: str, faults: dict[str, bool]) -> Any:
@@ -230,13 +250,13 @@ class Call:
             return found.st_ino, found.st_mtime_ns
         return 0, 0
 
-    def wait_for_change(self, guest: ModuleType) -> bool:
+    def wait_for_change(self, guests: Guests) -> bool:
         """Whether this is a hello that waits for a state it has not seen."""
         if self.argv != ["ssh", "hello"]:
             return False
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
+        with suppress(Exception):  # whatever is wrong with it, the guest answers that itself
             request = json.loads(self.stdin)
-            self.seen = self.state()
+            self.seen, guest = self.state(), guests.on(self.root)
             progress = guest.Guest(fake_system(guest, self.root, {})).progress()
             if request.get("seen") == progress and request.get("wait", 0) > 0:
                 self.deadline = time.monotonic() + min(request["wait"], 25)
@@ -247,8 +267,8 @@ class Call:
 class Host:
     """The select loop: reads calls, holds long polls, forks the rest."""
 
-    def __init__(self, guest: ModuleType, path: str) -> None:
-        self.guest, self.forks = guest, 0
+    def __init__(self, guests: Guests, path: str) -> None:
+        self.guests, self.forks = guests, 0
         self.queue: deque[Call] = deque()
         self.polls: list[Call] = []
         self.children: dict[int, str] = {}
@@ -309,7 +329,7 @@ class Host:
             self.answer(call, 0, json.dumps({"forks": self.forks}).encode())
         elif call.argv[0] == "@power":
             self.pull(call)
-        elif call.wait_for_change(self.guest):
+        elif call.wait_for_change(self.guests):
             self.polls.append(call)
         else:
             self.queue.append(call)
@@ -320,7 +340,7 @@ class Host:
             if root == call.root:
                 with suppress(ProcessLookupError):
                     os.killpg(child, signal.SIGKILL)
-        fake_system(self.guest, call.root, call.faults).power(call.argv[1])
+        fake_system(self.guests.on(call.root), call.root, call.faults).power(call.argv[1])
         self.answer(call, 0, b"")
 
     def answer(self, call: Call, code: int, output: bytes) -> None:
@@ -359,8 +379,8 @@ class Host:
         os.setpgid(0, 0)
         output = io.BytesIO()
         try:
-            code = self.guest.main(call.argv, io.BytesIO(call.stdin), output,
-                                   fake_system(self.guest, call.root, call.faults))
+            guest = self.guests.on(call.root)
+            code = guest.main(call.argv, io.BytesIO(call.stdin), output, fake_system(guest, call.root, call.faults))
         except Exception as error:
             print(f"guest {call.argv}: {error!r}", file=sys.stderr)
             code = 1
@@ -372,7 +392,8 @@ def main() -> None:
     parser.add_argument("--guest", required=True, help="the guest program's file")
     parser.add_argument("--socket", required=True, help="the unix socket to listen on")
     arguments = parser.parse_args()
-    host = Host(load_guest(arguments.guest), arguments.socket)
+    with open(arguments.guest, "rb") as file:
+        host = Host(Guests(file.read()), arguments.socket)
     gc.freeze()
     host.serve()
 
