@@ -1,0 +1,113 @@
+"""`install`: steps in order, told by hello, resumed where they ended."""
+from __future__ import annotations
+
+import threading
+import time
+import unittest
+
+from machine import GuestTest, boot_guest, guest, plain
+
+
+class Install(GuestTest):
+    def setUp(self) -> None:
+        self.machine = self.new_machine()
+
+    def steps(self) -> dict[str, str]:
+        return {step["name"]: step["state"] for step in self.machine.hello()["steps"]}
+
+    def test_before_install_the_phase_is_pending(self) -> None:
+        self.assertEqual(self.machine.hello()["phase"], "Pending")
+
+    def test_steps_run_in_order_and_never_start_the_agent(self) -> None:
+        source = {"url": "https://git.example/agent", "ref": "main", "directory": "/home/agent/app"}
+        self.machine.describe(source=source, install=["echo made > made", "cat /dev/null made"])
+        self.assertEqual(self.machine.install(), 0)
+        self.assertEqual(list(self.steps()), ["packages", "source", "files", "install 1", "install 2"])
+        self.assertEqual(self.machine.hello()["phase"], "Installed")
+        self.assertEqual(self.machine.text("/home/agent/app/made"), "made\n")
+        self.assertEqual(self.machine.text("/etc/agent.conf"), "old")
+        self.assertEqual(self.machine.voice(), [])
+        self.assertIn("install 2", self.machine.text("/var/lib/agentfleet/install.log"))
+
+    def test_the_boot_part_installs_as_the_whole_program_does(self) -> None:
+        self.machine.describe(install=["echo hello"])
+        self.assertEqual(self.machine.install(boot_guest), 0)
+        answer = self.machine.hello(boot_guest)
+        self.assertEqual((answer["phase"], answer["guest"]), ("Installed", "1.0.0-boot"))
+        self.assertEqual(self.machine.hello()["steps"], answer["steps"])
+
+    def test_a_failed_command_is_told_with_its_last_lines(self) -> None:
+        self.machine.describe(install=["seq 100; echo; echo no such thing >&2; exit 7", "touch never"])
+        self.assertEqual(self.machine.install(), 1)
+        answer = self.machine.hello()
+        failed = answer["steps"][3]
+        self.assertEqual((answer["phase"], failed["state"]), ("Failed", "Failed"))
+        self.assertEqual(failed["tail"][0], "CommandFailed: the command ended with 7")
+        self.assertEqual(failed["tail"][-2:], ["100", "no such thing"])
+        self.assertLessEqual(len(failed["tail"]), 21)
+        self.assertEqual(self.steps()["install 2"], "Pending")
+
+    def test_install_goes_on_with_the_step_that_failed(self) -> None:
+        self.machine.describe(install=["echo once >> first", "test -e ready"])
+        self.assertEqual(self.machine.install(), 1)
+        self.machine.put("/home/agent/ready", "")
+        self.assertEqual(self.machine.install(), 0)
+        self.assertEqual(self.machine.text("/home/agent/first"), "once\n")
+        self.assertEqual(self.machine.hello()["phase"], "Installed")
+
+    def test_a_second_install_does_nothing(self) -> None:
+        self.machine.describe(install=["echo once >> first"])
+        self.machine.install()
+        before = self.machine.hello()["progress"]
+        self.assertEqual(self.machine.install(), 0)
+        self.assertEqual(self.machine.text("/home/agent/first"), "once\n")
+        self.assertEqual(self.machine.hello()["progress"], before)
+
+    def test_packages_source_and_user_fail_with_their_own_codes(self) -> None:
+        source = {"url": "https://git.example/agent", "ref": "main", "directory": "/home/agent/app"}
+        self.machine.describe(source=source)
+        for fault, code in (("packagesFail", "PackageFailed"), ("sourceFails", "SourceFailed"),
+                            ("userMissing", "UserMissing")):
+            machine = self.new_machine()
+            machine.describe(source=source)
+            machine.faults[fault] = True
+            self.assertEqual(machine.install(), 1)
+            tails = [step["tail"][0] for step in machine.hello()["steps"] if step["state"] == "Failed"]
+            self.assertEqual([line.split(":")[0] for line in tails], [code])
+
+    def test_a_running_step_is_seen_by_hello(self) -> None:
+        self.machine.describe(install=["while ! test -e go; do sleep 0.02; done"])
+        run = threading.Thread(target=self.machine.install)
+        run.start()
+        deadline = time.monotonic() + 20
+        while self.steps().get("install 1") != "Running" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertEqual(self.machine.hello()["phase"], "Installing")
+        self.machine.put("/home/agent/go", "")
+        run.join()
+        self.assertEqual(self.machine.hello()["phase"], "Installed")
+
+    def test_two_installs_at_once_exclude_each_other(self) -> None:
+        with self.machine.system() and guest.Files(self.machine.system()).locked("install.lock", 0):
+            with self.assertRaises(guest.Failure) as refused:
+                self.machine.install()
+        self.assertEqual(refused.exception.error["code"], "Busy")
+
+    def test_a_disk_from_another_servers_snapshot_installs_anew_and_remembers_its_epoch(self) -> None:
+        self.machine.install()
+        self.machine.configure(5)
+        self.machine.put("/etc/agentfleet/identity.json", '{"fleet": "fleet-1", "server": "server-2"}')
+        answer = self.machine.hello()
+        self.assertEqual((answer["phase"], answer["armed"], answer["macs"]), ("Pending", None, {}))
+        self.assertEqual((answer["epoch"], answer["everArmed"]), (5, True))
+        self.assertFalse(self.machine.armed())
+
+    def test_a_plain_file_gets_missing_folders_and_its_mode(self) -> None:
+        self.machine.describe(files=[plain("/home/agent/a/b/run.sh", "#!/bin/sh", mode="0755")])
+        self.machine.install()
+        self.assertEqual(self.machine.path("/home/agent/a/b/run.sh").stat().st_mode & 0o777, 0o755)
+        self.assertEqual(self.machine.path("/home/agent/a").stat().st_mode & 0o777, 0o755)
+
+
+if __name__ == "__main__":
+    unittest.main()
