@@ -1,4 +1,10 @@
 //! agentfleet.
+pub mod agent_instance;
 pub mod api;
 pub mod crash_point;
+pub mod guest;
+pub mod hetzner;
+pub mod inventory;
+pub mod keys;
 pub mod kube_ext;
+pub mod naming;

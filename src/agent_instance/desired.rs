@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::api::{ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk, Lifecycle, Override, Overrides};
+use crate::api::{
+    ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
+    Lifecycle, Override, Overrides,
+};
 
 /// Who an instance is, whatever its spec says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,8 +99,13 @@ impl Identity {
 pub struct InvalidSpec(String);
 
 fn adopted(instance: &AgentInstance) -> Result<Option<i64>, InvalidSpec> {
-    let text = instance.metadata.annotations.as_ref().and_then(|all| all.get(ADOPT_ANNOTATION));
-    text.map(|text| text.parse().map_err(|_| InvalidSpec(text.clone()))).transpose()
+    let text = instance
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(ADOPT_ANNOTATION));
+    text.map(|text| text.parse().map_err(|_| InvalidSpec(text.clone())))
+        .transpose()
 }
 
 /// A server type in a location.
@@ -220,16 +228,41 @@ impl Boot {
 }
 
 fn refuse_overrides(class: &AgentClass, overrides: &Overrides) -> Result<(), NotAllowed> {
-    let Overrides { server_types, locations, source_ref } = overrides;
+    let Overrides {
+        server_types,
+        locations,
+        source_ref,
+    } = overrides;
     let asked = [
-        (server_types.is_some(), Override::ServerTypes, "serverTypes", "ServerTypes"),
-        (locations.is_some(), Override::Locations, "locations", "Locations"),
-        (source_ref.is_some(), Override::SourceRef, "sourceRef", "SourceRef"),
+        (
+            server_types.is_some(),
+            Override::ServerTypes,
+            "serverTypes",
+            "ServerTypes",
+        ),
+        (
+            locations.is_some(),
+            Override::Locations,
+            "locations",
+            "Locations",
+        ),
+        (
+            source_ref.is_some(),
+            Override::SourceRef,
+            "sourceRef",
+            "SourceRef",
+        ),
     ];
-    let refused = asked.into_iter().find(|(asked, kind, ..)| *asked && !class.spec.allowed_overrides.contains(kind));
+    let refused = asked
+        .into_iter()
+        .find(|(asked, kind, ..)| *asked && !class.spec.allowed_overrides.contains(kind));
     match refused {
         None => Ok(()),
-        Some((_, _, field, allowed)) => Err(NotAllowed { class: class.metadata.name.clone().unwrap_or_default(), field, allowed }),
+        Some((_, _, field, allowed)) => Err(NotAllowed {
+            class: class.metadata.name.clone().unwrap_or_default(),
+            field,
+            allowed,
+        }),
     }
 }
 
@@ -244,11 +277,19 @@ fn effective_spec(class: &AgentClassSpec, want: &Want) -> AgentSpec {
 
 /// All locations of a type before the next type.
 fn offers(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Offer> {
-    let types = overrides.server_types.as_ref().unwrap_or(&class.server_types);
+    let types = overrides
+        .server_types
+        .as_ref()
+        .unwrap_or(&class.server_types);
     let locations = overrides.locations.as_ref().unwrap_or(&class.locations);
     types
         .iter()
-        .flat_map(|server_type| locations.iter().map(|location| Offer { server_type: server_type.clone(), location: location.clone() }))
+        .flat_map(|server_type| {
+            locations.iter().map(|location| Offer {
+                server_type: server_type.clone(),
+                location: location.clone(),
+            })
+        })
         .collect()
 }
 
@@ -270,11 +311,23 @@ fn config_revision(spec: &AgentSpec) -> String {
         cloud_init: _,
         secret_keys: _,
     } = spec;
-    revision(&(packages, source, install, update, files, environment, service, secret_files))
+    revision(&(
+        packages,
+        source,
+        install,
+        update,
+        files,
+        environment,
+        service,
+        secret_files,
+    ))
 }
 
 /// 16 hex digits of SHA-256 over the JSON form; unset fields leave no trace in it, so a newer operator finds the same revision.
 fn revision(of: &impl Serialize) -> String {
     let json = serde_json::to_vec(of).unwrap_or_default();
-    Sha256::digest(&json).iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    Sha256::digest(&json)
+        .iter()
+        .take(8)
+        .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }

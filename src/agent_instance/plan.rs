@@ -11,8 +11,8 @@ use super::{
     desired::{Agent, Desired, Identity, Offer, Want},
     step::Step,
     world::{
-        Attempt, ClassView, ContactProblem, Hello, InstallPhase, Known, Power, ProjectView, SecretsView, SendOutcome, ServerView, Trouble,
-        World,
+        Attempt, ClassView, ContactProblem, Hello, InstallPhase, Known, Power, ProjectView,
+        SecretsView, SendOutcome, ServerView, Trouble, World,
     },
 };
 use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
@@ -70,11 +70,19 @@ pub enum Stage {
 
 impl Plan {
     fn act(step: Step, stage: Stage) -> Self {
-        Self { steps: vec![step], stage, look_again: None }
+        Self {
+            steps: vec![step],
+            stage,
+            look_again: None,
+        }
     }
 
     fn wait(stage: Stage) -> Self {
-        Self { steps: vec![], stage, look_again: None }
+        Self {
+            steps: vec![],
+            stage,
+            look_again: None,
+        }
     }
 
     fn until(mut self, at: Timestamp) -> Self {
@@ -85,9 +93,9 @@ impl Plan {
     /// The same plan, told as part of a deletion.
     fn as_deletion(self) -> Self {
         let stage = match self.stage {
-            Stage::Waiting(reason, message) | Stage::Troubled(reason, message) | Stage::Stalled(reason, message) => {
-                Stage::Deleting(reason, message)
-            }
+            Stage::Waiting(reason, message)
+            | Stage::Troubled(reason, message)
+            | Stage::Stalled(reason, message) => Stage::Deleting(reason, message),
             stage => stage,
         };
         Self { stage, ..self }
@@ -107,7 +115,12 @@ impl Plan {
 
 /// Decides what to do next for one instance.
 pub fn plan(desired: &Desired, world: &World, fleet: &str, now: Timestamp) -> Plan {
-    let look = Look { world, identity: desired.identity(), fleet, now };
+    let look = Look {
+        world,
+        identity: desired.identity(),
+        fleet,
+        now,
+    };
     let plan = match desired {
         Desired::Absent(_) => look.absent().as_deletion(),
         Desired::Present(_, want) => look.present(want),
@@ -144,11 +157,18 @@ impl Look<'_> {
     /// Whether a project may be believed and changed (I9); if not, reason and message.
     fn usable(&self, project: &str) -> Result<(), (&'static str, String)> {
         match self.world.project(project) {
-            None => Err(("ProjectMissing", format!("HetznerProject {project} does not exist"))),
-            Some(ProjectView { unusable: Some((reason, message)), .. }) => Err((*reason, format!("project {project}: {message}"))),
-            Some(ProjectView { synced: false, .. }) => {
-                Err(("ProjectNotListed", format!("the servers of project {project} are not listed yet")))
-            }
+            None => Err((
+                "ProjectMissing",
+                format!("HetznerProject {project} does not exist"),
+            )),
+            Some(ProjectView {
+                unusable: Some((reason, message)),
+                ..
+            }) => Err((*reason, format!("project {project}: {message}"))),
+            Some(ProjectView { synced: false, .. }) => Err((
+                "ProjectNotListed",
+                format!("the servers of project {project} are not listed yet"),
+            )),
             Some(_) => Ok(()),
         }
     }
@@ -157,7 +177,10 @@ impl Look<'_> {
         match &self.world.class {
             ClassView::Usable(agent) => Ok(agent),
             ClassView::Refused(reason, message) => Err((*reason, message.clone())),
-            ClassView::Missing => Err(("ClassMissing", "there is no AgentClass of the name in spec.className".into())),
+            ClassView::Missing => Err((
+                "ClassMissing",
+                "there is no AgentClass of the name in spec.className".into(),
+            )),
         }
     }
 
@@ -171,23 +194,42 @@ impl Look<'_> {
 
     /// A list alone is never believed: what should live is gone only when a GET by id says so (I9).
     fn confirm_gone(&self, project: &str, id: i64) -> Plan {
-        let stage = Stage::Troubled("ServerNotListed", format!("server {id} is not in the list of project {project}"));
-        self.at_hetzner(project, Step::ConfirmGone { project: project.into(), id }, stage)
+        let stage = Stage::Troubled(
+            "ServerNotListed",
+            format!("server {id} is not in the list of project {project}"),
+        );
+        self.at_hetzner(
+            project,
+            Step::ConfirmGone {
+                project: project.into(),
+                id,
+            },
+            stage,
+        )
     }
 
     /// Servers of our fleet, namespace and name that belong to another object: perhaps another customer's disk.
     fn strangers(&self) -> impl Iterator<Item = &ServerView> {
-        self.world.servers.iter().filter(|server| server.uid != self.identity.uid)
+        self.world
+            .servers
+            .iter()
+            .filter(|server| server.uid != self.identity.uid)
     }
 
     fn own(&self) -> impl Iterator<Item = &ServerView> {
-        self.world.servers.iter().filter(|server| server.uid == self.identity.uid)
+        self.world
+            .servers
+            .iter()
+            .filter(|server| server.uid == self.identity.uid)
     }
 
     /// A server of the same namespace and name but another object blocks everything until a person says which (I9, I12).
     fn adoption(&self, stranger: &ServerView, want: &Want) -> Plan {
         if want.adopt == Some(stranger.id) {
-            return Plan::act(self.take_up(stranger), Stage::Booting(format!("takes up server {}", stranger.id)));
+            return Plan::act(
+                self.take_up(stranger),
+                Stage::Booting(format!("takes up server {}", stranger.id)),
+            );
         }
         Plan::wait(Stage::Stalled(
             "AdoptOrDelete",
@@ -200,7 +242,11 @@ impl Look<'_> {
     }
 
     fn take_up(&self, stranger: &ServerView) -> Step {
-        Step::TakeUp { project: stranger.project.clone(), id: stranger.id, uid: self.identity.uid.clone() }
+        Step::TakeUp {
+            project: stranger.project.clone(),
+            id: stranger.id,
+            uid: self.identity.uid.clone(),
+        }
     }
 
     /// The server that is, or is to become, the agent (I12, I13).
@@ -208,18 +254,26 @@ impl Look<'_> {
     /// While the record of the voice and the newest server agree, that is all. Otherwise every server is asked, and the armed one with the
     /// highest epoch is the agent.
     fn current(&self) -> Result<Option<&ServerView>, Plan> {
-        let Some(newest) = self.own().max_by_key(|server| server.incarnation) else { return Ok(None) };
+        let Some(newest) = self.own().max_by_key(|server| server.incarnation) else {
+            return Ok(None);
+        };
         let others = self.own().count() > 1;
         let recorded = self.world.voice_holder() == Some(newest.incarnation);
-        let booting = !others && self.world.voice_holder().is_none_or(|holder| holder <= newest.incarnation);
+        let booting = !others
+            && self
+                .world
+                .voice_holder()
+                .is_none_or(|holder| holder <= newest.incarnation);
         if recorded || booting {
             return Ok(Some(newest));
         }
         if let Some(unasked) = self.own().find(|server| server.guest.hello.is_none()) {
             return Err(self.contact(unasked, "must say whether it is the agent"));
         }
-        let armed =
-            self.own().filter(|server| armed_here(server)).max_by_key(|server| server.guest.hello.as_ref().map(|hello| hello.epoch));
+        let armed = self
+            .own()
+            .filter(|server| armed_here(server))
+            .max_by_key(|server| server.guest.hello.as_ref().map(|hello| hello.epoch));
         Ok(Some(armed.unwrap_or(newest)))
     }
 }
@@ -229,7 +283,10 @@ fn armed_here(server: &ServerView) -> bool {
 }
 
 fn delete(server: &ServerView) -> Step {
-    Step::DeleteServer { project: server.project.clone(), id: server.id }
+    Step::DeleteServer {
+        project: server.project.clone(),
+        id: server.id,
+    }
 }
 
 fn relabelled(server: &ServerStatus) -> String {

@@ -12,10 +12,18 @@ use super::{
     plan::Stage,
     world::{InstallPhase, ServerView, World},
 };
-use crate::api::{AgentInstanceStatus, ConditionType, ServerStatus, condition, is_true, set_condition};
+use crate::api::{
+    AgentInstanceStatus, ConditionType, ServerStatus, condition, is_true, set_condition,
+};
 
 /// The status to be, records left as they are.
-pub fn status(world: &World, current: Option<&ServerView>, stage: &Stage, generation: Option<i64>, now: Timestamp) -> AgentInstanceStatus {
+pub fn status(
+    world: &World,
+    current: Option<&ServerView>,
+    stage: &Stage,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> AgentInstanceStatus {
     let former = &world.status;
     let applied = current.and_then(|server| world.applied(server));
     let mut next = AgentInstanceStatus {
@@ -25,8 +33,13 @@ pub fn status(world: &World, current: Option<&ServerView>, stage: &Stage, genera
         incarnation: Some(i64::from(world.incarnation())),
         provisioning: former.provisioning.clone(),
         voice: former.voice.clone(),
-        server: current.map(|server| server_status(world, server)).or_else(|| former.server.clone()),
-        boot_revision: current.map_or_else(|| former.boot_revision.clone(), |server| server.boot_revision.clone()),
+        server: current
+            .map(|server| server_status(world, server))
+            .or_else(|| former.server.clone()),
+        boot_revision: current.map_or_else(
+            || former.boot_revision.clone(),
+            |server| server.boot_revision.clone(),
+        ),
         config_revision: applied.as_ref().map(|(config, _)| config.clone()),
         secrets_tag: applied.map(|(_, tag)| tag),
     };
@@ -40,7 +53,9 @@ pub fn status(world: &World, current: Option<&ServerView>, stage: &Stage, genera
 fn phase(stage: &Stage) -> &'static str {
     match stage {
         Stage::Waiting(..) => "Pending",
-        Stage::Creating | Stage::Booting(_) | Stage::Installing(_) | Stage::Troubled(..) => "Provisioning",
+        Stage::Creating | Stage::Booting(_) | Stage::Installing(_) | Stage::Troubled(..) => {
+            "Provisioning"
+        }
         Stage::Configuring => "Configuring",
         Stage::Serving(_) => "Ready",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
@@ -59,7 +74,10 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
         server_type: Some(server.server_type.clone()),
         location: Some(server.location.clone()),
         created_at: server.created_at.map(Time),
-        host_key: world.pinned(server).map(str::to_owned).or_else(|| server.guest.proven.clone()),
+        host_key: world
+            .pinned(server)
+            .map(str::to_owned)
+            .or_else(|| server.guest.proven.clone()),
     }
 }
 
@@ -89,7 +107,12 @@ fn ready(world: &World, spoken: bool, stage: &Stage) -> Condition {
     let was = is_true(&world.status.conditions, ConditionType::Ready);
     match stage {
         Stage::Serving(_) => condition(ConditionType::Ready, Some(true), "Serving", ""),
-        Stage::Configuring if was && spoken => condition(ConditionType::Ready, Some(true), "Serving", "is given its new configuration"),
+        Stage::Configuring if was && spoken => condition(
+            ConditionType::Ready,
+            Some(true),
+            "Serving",
+            "is given its new configuration",
+        ),
         _ => condition(ConditionType::Ready, Some(false), reason, message),
     }
 }
@@ -98,15 +121,26 @@ fn healthy(world: &World, current: Option<&ServerView>, stage: &Stage) -> Condit
     let (reason, message) = words(stage);
     let was = is_true(&world.status.conditions, ConditionType::Healthy);
     let said = current.and_then(|server| {
-        let configured = server.guest.configured.as_ref().map(|configured| configured.outcome == Ok(true));
+        let configured = server
+            .guest
+            .configured
+            .as_ref()
+            .map(|configured| configured.outcome == Ok(true));
         configured.or_else(|| server.guest.hello.as_ref().map(|hello| hello.active))
     });
     match (stage, said) {
-        (Stage::Serving(_), None | Some(true)) => condition(ConditionType::Healthy, Some(true), "UnitActive", ""),
-        (Stage::Serving(_), Some(false)) => {
-            condition(ConditionType::Healthy, Some(false), "UnitInactive", "the agent's unit is not active")
+        (Stage::Serving(_), None | Some(true)) => {
+            condition(ConditionType::Healthy, Some(true), "UnitActive", "")
         }
-        (Stage::Configuring, _) if was => condition(ConditionType::Healthy, Some(true), "UnitActive", ""),
+        (Stage::Serving(_), Some(false)) => condition(
+            ConditionType::Healthy,
+            Some(false),
+            "UnitInactive",
+            "the agent's unit is not active",
+        ),
+        (Stage::Configuring, _) if was => {
+            condition(ConditionType::Healthy, Some(true), "UnitActive", "")
+        }
         _ => condition(ConditionType::Healthy, Some(false), reason, message),
     }
 }
@@ -114,7 +148,12 @@ fn healthy(world: &World, current: Option<&ServerView>, stage: &Stage) -> Condit
 fn up_to_date(stage: &Stage) -> Condition {
     match stage {
         Stage::Serving(None) => condition(ConditionType::UpToDate, Some(true), "AsDeclared", ""),
-        Stage::Serving(Some((reason, message))) => condition(ConditionType::UpToDate, Some(false), reason, message.clone()),
+        Stage::Serving(Some((reason, message))) => condition(
+            ConditionType::UpToDate,
+            Some(false),
+            reason,
+            message.clone(),
+        ),
         _ => {
             let (reason, message) = words(stage);
             condition(ConditionType::UpToDate, Some(false), reason, message)
@@ -124,7 +163,10 @@ fn up_to_date(stage: &Stage) -> Condition {
 
 fn stalled(stage: &Stage) -> Condition {
     let (reason, message) = words(stage);
-    let stuck = matches!(stage, Stage::Stalled(..) | Stage::InstallFailed(_) | Stage::ConfigureFailed(..));
+    let stuck = matches!(
+        stage,
+        Stage::Stalled(..) | Stage::InstallFailed(_) | Stage::ConfigureFailed(..)
+    );
     match stuck {
         true => condition(ConditionType::Stalled, Some(true), reason, message),
         false => condition(ConditionType::Stalled, Some(false), "Progressing", ""),
@@ -132,7 +174,12 @@ fn stalled(stage: &Stage) -> Condition {
 }
 
 fn installed(world: &World, server: &ServerView) -> bool {
-    world.pinned(server).is_some() && server.guest.hello.as_ref().is_some_and(|hello| hello.phase == InstallPhase::Done)
+    world.pinned(server).is_some()
+        && server
+            .guest
+            .hello
+            .as_ref()
+            .is_some_and(|hello| hello.phase == InstallPhase::Done)
 }
 
 /// Reason and message of a stage.
@@ -147,7 +194,10 @@ pub fn words(stage: &Stage) -> (&str, String) {
         Stage::Booting(message) => ("Booting", message.clone()),
         Stage::Installing(step) => ("Installing", format!("installs: {step}")),
         Stage::InstallFailed(message) => ("InstallFailed", message.clone()),
-        Stage::Configuring => ("Configuring", "configuration and secrets are on their way".into()),
+        Stage::Configuring => (
+            "Configuring",
+            "configuration and secrets are on their way".into(),
+        ),
         Stage::Serving(_) => ("Serving", String::new()),
         Stage::Gone => ("Gone", "nothing of it is left".into()),
     }

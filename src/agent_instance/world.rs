@@ -301,12 +301,19 @@ impl World {
             self.record().map(|record| number(record.incarnation)),
             self.voice().and_then(|voice| voice.incarnation).map(number),
         ];
-        recorded.into_iter().flatten().chain(self.servers.iter().map(|server| server.incarnation)).max().unwrap_or_default()
+        recorded
+            .into_iter()
+            .flatten()
+            .chain(self.servers.iter().map(|server| server.incarnation))
+            .max()
+            .unwrap_or_default()
     }
 
     /// The incarnation that holds the voice by the record.
     pub fn voice_holder(&self) -> Option<u32> {
-        self.voice()?.incarnation.and_then(|n| u32::try_from(n).ok())
+        self.voice()?
+            .incarnation
+            .and_then(|n| u32::try_from(n).ok())
     }
 
     /// A project by its name.
@@ -316,22 +323,47 @@ impl World {
 
     /// The host key that is pinned for a server.
     pub fn pinned(&self, server: &ServerView) -> Option<&str> {
-        self.status.server.as_ref().filter(|known| known.id == server.id)?.host_key.as_deref()
+        self.status
+            .server
+            .as_ref()
+            .filter(|known| known.id == server.id)?
+            .host_key
+            .as_deref()
     }
 
     /// The config revision and secrets tag that a server has, by its own last word or else by the status.
     pub fn applied(&self, server: &ServerView) -> Option<(String, String)> {
-        let configured = server.guest.configured.as_ref().filter(|configured| configured.outcome.is_ok());
-        let said = || server.guest.hello.as_ref().and_then(|hello| hello.applied.clone());
-        let known = || {
-            self.status.server.as_ref().filter(|known| known.id == server.id)?;
-            self.status.config_revision.clone().zip(self.status.secrets_tag.clone())
+        let configured = server
+            .guest
+            .configured
+            .as_ref()
+            .filter(|configured| configured.outcome.is_ok());
+        let said = || {
+            server
+                .guest
+                .hello
+                .as_ref()
+                .and_then(|hello| hello.applied.clone())
         };
-        configured.map(|configured| configured.sent.clone()).or_else(said).or_else(known)
+        let known = || {
+            self.status
+                .server
+                .as_ref()
+                .filter(|known| known.id == server.id)?;
+            self.status
+                .config_revision
+                .clone()
+                .zip(self.status.secrets_tag.clone())
+        };
+        configured
+            .map(|configured| configured.sent.clone())
+            .or_else(said)
+            .or_else(known)
     }
 
     /// What the server that holds the voice has applied: it runs the agent.
     pub fn spoken(&self, server: &ServerView) -> Option<(String, String)> {
-        self.applied(server).filter(|_| self.voice_holder() == Some(server.incarnation))
+        self.applied(server)
+            .filter(|_| self.voice_holder() == Some(server.incarnation))
     }
 }

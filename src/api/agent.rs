@@ -23,7 +23,13 @@ pub struct AgentSpec {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sudo: bool,
     /// Distribution packages to install.
-    #[schemars(length(max = 128), inner(length(min = 1, max = 128), regex(pattern = r"^[a-z0-9][a-z0-9+.:=~-]*$")))]
+    #[schemars(
+        length(max = 128),
+        inner(
+            length(min = 1, max = 128),
+            regex(pattern = r"^[a-z0-9][a-z0-9+.:=~-]*$")
+        )
+    )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<String>,
@@ -54,7 +60,10 @@ pub struct AgentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<String>,
     /// Time zone such as `Europe/Berlin`; UTC when unset.
-    #[schemars(length(max = 64), regex(pattern = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$"))]
+    #[schemars(
+        length(max = 64),
+        regex(pattern = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")
+    )]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
     /// A cloud-config document merged on top of what agentfleet sends. Hetzner lets anybody on the server read it: no secrets.
@@ -82,14 +91,23 @@ fn default_user() -> String {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
     /// URL that `git clone` takes. Credentials do not belong here: everybody who can read the class sees them.
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^(https?|git|ssh|file)://[^\s@]+$"))]
+    #[schemars(
+        length(min = 1, max = 512),
+        regex(pattern = r"^(https?|git|ssh|file)://[^\s@]+$")
+    )]
     pub url: String,
     /// Branch, tag or commit.
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$"))]
+    #[schemars(
+        length(min = 1, max = 128),
+        regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")
+    )]
     #[serde(rename = "ref")]
     pub reference: String,
     /// Directory of the clone; absolute.
-    #[schemars(length(min = 2, max = 256), regex(pattern = r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$"))]
+    #[schemars(
+        length(min = 2, max = 256),
+        regex(pattern = r"^(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$")
+    )]
     pub directory: String,
 }
 
@@ -98,7 +116,10 @@ pub struct Source {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlainFile {
     /// Absolute path.
-    #[schemars(length(min = 2, max = 256), regex(pattern = r"^(/[A-Za-z0-9._@+-]*[A-Za-z0-9_@+-])+$"))]
+    #[schemars(
+        length(min = 2, max = 256),
+        regex(pattern = r"^(/[A-Za-z0-9._@+-]*[A-Za-z0-9_@+-])+$")
+    )]
     pub path: String,
     /// Octal mode, such as `0644`.
     #[schemars(length(max = 4), regex(pattern = r"^0?[0-7]{3}$"))]
@@ -123,7 +144,10 @@ fn plain_mode() -> String {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Service {
     /// Name of the unit without `.service`.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    )]
     #[x_kube(validation = Rule::new("!self.startsWith('agentfleet')").message("agent.service.name must not begin with agentfleet: those units are the operator's"))]
     #[serde(default = "default_user")]
     pub name: String,
@@ -146,7 +170,10 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_directory: Option<String>,
     /// Paths of EnvironmentFiles; usually secret files of form `env`.
-    #[schemars(length(max = 16), inner(length(min = 2, max = 256), regex(pattern = r"^/")))]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 2, max = 256), regex(pattern = r"^/"))
+    )]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub environment_files: Vec<String>,
     /// When systemd starts the agent again; `Always` when unset.
@@ -173,7 +200,10 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_stop_sec: Option<Duration>,
     /// KillMode= of the unit: `control-group`, `mixed`, `process` or `none`.
-    #[schemars(length(max = 16), regex(pattern = r"^(control-group|mixed|process|none)$"))]
+    #[schemars(
+        length(max = 16),
+        regex(pattern = r"^(control-group|mixed|process|none)$")
+    )]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill_mode: Option<String>,
     /// KillSignal= of the unit, such as `SIGTERM`.
@@ -191,7 +221,10 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protect_system: Option<String>,
     /// Directories that stay writable under `protectSystem: strict`.
-    #[schemars(length(max = 16), inner(length(min = 2, max = 256), regex(pattern = r"^/")))]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 2, max = 256), regex(pattern = r"^/"))
+    )]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub read_write_paths: Vec<String>,
     /// Name of the agent in the journal.
@@ -233,7 +266,10 @@ pub struct SecretKey {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretFile {
     /// Absolute path.
-    #[schemars(length(min = 2, max = 256), regex(pattern = r"^(/[A-Za-z0-9._@+-]*[A-Za-z0-9_@+-])+$"))]
+    #[schemars(
+        length(min = 2, max = 256),
+        regex(pattern = r"^(/[A-Za-z0-9._@+-]*[A-Za-z0-9_@+-])+$")
+    )]
     pub path: String,
     /// Octal mode; `0600` when unset.
     #[schemars(length(max = 4), regex(pattern = r"^0?[0-7]{3}$"))]

@@ -98,7 +98,9 @@ pub enum Bootstrap {
 }
 
 /// A part of a class that an instance may override.
-#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub enum Override {
     /// `overrides.serverTypes`.
     ServerTypes,
@@ -137,7 +139,10 @@ pub struct FirewallRule {
     /// Protocol.
     pub protocol: Protocol,
     /// A port such as `443`, or a range such as `8000-8010`.
-    #[schemars(length(min = 1, max = 11), regex(pattern = r"^[0-9]{1,5}(-[0-9]{1,5})?$"))]
+    #[schemars(
+        length(min = 1, max = 11),
+        regex(pattern = r"^[0-9]{1,5}(-[0-9]{1,5})?$")
+    )]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<String>,
     /// Networks in CIDR form: sources of inbound, destinations of outbound traffic.
@@ -189,7 +194,11 @@ pub struct Lifecycle {
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { first_contact_timeout: Duration::from_secs(300), provision_timeout: Duration::from_secs(900), disk: Disk::default() }
+        Self {
+            first_contact_timeout: Duration::from_secs(300),
+            provision_timeout: Duration::from_secs(900),
+            disk: Disk::default(),
+        }
     }
 }
 

@@ -52,10 +52,17 @@ impl ConditionType {
 }
 
 /// A condition that was just found; `None` is `Unknown`. [`set_condition`] gives it its transition time.
-pub fn condition(kind: ConditionType, status: Option<bool>, reason: &str, message: impl Into<String>) -> Condition {
+pub fn condition(
+    kind: ConditionType,
+    status: Option<bool>,
+    reason: &str,
+    message: impl Into<String>,
+) -> Condition {
     Condition {
         type_: kind.as_str().into(),
-        status: status.map_or("Unknown", |yes| if yes { "True" } else { "False" }).into(),
+        status: status
+            .map_or("Unknown", |yes| if yes { "True" } else { "False" })
+            .into(),
         reason: reason.into(),
         message: message.into(),
         observed_generation: None,
@@ -64,7 +71,12 @@ pub fn condition(kind: ConditionType, status: Option<bool>, reason: &str, messag
 }
 
 /// Puts a condition into a list; its transition time is kept unless the status changed.
-pub fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition, generation: Option<i64>, now: Timestamp) {
+pub fn set_condition(
+    conditions: &mut Vec<Condition>,
+    mut new: Condition,
+    generation: Option<i64>,
+    now: Timestamp,
+) {
     new.observed_generation = generation;
     let old = conditions.iter_mut().find(|old| old.type_ == new.type_);
     new.last_transition_time = match &old {
@@ -79,7 +91,9 @@ pub fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition, genera
 
 /// Whether a condition of this type stands at `True`.
 pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
-    conditions.iter().any(|condition| condition.type_ == kind.as_str() && condition.status == "True")
+    conditions
+        .iter()
+        .any(|condition| condition.type_ == kind.as_str() && condition.status == "True")
 }
 
 /// Kubernetes keeps whole seconds; anything finer would never compare equal to what was read back.
@@ -98,11 +112,35 @@ mod tests {
     #[test]
     fn transition_time_moves_only_with_the_status() {
         let mut conditions = vec![];
-        set_condition(&mut conditions, condition(ConditionType::Ready, Some(false), "Booting", "boots"), Some(1), at(10));
-        set_condition(&mut conditions, condition(ConditionType::Ready, Some(false), "Installing", "installs"), Some(1), at(20));
-        assert_eq!((conditions[0].last_transition_time.0, conditions[0].reason.as_str()), (at(10), "Installing"));
-        set_condition(&mut conditions, condition(ConditionType::Ready, Some(true), "Ready", ""), Some(2), at(30));
-        assert_eq!((conditions.len(), conditions[0].last_transition_time.0), (1, at(30)));
+        set_condition(
+            &mut conditions,
+            condition(ConditionType::Ready, Some(false), "Booting", "boots"),
+            Some(1),
+            at(10),
+        );
+        set_condition(
+            &mut conditions,
+            condition(ConditionType::Ready, Some(false), "Installing", "installs"),
+            Some(1),
+            at(20),
+        );
+        assert_eq!(
+            (
+                conditions[0].last_transition_time.0,
+                conditions[0].reason.as_str()
+            ),
+            (at(10), "Installing")
+        );
+        set_condition(
+            &mut conditions,
+            condition(ConditionType::Ready, Some(true), "Ready", ""),
+            Some(2),
+            at(30),
+        );
+        assert_eq!(
+            (conditions.len(), conditions[0].last_transition_time.0),
+            (1, at(30))
+        );
         assert!(is_true(&conditions, ConditionType::Ready));
     }
 }

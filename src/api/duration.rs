@@ -38,10 +38,17 @@ impl FromStr for Duration {
                 continue;
             };
             let number: u64 = number.parse().map_err(|_| invalid())?;
-            total = number.checked_mul(seconds).and_then(|more| total.checked_add(more)).ok_or_else(invalid)?;
+            total = number
+                .checked_mul(seconds)
+                .and_then(|more| total.checked_add(more))
+                .ok_or_else(invalid)?;
             rest = after;
         }
-        if text.is_empty() || !rest.is_empty() { Err(invalid()) } else { Ok(Self(total)) }
+        if text.is_empty() || !rest.is_empty() {
+            Err(invalid())
+        } else {
+            Ok(Self(total))
+        }
     }
 }
 
@@ -53,7 +60,11 @@ impl fmt::Display for Duration {
                 write!(f, "{number}{unit}")?;
             }
         }
-        if seconds > 0 || self.0 == 0 { write!(f, "{seconds}s") } else { Ok(()) }
+        if seconds > 0 || self.0 == 0 {
+            write!(f, "{seconds}s")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -65,7 +76,9 @@ impl Serialize for Duration {
 
 impl<'de> Deserialize<'de> for Duration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Cow::<str>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        Cow::<str>::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -89,9 +102,13 @@ mod tests {
 
     #[test]
     fn durations_read_and_print_as_people_write_them() {
-        for (text, seconds, printed) in
-            [("90s", 90, "1m30s"), ("5m", 300, "5m"), ("1h30m", 5400, "1h30m"), ("0s", 0, "0s"), ("72h", 259_200, "72h")]
-        {
+        for (text, seconds, printed) in [
+            ("90s", 90, "1m30s"),
+            ("5m", 300, "5m"),
+            ("1h30m", 5400, "1h30m"),
+            ("0s", 0, "0s"),
+            ("72h", 259_200, "72h"),
+        ] {
             let duration: Duration = text.parse().unwrap();
             assert_eq!(duration, Duration::from_secs(seconds));
             assert_eq!(duration.to_string(), printed);
@@ -100,8 +117,21 @@ mod tests {
 
     #[test]
     fn what_is_not_a_duration_is_refused() {
-        for text in ["", "5", "m", "5m5h", "1.5h", "-3s", "99999999999999999999h", "5d"] {
-            assert_eq!(text.parse::<Duration>(), Err(InvalidDuration(text.into())), "{text}");
+        for text in [
+            "",
+            "5",
+            "m",
+            "5m5h",
+            "1.5h",
+            "-3s",
+            "99999999999999999999h",
+            "5d",
+        ] {
+            assert_eq!(
+                text.parse::<Duration>(),
+                Err(InvalidDuration(text.into())),
+                "{text}"
+            );
         }
     }
 }

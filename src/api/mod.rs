@@ -13,12 +13,18 @@ mod hetzner_project;
 
 pub use agent::{AgentSpec, EnvFile, PlainFile, Restart, SecretFile, SecretKey, Service, Source};
 pub use agent_class::{
-    AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall, FirewallRule, Lifecycle, Limits, Override, Protocol,
+    AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall,
+    FirewallRule, Lifecycle, Limits, Override, Protocol,
 };
-pub use agent_instance::{AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Overrides, ProvisioningRecord, ServerStatus, VoiceRecord};
+pub use agent_instance::{
+    AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Overrides, ProvisioningRecord,
+    ServerStatus, VoiceRecord,
+};
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};
-pub use hetzner_project::{HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef};
+pub use hetzner_project::{
+    HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef,
+};
 
 use kube::CustomResourceExt as _;
 
@@ -36,11 +42,15 @@ pub const ADOPT_ANNOTATION: &str = "agentfleet.dev/adopt";
 /// # Errors
 /// Fails only when a schema cannot be written as YAML, which would be a defect of this module.
 pub fn crds() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
-    [HetznerProject::crd(), AgentClass::crd(), AgentInstance::crd()]
-        .into_iter()
-        .map(|crd| {
-            let file = format!("{}.yaml", crd.spec.names.plural);
-            Ok((file, serde_saphyr::to_string(&crd)?))
-        })
-        .collect()
+    [
+        HetznerProject::crd(),
+        AgentClass::crd(),
+        AgentInstance::crd(),
+    ]
+    .into_iter()
+    .map(|crd| {
+        let file = format!("{}.yaml", crd.spec.names.plural);
+        Ok((file, serde_saphyr::to_string(&crd)?))
+    })
+    .collect()
 }

@@ -7,13 +7,17 @@ impl Look<'_> {
         match (self.world.known, &self.world.status.server) {
             (Known::Unseen, Some(server)) => self.confirm_gone(&server.project, server.id),
             (Known::Relabelled, Some(server)) => stalled_relabelled(server),
-            (Known::Gone, Some(server)) if self.held_voice(server.incarnation) => Plan::wait(server_lost(server)),
+            (Known::Gone, Some(server)) if self.held_voice(server.incarnation) => {
+                Plan::wait(server_lost(server))
+            }
             _ => self.create(),
         }
     }
 
     fn held_voice(&self, incarnation: i64) -> bool {
-        self.world.voice().is_some_and(|voice| voice.incarnation == Some(incarnation))
+        self.world
+            .voice()
+            .is_some_and(|voice| voice.incarnation == Some(incarnation))
     }
 
     fn create(&self) -> Plan {
@@ -23,7 +27,9 @@ impl Look<'_> {
         };
         match self.world.record() {
             None => self.announce_next(agent),
-            Some(record) if self.is_over(record) => self.after_settling(record, || self.announce_next(agent)),
+            Some(record) if self.is_over(record) => {
+                self.after_settling(record, || self.announce_next(agent))
+            }
             Some(record) => self.pursue(record, agent),
         }
     }
@@ -34,10 +40,20 @@ impl Look<'_> {
         match &self.world.secrets {
             SecretsView::Met { .. } => {}
             SecretsView::Unmet(reason, message) => return Err((*reason, message.clone())),
-            SecretsView::Unknown => return Err(("SecretUnread", "the Secret was not read yet".into())),
+            SecretsView::Unknown => {
+                return Err(("SecretUnread", "the Secret was not read yet".into()));
+            }
         }
-        match agent.projects.iter().map(|name| (name, self.world.project(name))).find(|(_, view)| !view.is_some_and(|view| view.synced)) {
-            Some((name, _)) => Err(self.usable(name).err().unwrap_or(("ProjectNotListed", name.clone()))),
+        match agent
+            .projects
+            .iter()
+            .map(|name| (name, self.world.project(name)))
+            .find(|(_, view)| !view.is_some_and(|view| view.synced))
+        {
+            Some((name, _)) => Err(self
+                .usable(name)
+                .err()
+                .unwrap_or(("ProjectNotListed", name.clone()))),
             None => Ok(agent),
         }
     }
@@ -45,33 +61,68 @@ impl Look<'_> {
     /// Whether nothing more will come of a record: its server came and went, or was refused where another may be had.
     fn is_over(&self, record: &ProvisioningRecord) -> bool {
         let attempt = &self.world.attempt;
-        let refused = matches!(attempt.outcome, SendOutcome::OutOfStock | SendOutcome::Refused) && attempt.sent == Some(record.at.0);
-        let existed = self.world.status.server.as_ref().is_some_and(|server| server.incarnation >= record.incarnation);
+        let refused = matches!(
+            attempt.outcome,
+            SendOutcome::OutOfStock | SendOutcome::Refused
+        ) && attempt.sent == Some(record.at.0);
+        let existed = self
+            .world
+            .status
+            .server
+            .as_ref()
+            .is_some_and(|server| server.incarnation >= record.incarnation);
         let overtaken = i64::from(self.world.incarnation()) > record.incarnation;
         refused || existed || overtaken || attempt.outcome == SendOutcome::Created
     }
 
     /// Waits until no request of a record can take effect any more, then looks once more (I1).
-    pub(super) fn after_settling(&self, record: &ProvisioningRecord, then: impl FnOnce() -> Plan) -> Plan {
-        let Some(until) = self.world.attempt.unsettled_until else { return then() };
+    pub(super) fn after_settling(
+        &self,
+        record: &ProvisioningRecord,
+        then: impl FnOnce() -> Plan,
+    ) -> Plan {
+        let Some(until) = self.world.attempt.unsettled_until else {
+            return then();
+        };
         if until > self.now {
-            return Plan::wait(Stage::Waiting("Settling", format!("the outcome of the request for {} is awaited", record.server_name)))
-                .until(until);
+            return Plan::wait(Stage::Waiting(
+                "Settling",
+                format!(
+                    "the outcome of the request for {} is awaited",
+                    record.server_name
+                ),
+            ))
+            .until(until);
         }
-        let listed = self.world.project(&record.project).and_then(|project| project.listed_at);
+        let listed = self
+            .world
+            .project(&record.project)
+            .and_then(|project| project.listed_at);
         let looked = self.world.attempt.looked_up.as_ref().map(|look| look.at);
-        if listed.max(looked) > Some(until) { then() } else { self.look_up(record) }
+        if listed.max(looked) > Some(until) {
+            then()
+        } else {
+            self.look_up(record)
+        }
     }
 
     fn look_up(&self, record: &ProvisioningRecord) -> Plan {
-        let step = Step::LookUp { project: record.project.clone(), name: record.server_name.clone() };
+        let step = Step::LookUp {
+            project: record.project.clone(),
+            name: record.server_name.clone(),
+        };
         self.at_hetzner(&record.project, step, Stage::Creating)
     }
 
     /// Goes on with the server that the record names. One written record permits one request; after an answer that was lost, the name is looked
     /// up before the next (I1).
     fn pursue(&self, record: &ProvisioningRecord, agent: &Agent) -> Plan {
-        let Attempt { announced, sent, looked_up, .. } = &self.world.attempt;
+        let Attempt {
+            announced,
+            sent,
+            looked_up,
+            ..
+        } = &self.world.attempt;
         if let Err((reason, message)) = self.usable(&record.project) {
             return Plan::wait(Stage::Waiting(reason, message));
         }
@@ -80,21 +131,35 @@ impl Look<'_> {
         }
         match looked_up {
             Some(look) if look.foreign.is_some() => self.name_taken(record, look.foreign, look.at),
-            Some(_) if self.still_offered(record, agent) => self.announce(ProvisioningRecord { at: MicroTime(self.now), ..record.clone() }),
+            Some(_) if self.still_offered(record, agent) => self.announce(ProvisioningRecord {
+                at: MicroTime(self.now),
+                ..record.clone()
+            }),
             Some(_) => self.after_settling(record, || self.announce_next(agent)),
             None => self.look_up(record),
         }
     }
 
     fn send(&self, record: &ProvisioningRecord) -> Plan {
-        match self.world.project(&record.project).and_then(|project| project.creates_held.clone()) {
-            Some((reason, message, until)) => Plan::wait(Stage::Waiting(reason, message)).until(until),
+        match self
+            .world
+            .project(&record.project)
+            .and_then(|project| project.creates_held.clone())
+        {
+            Some((reason, message, until)) => {
+                Plan::wait(Stage::Waiting(reason, message)).until(until)
+            }
             None => Plan::act(Step::CreateServer(record.clone()), Stage::Creating),
         }
     }
 
     /// A server that is not ours bears the name: it is never touched, and the name is not asked for again before it is free (I3).
-    fn name_taken(&self, record: &ProvisioningRecord, foreign: Option<i64>, looked: Timestamp) -> Plan {
+    fn name_taken(
+        &self,
+        record: &ProvisioningRecord,
+        foreign: Option<i64>,
+        looked: Timestamp,
+    ) -> Plan {
         let stage = Stage::Stalled(
             "NameTaken",
             format!(
@@ -105,12 +170,21 @@ impl Look<'_> {
             ),
         );
         let again = looked + SLOW;
-        if again > self.now { Plan::wait(stage).until(again) } else { Plan { stage, ..self.look_up(record) } }
+        if again > self.now {
+            Plan::wait(stage).until(again)
+        } else {
+            Plan {
+                stage,
+                ..self.look_up(record)
+            }
+        }
     }
 
     fn still_offered(&self, record: &ProvisioningRecord, agent: &Agent) -> bool {
         agent.projects.contains(&record.project)
-            && agent.offers.iter().any(|offer| offer.server_type == record.server_type && offer.location == record.location)
+            && agent.offers.iter().any(|offer| {
+                offer.server_type == record.server_type && offer.location == record.location
+            })
     }
 
     fn announce(&self, record: ProvisioningRecord) -> Plan {
@@ -140,10 +214,22 @@ impl Look<'_> {
     }
 
     fn opening(&self, name: &str) -> Result<(&ProjectView, &Offer), Refusal> {
-        self.usable(name).map_err(|(reason, message)| Refusal { reason, message, until: None })?;
-        let project = self.world.project(name).ok_or_else(|| Refusal { reason: "ProjectMissing", message: name.into(), until: None })?;
+        self.usable(name).map_err(|(reason, message)| Refusal {
+            reason,
+            message,
+            until: None,
+        })?;
+        let project = self.world.project(name).ok_or_else(|| Refusal {
+            reason: "ProjectMissing",
+            message: name.into(),
+            until: None,
+        })?;
         if let Some((reason, message, until)) = &project.creates_held {
-            return Err(Refusal { reason, message: message.clone(), until: Some(*until) });
+            return Err(Refusal {
+                reason,
+                message: message.clone(),
+                until: Some(*until),
+            });
         }
         if !project.firewall {
             return Err(Refusal {
@@ -176,9 +262,14 @@ struct Refusal {
 }
 
 fn no_opening(refusals: Vec<Refusal>) -> Plan {
-    let reason = refusals.first().map_or("NoProject", |refusal| refusal.reason);
+    let reason = refusals
+        .first()
+        .map_or("NoProject", |refusal| refusal.reason);
     let until = refusals.iter().filter_map(|refusal| refusal.until).min();
-    let message: Vec<_> = refusals.into_iter().map(|refusal| refusal.message).collect();
+    let message: Vec<_> = refusals
+        .into_iter()
+        .map(|refusal| refusal.message)
+        .collect();
     let plan = Plan::wait(Stage::Waiting(reason, message.join("; ")));
     match until {
         Some(until) => plan.until(until),

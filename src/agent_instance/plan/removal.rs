@@ -12,7 +12,9 @@ impl Look<'_> {
         }
         match (self.world.known, &self.world.status.server) {
             (Known::Unseen, Some(server)) => self.confirm_gone(&server.project, server.id),
-            (Known::Relabelled, Some(server)) => Plan::wait(Stage::Deleting("LabelsChanged", relabelled(server))),
+            (Known::Relabelled, Some(server)) => {
+                Plan::wait(Stage::Deleting("LabelsChanged", relabelled(server)))
+            }
             _ => self.let_go(),
         }
     }
@@ -21,7 +23,11 @@ impl Look<'_> {
     fn let_go(&self) -> Plan {
         let finish = || Plan::act(Step::RemoveFinalizer, Stage::Gone);
         let Some(record) = self.world.record() else {
-            return self.unlisted_project().map_or_else(finish, |(reason, message)| Plan::wait(Stage::Deleting(reason, message)));
+            return self
+                .unlisted_project()
+                .map_or_else(finish, |(reason, message)| {
+                    Plan::wait(Stage::Deleting(reason, message))
+                });
         };
         if self.world.attempt.unsettled_until.is_some()
             && let Err((reason, message)) = self.usable(&record.project)
@@ -32,7 +38,13 @@ impl Look<'_> {
         match plan.stage {
             Stage::Gone => plan,
             _ => Plan {
-                stage: Stage::Deleting("Settling", format!("makes sure that no late request brings {} back", record.server_name)),
+                stage: Stage::Deleting(
+                    "Settling",
+                    format!(
+                        "makes sure that no late request brings {} back",
+                        record.server_name
+                    ),
+                ),
                 ..plan
             },
         }
@@ -40,25 +52,39 @@ impl Look<'_> {
 
     /// Without a record any project may hold a server of ours: all must have been listed.
     fn unlisted_project(&self) -> Option<(&'static str, String)> {
-        self.world.projects.iter().find(|project| !project.synced).and_then(|project| self.usable(&project.name).err())
+        self.world
+            .projects
+            .iter()
+            .find(|project| !project.synced)
+            .and_then(|project| self.usable(&project.name).err())
     }
 
     fn remove(&self, server: &ServerView) -> Plan {
         if server.deleting {
-            return Plan::wait(Stage::Deleting("ServerDeleting", format!("server {} is being deleted", server.id)));
+            return Plan::wait(Stage::Deleting(
+                "ServerDeleting",
+                format!("server {} is being deleted", server.id),
+            ));
         }
         if !server.listed {
             return self.confirm_gone(&server.project, server.id);
         }
         if server.guest.busy {
-            return Plan::wait(Stage::Deleting("Releasing", format!("server {} stops its agent", server.id))).until(self.now + CONTACT);
+            return Plan::wait(Stage::Deleting(
+                "Releasing",
+                format!("server {} stops its agent", server.id),
+            ))
+            .until(self.now + CONTACT);
         }
         match self.release(server) {
             Some(plan) => plan,
             None => self.at_hetzner(
                 &server.project,
                 delete(server),
-                Stage::Deleting("ServerDeleting", format!("server {} is being deleted", server.id)),
+                Stage::Deleting(
+                    "ServerDeleting",
+                    format!("server {} is being deleted", server.id),
+                ),
             ),
         }
     }
@@ -69,10 +95,29 @@ impl Look<'_> {
         let stage = Stage::Deleting("Releasing", format!("server {} stops its agent", server.id));
         self.world.pinned(server)?;
         if voice.incarnation == Some(i64::from(server.incarnation)) {
-            return Some(Plan::act(Step::WriteVoice(VoiceRecord { incarnation: None, epoch: voice.epoch + 1 }), stage));
+            return Some(Plan::act(
+                Step::WriteVoice(VoiceRecord {
+                    incarnation: None,
+                    epoch: voice.epoch + 1,
+                }),
+                stage,
+            ));
         }
-        let untried = server.guest.released.is_none_or(|(epoch, _)| epoch < voice.epoch);
-        let due = voice.incarnation.is_none() && self.world.fresh_epoch == Some(voice.epoch) && untried;
-        due.then(|| Plan::act(Step::Release { server: server.id, incarnation: server.incarnation, epoch: voice.epoch }, stage))
+        let untried = server
+            .guest
+            .released
+            .is_none_or(|(epoch, _)| epoch < voice.epoch);
+        let due =
+            voice.incarnation.is_none() && self.world.fresh_epoch == Some(voice.epoch) && untried;
+        due.then(|| {
+            Plan::act(
+                Step::Release {
+                    server: server.id,
+                    incarnation: server.incarnation,
+                    epoch: voice.epoch,
+                },
+                stage,
+            )
+        })
     }
 }

@@ -26,26 +26,46 @@ impl Look<'_> {
         if self.world.voice_holder() != Some(current.incarnation) {
             return vec![];
         }
-        let below = self.own().filter(|server| server.incarnation < current.incarnation && !server.deleting && server.listed);
-        below.filter(|server| self.usable(&server.project).is_ok()).map(delete).collect()
+        let below = self.own().filter(|server| {
+            server.incarnation < current.incarnation && !server.deleting && server.listed
+        });
+        below
+            .filter(|server| self.usable(&server.project).is_ok())
+            .map(delete)
+            .collect()
     }
 
     fn towards_serving(&self, server: &ServerView) -> Plan {
         if server.power == Power::Off {
-            let step = Step::PowerOn { project: server.project.clone(), id: server.id };
-            return self.at_hetzner(&server.project, step, Stage::Booting(format!("server {} is off and is powered on", server.id)));
+            let step = Step::PowerOn {
+                project: server.project.clone(),
+                id: server.id,
+            };
+            return self.at_hetzner(
+                &server.project,
+                step,
+                Stage::Booting(format!("server {} is off and is powered on", server.id)),
+            );
         }
         if self.world.pinned(server).is_none() {
             return self.bootstrap(server);
         }
         let hello = server.guest.hello.as_ref();
-        if self.world.voice_holder() == Some(server.incarnation) && self.world.applied(server).is_some() {
+        if self.world.voice_holder() == Some(server.incarnation)
+            && self.world.applied(server).is_some()
+        {
             return self.holder(server);
         }
         match hello.map(|hello| &hello.phase) {
             None => self.contact(server, "has not told how far its installation is"),
-            Some(InstallPhase::Running(step)) => Plan { stage: Stage::Installing(step.clone()), ..self.contact(server, "") },
-            Some(InstallPhase::Failed(why)) => Plan { stage: Stage::InstallFailed(why.clone()), ..self.contact(server, "") },
+            Some(InstallPhase::Running(step)) => Plan {
+                stage: Stage::Installing(step.clone()),
+                ..self.contact(server, "")
+            },
+            Some(InstallPhase::Failed(why)) => Plan {
+                stage: Stage::InstallFailed(why.clone()),
+                ..self.contact(server, "")
+            },
             Some(InstallPhase::Done) => self.holder(server),
         }
     }
@@ -56,35 +76,58 @@ impl Look<'_> {
         if server.guest.proven.is_some() {
             return Plan::wait(Stage::Booting("its host key is proven".into()));
         }
-        let waits_for_call = self.class().is_ok_and(|agent| agent.boot.bootstrap == Bootstrap::PhoneHome) && self.is_booting(server);
+        let waits_for_call = self
+            .class()
+            .is_ok_and(|agent| agent.boot.bootstrap == Bootstrap::PhoneHome)
+            && self.is_booting(server);
         if waits_for_call {
-            return Plan::wait(Stage::Booting("waits for the server to post its host key".into())).until(self.now + CONTACT);
+            return Plan::wait(Stage::Booting(
+                "waits for the server to post its host key".into(),
+            ))
+            .until(self.now + CONTACT);
         }
         self.contact(server, "has not answered yet")
     }
 
     /// Whether the record in hand is this server's, so that the proof it was born with counts.
     fn is_booting(&self, server: &ServerView) -> bool {
-        self.world.record().is_some_and(|record| record.server_name == server.name) && self.world.voice_holder() != Some(server.incarnation)
+        self.world
+            .record()
+            .is_some_and(|record| record.server_name == server.name)
+            && self.world.voice_holder() != Some(server.incarnation)
     }
 
     pub(super) fn contact(&self, server: &ServerView, what: &str) -> Plan {
         let guest = &server.guest;
         let stage = self.contact_stage(server, what);
-        let fails_since =
-            guest.contact.as_ref().filter(|(problem, _)| !matches!(problem, ContactProblem::Silent(_)) || self.overdue(server));
+        let fails_since = guest.contact.as_ref().filter(|(problem, _)| {
+            !matches!(problem, ContactProblem::Silent(_)) || self.overdue(server)
+        });
         match fails_since {
             _ if guest.busy => Plan::wait(stage),
             Some((_, at)) if *at + CONTACT > self.now => Plan::wait(stage).until(*at + CONTACT),
-            _ => Plan::act(Step::Hello { server: server.id, incarnation: server.incarnation }, stage),
+            _ => Plan::act(
+                Step::Hello {
+                    server: server.id,
+                    incarnation: server.incarnation,
+                },
+                stage,
+            ),
         }
     }
 
     fn contact_stage(&self, server: &ServerView, what: &str) -> Stage {
-        let overdue = if self.overdue(server) { "; this takes longer than lifecycle.firstContactTimeout" } else { "" };
+        let overdue = if self.overdue(server) {
+            "; this takes longer than lifecycle.firstContactTimeout"
+        } else {
+            ""
+        };
         match server.guest.contact.as_ref().map(|(problem, _)| problem) {
             None => Stage::Booting(format!("server {} {what}{overdue}", server.id)),
-            Some(ContactProblem::Silent(why)) => Stage::Booting(format!("server {} does not answer ({why}){overdue}", server.id)),
+            Some(ContactProblem::Silent(why)) => Stage::Booting(format!(
+                "server {} does not answer ({why}){overdue}",
+                server.id
+            )),
             Some(ContactProblem::WrongProof(why)) => Stage::Troubled(
                 "HostKeyUnproven",
                 format!(
@@ -99,14 +142,22 @@ impl Look<'_> {
                     server.id
                 ),
             ),
-            Some(ContactProblem::LoginRefused(why)) => Stage::Troubled("LoginRefused", format!("server {}: {why}", server.id)),
-            Some(ContactProblem::Garbage(why)) => Stage::Troubled("GuestNotUnderstood", format!("server {}: {why}", server.id)),
+            Some(ContactProblem::LoginRefused(why)) => {
+                Stage::Troubled("LoginRefused", format!("server {}: {why}", server.id))
+            }
+            Some(ContactProblem::Garbage(why)) => {
+                Stage::Troubled("GuestNotUnderstood", format!("server {}: {why}", server.id))
+            }
         }
     }
 
     fn overdue(&self, server: &ServerView) -> bool {
-        let timeout = self.class().map_or(CONTACT, |agent| agent.lifecycle.first_contact_timeout.get());
-        server.created_at.is_none_or(|created| created + timeout < self.now)
+        let timeout = self
+            .class()
+            .map_or(CONTACT, |agent| agent.lifecycle.first_contact_timeout.get());
+        server
+            .created_at
+            .is_none_or(|created| created + timeout < self.now)
     }
 
     /// The guest is installed or was configured before: the voice, then configuration and secrets.
@@ -117,14 +168,25 @@ impl Look<'_> {
         let (agent, tag) = match (self.class(), &self.world.secrets) {
             (Ok(agent), SecretsView::Met { tag }) => (agent, tag),
             (Err((reason, message)), _) => return self.unconfigurable(server, reason, message),
-            (_, SecretsView::Unmet(reason, message)) => return self.unconfigurable(server, reason, message.clone()),
-            (_, SecretsView::Unknown) => return self.unconfigurable(server, "SecretUnread", "the Secret was not read yet".into()),
+            (_, SecretsView::Unmet(reason, message)) => {
+                return self.unconfigurable(server, reason, message.clone());
+            }
+            (_, SecretsView::Unknown) => {
+                return self.unconfigurable(
+                    server,
+                    "SecretUnread",
+                    "the Secret was not read yet".into(),
+                );
+            }
         };
         let wanted = (agent.config_revision.clone(), tag.clone());
         match &server.guest.configured {
             _ if server.guest.busy => Plan::wait(Stage::Configuring),
             Some(configured) if configured.sent == wanted => match &configured.outcome {
-                Err(failure) if failure.lasting => Plan::wait(Stage::ConfigureFailed(failure.reason.clone(), failure.message.clone())),
+                Err(failure) if failure.lasting => Plan::wait(Stage::ConfigureFailed(
+                    failure.reason.clone(),
+                    failure.message.clone(),
+                )),
                 Err(_) => self.configure(server),
                 Ok(_) => self.serving(server, agent),
             },
@@ -136,7 +198,10 @@ impl Look<'_> {
     /// What an armed server says of itself is written down, with its own epoch: the status was lost, or restored from an older day (I12).
     fn record_voice(&self, server: &ServerView) -> Plan {
         let epoch = self.epoch(server);
-        let voice = VoiceRecord { incarnation: Some(i64::from(server.incarnation)), epoch };
+        let voice = VoiceRecord {
+            incarnation: Some(i64::from(server.incarnation)),
+            epoch,
+        };
         Plan::act(Step::WriteVoice(voice), Stage::Configuring)
     }
 
@@ -155,13 +220,24 @@ impl Look<'_> {
 
     /// Each `configure` carries an epoch that was written down first, so that a late one can be told from the present (I11, I13).
     fn configure(&self, server: &ServerView) -> Plan {
-        let voice = self.world.voice().filter(|voice| voice.incarnation == Some(i64::from(server.incarnation)));
+        let voice = self
+            .world
+            .voice()
+            .filter(|voice| voice.incarnation == Some(i64::from(server.incarnation)));
         match voice {
-            Some(voice) if self.world.fresh_epoch == Some(voice.epoch) => {
-                Plan::act(Step::Configure { server: server.id, incarnation: server.incarnation, epoch: voice.epoch }, Stage::Configuring)
-            }
+            Some(voice) if self.world.fresh_epoch == Some(voice.epoch) => Plan::act(
+                Step::Configure {
+                    server: server.id,
+                    incarnation: server.incarnation,
+                    epoch: voice.epoch,
+                },
+                Stage::Configuring,
+            ),
             _ => {
-                let voice = VoiceRecord { incarnation: Some(i64::from(server.incarnation)), epoch: self.epoch(server) + 1 };
+                let voice = VoiceRecord {
+                    incarnation: Some(i64::from(server.incarnation)),
+                    epoch: self.epoch(server) + 1,
+                };
                 Plan::act(Step::WriteVoice(voice), Stage::Configuring)
             }
         }
@@ -170,8 +246,13 @@ impl Look<'_> {
     fn serving(&self, server: &ServerView, agent: &Agent) -> Plan {
         let booted = server.boot_revision.as_deref();
         let outdated = booted.is_some_and(|revision| revision != agent.boot_revision);
-        let note =
-            outdated.then(|| ("NeedsNewServer", "the class changed in what only a new server can take up; this one is kept".to_owned()));
+        let note = outdated.then(|| {
+            (
+                "NeedsNewServer",
+                "the class changed in what only a new server can take up; this one is kept"
+                    .to_owned(),
+            )
+        });
         Plan::wait(Stage::Serving(note))
     }
 }

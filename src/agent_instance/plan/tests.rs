@@ -29,7 +29,10 @@ fn class() -> AgentClass {
 }
 
 fn want() -> Want {
-    let instance = AgentInstance::new("a", serde_json::from_value(serde_json::json!({"className": "small"})).unwrap());
+    let instance = AgentInstance::new(
+        "a",
+        serde_json::from_value(serde_json::json!({"className": "small"})).unwrap(),
+    );
     match Desired::parse(&instance).unwrap() {
         Desired::Present(_, want) => *want,
         Desired::Absent(_) => unreachable!("no deletion timestamp"),
@@ -37,7 +40,11 @@ fn want() -> Want {
 }
 
 fn identity() -> Identity {
-    Identity { namespace: "ns".into(), name: "a".into(), uid: "uid-1".into() }
+    Identity {
+        namespace: "ns".into(),
+        name: "a".into(),
+        uid: "uid-1".into(),
+    }
 }
 
 fn agent() -> Agent {
@@ -45,7 +52,10 @@ fn agent() -> Agent {
 }
 
 fn offer() -> Offer {
-    Offer { server_type: "cx23".into(), location: "nbg1".into() }
+    Offer {
+        server_type: "cx23".into(),
+        location: "nbg1".into(),
+    }
 }
 
 fn project(name: &str) -> ProjectView {
@@ -130,7 +140,12 @@ fn with_server(mut world: World, server: ServerView) -> World {
 
 fn booting() -> World {
     let mut world = recorded(-40);
-    world.attempt = Attempt { sent: Some(at(-40)), announced: Some(at(-40)), outcome: SendOutcome::Created, ..world.attempt };
+    world.attempt = Attempt {
+        sent: Some(at(-40)),
+        announced: Some(at(-40)),
+        outcome: SendOutcome::Created,
+        ..world.attempt
+    };
     with_server(world, server(1))
 }
 
@@ -142,26 +157,40 @@ fn pinned() -> World {
 
 fn installed() -> World {
     let mut world = pinned();
-    world.servers[0].guest.hello = Some(Hello { epoch: 0, ..Hello::default() });
+    world.servers[0].guest.hello = Some(Hello {
+        epoch: 0,
+        ..Hello::default()
+    });
     world
 }
 
 fn voiced(epoch: i64) -> World {
     let mut world = installed();
-    world.status.voice = Some(VoiceRecord { incarnation: Some(1), epoch });
+    world.status.voice = Some(VoiceRecord {
+        incarnation: Some(1),
+        epoch,
+    });
     world
 }
 
 fn serving() -> World {
     let mut world = pinned();
-    world.status.voice = Some(VoiceRecord { incarnation: Some(1), epoch: 3 });
+    world.status.voice = Some(VoiceRecord {
+        incarnation: Some(1),
+        epoch: 3,
+    });
     world.status.config_revision = Some(agent().config_revision);
     world.status.secrets_tag = Some("tag".into());
     world
 }
 
 fn present(world: &World) -> Plan {
-    plan(&Desired::Present(identity(), Box::new(want())), world, FLEET, now())
+    plan(
+        &Desired::Present(identity(), Box::new(want())),
+        world,
+        FLEET,
+        now(),
+    )
 }
 
 fn absent(world: &World) -> Plan {
@@ -194,34 +223,112 @@ fn a_server_is_written_down_before_it_is_asked_for() {
 
 #[test]
 fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
-    let unusable = ProjectView { unusable: Some(("WrongProject", "x".into())), ..project("one") };
-    let unlisted = ProjectView { synced: false, ..project("one") };
-    let held = ProjectView { creates_held: Some(("QuotaExceeded", "x".into(), at(60))), ..project("one") };
-    let bare = ProjectView { firewall: false, ..project("one") };
-    let sold_out = ProjectView { offer: Some(Err(at(60))), ..project("one") };
+    let unusable = ProjectView {
+        unusable: Some(("WrongProject", "x".into())),
+        ..project("one")
+    };
+    let unlisted = ProjectView {
+        synced: false,
+        ..project("one")
+    };
+    let held = ProjectView {
+        creates_held: Some(("QuotaExceeded", "x".into(), at(60))),
+        ..project("one")
+    };
+    let bare = ProjectView {
+        firewall: false,
+        ..project("one")
+    };
+    let sold_out = ProjectView {
+        offer: Some(Err(at(60))),
+        ..project("one")
+    };
     let table = [
-        (changed!(ready_to_create(), class = ClassView::Missing), "ClassMissing"),
-        (changed!(ready_to_create(), class = ClassView::Refused("LimitReached", "5".into())), "LimitReached"),
-        (changed!(ready_to_create(), secrets = SecretsView::Unknown), "SecretUnread"),
-        (changed!(ready_to_create(), secrets = SecretsView::Unmet("SecretMissing", "s".into())), "SecretMissing"),
-        (changed!(ready_to_create(), projects = vec![]), "ProjectMissing"),
-        (changed!(ready_to_create(), projects = vec![unusable.clone(), ProjectView { name: "two".into(), ..unusable }]), "WrongProject"),
-        (changed!(ready_to_create(), projects = vec![unlisted, project("two")]), "ProjectNotListed"),
-        (changed!(ready_to_create(), projects = vec![held.clone(), held]), "QuotaExceeded"),
-        (changed!(ready_to_create(), projects = vec![bare.clone(), bare]), "FirewallNotReady"),
-        (changed!(ready_to_create(), projects = vec![sold_out.clone(), sold_out]), "OutOfStock"),
+        (
+            changed!(ready_to_create(), class = ClassView::Missing),
+            "ClassMissing",
+        ),
+        (
+            changed!(
+                ready_to_create(),
+                class = ClassView::Refused("LimitReached", "5".into())
+            ),
+            "LimitReached",
+        ),
+        (
+            changed!(ready_to_create(), secrets = SecretsView::Unknown),
+            "SecretUnread",
+        ),
+        (
+            changed!(
+                ready_to_create(),
+                secrets = SecretsView::Unmet("SecretMissing", "s".into())
+            ),
+            "SecretMissing",
+        ),
+        (
+            changed!(ready_to_create(), projects = vec![]),
+            "ProjectMissing",
+        ),
+        (
+            changed!(
+                ready_to_create(),
+                projects = vec![
+                    unusable.clone(),
+                    ProjectView {
+                        name: "two".into(),
+                        ..unusable
+                    }
+                ]
+            ),
+            "WrongProject",
+        ),
+        (
+            changed!(ready_to_create(), projects = vec![unlisted, project("two")]),
+            "ProjectNotListed",
+        ),
+        (
+            changed!(ready_to_create(), projects = vec![held.clone(), held]),
+            "QuotaExceeded",
+        ),
+        (
+            changed!(ready_to_create(), projects = vec![bare.clone(), bare]),
+            "FirewallNotReady",
+        ),
+        (
+            changed!(
+                ready_to_create(),
+                projects = vec![sold_out.clone(), sold_out]
+            ),
+            "OutOfStock",
+        ),
     ];
     for (world, expected) in table {
         let plan = present(&world);
-        assert_eq!((plan.steps.as_slice(), reason(&plan).as_str()), ([].as_slice(), expected));
+        assert_eq!(
+            (plan.steps.as_slice(), reason(&plan).as_str()),
+            ([].as_slice(), expected)
+        );
     }
 }
 
 #[test]
 fn the_next_project_is_taken_when_the_first_cannot_have_a_server() {
-    let sold_out = ProjectView { offer: Some(Err(at(60))), ..project("one") };
-    let plan = present(&changed!(ready_to_create(), projects = vec![sold_out, project("two")]));
-    assert_eq!(plan.steps, [Step::Announce(ProvisioningRecord { project: "two".into(), ..record(1, 0) })]);
+    let sold_out = ProjectView {
+        offer: Some(Err(at(60))),
+        ..project("one")
+    };
+    let plan = present(&changed!(
+        ready_to_create(),
+        projects = vec![sold_out, project("two")]
+    ));
+    assert_eq!(
+        plan.steps,
+        [Step::Announce(ProvisioningRecord {
+            project: "two".into(),
+            ..record(1, 0)
+        })]
+    );
 }
 
 #[test]
@@ -230,23 +337,50 @@ fn one_written_record_permits_one_request() {
     world.attempt.announced = Some(at(-1));
     assert_eq!(present(&world).steps, [Step::CreateServer(record(1, -1))]);
     world.attempt.sent = Some(at(-1));
-    let look_up = Step::LookUp { project: "one".into(), name: record(1, -1).server_name };
-    assert_eq!(present(&world).steps, [look_up.clone()], "the answer was lost");
-    world.attempt.looked_up = Some(LookUp { at: at(-1), foreign: None });
-    assert_eq!(present(&world).steps, [Step::Announce(record(1, 0))], "the same name, written down anew");
+    let look_up = Step::LookUp {
+        project: "one".into(),
+        name: record(1, -1).server_name,
+    };
+    assert_eq!(
+        present(&world).steps,
+        [look_up.clone()],
+        "the answer was lost"
+    );
+    world.attempt.looked_up = Some(LookUp {
+        at: at(-1),
+        foreign: None,
+    });
+    assert_eq!(
+        present(&world).steps,
+        [Step::Announce(record(1, 0))],
+        "the same name, written down anew"
+    );
     let found_after_restart = recorded(-500);
-    assert_eq!(present(&found_after_restart).steps, [look_up], "a record of an earlier process");
+    assert_eq!(
+        present(&found_after_restart).steps,
+        [look_up],
+        "a record of an earlier process"
+    );
 }
 
 #[test]
 fn a_refused_place_is_followed_by_the_next_incarnation_at_once() {
     let mut world = recorded(-1);
-    world.attempt =
-        Attempt { incarnation: 1, announced: Some(at(-1)), sent: Some(at(-1)), outcome: SendOutcome::OutOfStock, ..Attempt::default() };
+    world.attempt = Attempt {
+        incarnation: 1,
+        announced: Some(at(-1)),
+        sent: Some(at(-1)),
+        outcome: SendOutcome::OutOfStock,
+        ..Attempt::default()
+    };
     assert_eq!(present(&world).steps, [Step::Announce(record(2, 0))]);
     world.attempt.unsettled_until = Some(at(30));
     let plan = present(&world);
-    assert_eq!((plan.steps.len(), plan.look_again), (0, Some(at(30))), "an earlier request may still take effect");
+    assert_eq!(
+        (plan.steps.len(), plan.look_again),
+        (0, Some(at(30))),
+        "an earlier request may still take effect"
+    );
 }
 
 #[test]
@@ -265,16 +399,28 @@ fn i3_a_foreign_server_of_our_name_is_left_alone_and_the_name_not_asked_for_agai
     let mut world = recorded(-1);
     world.attempt.sent = Some(at(-1));
     world.attempt.announced = Some(at(-1));
-    world.attempt.looked_up = Some(LookUp { at: at(-1), foreign: Some(7) });
+    world.attempt.looked_up = Some(LookUp {
+        at: at(-1),
+        foreign: Some(7),
+    });
     let plan = present(&world);
-    assert_eq!((plan.steps.len(), reason(&plan).as_str(), plan.look_again), (0, "NameTaken", Some(at(599))));
-    world.attempt.looked_up = Some(LookUp { at: at(-700), foreign: Some(7) });
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str(), plan.look_again),
+        (0, "NameTaken", Some(at(599)))
+    );
+    world.attempt.looked_up = Some(LookUp {
+        at: at(-700),
+        foreign: Some(7),
+    });
     assert!(matches!(present(&world).steps[..], [Step::LookUp { .. }]));
 }
 
 #[test]
 fn an_unproven_server_is_challenged_and_told_nothing() {
-    let hello = Step::Hello { server: 41, incarnation: 1 };
+    let hello = Step::Hello {
+        server: 41,
+        incarnation: 1,
+    };
     assert_eq!(present(&booting()).steps, [hello.clone()]);
     let mut busy = booting();
     busy.servers[0].guest.busy = true;
@@ -282,7 +428,10 @@ fn an_unproven_server_is_challenged_and_told_nothing() {
     let mut lied = booting();
     lied.servers[0].guest.contact = Some((ContactProblem::WrongProof("k".into()), at(-1)));
     let plan = present(&lied);
-    assert_eq!((plan.steps.len(), reason(&plan).as_str(), plan.look_again), (0, "HostKeyUnproven", Some(at(14))));
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str(), plan.look_again),
+        (0, "HostKeyUnproven", Some(at(14)))
+    );
     let mut proven = booting();
     proven.servers[0].guest.proven = Some("ssh-ed25519 AAAA".into());
     assert_eq!(present(&proven).steps, [], "the pin is written first");
@@ -291,61 +440,136 @@ fn an_unproven_server_is_challenged_and_told_nothing() {
 #[test]
 fn a_server_that_posts_its_key_is_not_challenged_while_it_boots() {
     let mut world = booting();
-    let ClassView::Usable(agent) = &mut world.class else { unreachable!("ready_to_create has one") };
+    let ClassView::Usable(agent) = &mut world.class else {
+        unreachable!("ready_to_create has one")
+    };
     agent.boot.bootstrap = Bootstrap::PhoneHome;
     assert_eq!(present(&world).steps, []);
-    world.status.voice = Some(VoiceRecord { incarnation: Some(1), epoch: 2 });
-    assert_eq!(present(&world).steps, [Step::Hello { server: 41, incarnation: 1 }], "its pin was lost");
+    world.status.voice = Some(VoiceRecord {
+        incarnation: Some(1),
+        epoch: 2,
+    });
+    assert_eq!(
+        present(&world).steps,
+        [Step::Hello {
+            server: 41,
+            incarnation: 1
+        }],
+        "its pin was lost"
+    );
 }
 
 #[test]
 fn an_installed_server_gets_the_voice_and_then_its_secrets() {
-    assert_eq!(present(&pinned()).steps, [Step::Hello { server: 41, incarnation: 1 }]);
-    let voice = Step::WriteVoice(VoiceRecord { incarnation: Some(1), epoch: 1 });
+    assert_eq!(
+        present(&pinned()).steps,
+        [Step::Hello {
+            server: 41,
+            incarnation: 1
+        }]
+    );
+    let voice = Step::WriteVoice(VoiceRecord {
+        incarnation: Some(1),
+        epoch: 1,
+    });
     assert_eq!(present(&installed()).steps, [voice]);
     let world = voiced(1);
-    assert_eq!(present(&world).steps, [Step::WriteVoice(VoiceRecord { incarnation: Some(1), epoch: 2 })], "the epoch of another process");
+    assert_eq!(
+        present(&world).steps,
+        [Step::WriteVoice(VoiceRecord {
+            incarnation: Some(1),
+            epoch: 2
+        })],
+        "the epoch of another process"
+    );
     let world = changed!(world, fresh_epoch = Some(1));
-    assert_eq!(present(&world).steps, [Step::Configure { server: 41, incarnation: 1, epoch: 1 }]);
+    assert_eq!(
+        present(&world).steps,
+        [Step::Configure {
+            server: 41,
+            incarnation: 1,
+            epoch: 1
+        }]
+    );
 }
 
 #[test]
 fn a_running_or_failed_installation_is_told_and_watched() {
-    for (phase, expected) in
-        [(InstallPhase::Running("packages".into()), "Installing"), (InstallPhase::Failed("clone".into()), "InstallFailed")]
-    {
+    for (phase, expected) in [
+        (InstallPhase::Running("packages".into()), "Installing"),
+        (InstallPhase::Failed("clone".into()), "InstallFailed"),
+    ] {
         let mut world = installed();
         world.servers[0].guest.hello.as_mut().unwrap().phase = phase;
         let plan = present(&world);
-        assert_eq!((plan.steps.as_slice(), reason(&plan).as_str()), ([Step::Hello { server: 41, incarnation: 1 }].as_slice(), expected));
+        assert_eq!(
+            (plan.steps.as_slice(), reason(&plan).as_str()),
+            (
+                [Step::Hello {
+                    server: 41,
+                    incarnation: 1
+                }]
+                .as_slice(),
+                expected
+            )
+        );
     }
 }
 
 #[test]
 fn i4_a_serving_instance_is_left_alone() {
     let plan = present(&serving());
-    assert_eq!((plan.steps.as_slice(), plan.look_again, plan.stage), ([].as_slice(), None, Stage::Serving(None)));
+    assert_eq!(
+        (plan.steps.as_slice(), plan.look_again, plan.stage),
+        ([].as_slice(), None, Stage::Serving(None))
+    );
 }
 
 #[test]
 fn a_changed_secret_or_configuration_is_applied_in_place() {
-    for world in
-        [changed!(serving(), status.secrets_tag = Some("old".into())), changed!(serving(), status.config_revision = Some("old".into()))]
-    {
-        assert_eq!(present(&world).steps, [Step::WriteVoice(VoiceRecord { incarnation: Some(1), epoch: 4 })]);
+    for world in [
+        changed!(serving(), status.secrets_tag = Some("old".into())),
+        changed!(serving(), status.config_revision = Some("old".into())),
+    ] {
+        assert_eq!(
+            present(&world).steps,
+            [Step::WriteVoice(VoiceRecord {
+                incarnation: Some(1),
+                epoch: 4
+            })]
+        );
         let world = changed!(world, fresh_epoch = Some(3));
-        assert_eq!(present(&world).steps, [Step::Configure { server: 41, incarnation: 1, epoch: 3 }]);
+        assert_eq!(
+            present(&world).steps,
+            [Step::Configure {
+                server: 41,
+                incarnation: 1,
+                epoch: 3
+            }]
+        );
     }
 }
 
 #[test]
 fn a_serving_instance_goes_on_when_its_class_or_secret_is_gone() {
     for (world, expected) in [
-        (changed!(serving(), class = ClassView::Missing), "ClassMissing"),
-        (changed!(serving(), secrets = SecretsView::Unmet("SecretMissing", "s".into())), "SecretMissing"),
+        (
+            changed!(serving(), class = ClassView::Missing),
+            "ClassMissing",
+        ),
+        (
+            changed!(
+                serving(),
+                secrets = SecretsView::Unmet("SecretMissing", "s".into())
+            ),
+            "SecretMissing",
+        ),
     ] {
         let plan = present(&world);
-        assert!(matches!(&plan.stage, Stage::Serving(Some((reason, _))) if *reason == expected), "{plan:?}");
+        assert!(
+            matches!(&plan.stage, Stage::Serving(Some((reason, _))) if *reason == expected),
+            "{plan:?}"
+        );
         assert_eq!(plan.steps, []);
     }
 }
@@ -355,7 +579,10 @@ fn what_a_new_server_alone_could_take_up_is_said_and_nothing_is_done() {
     let mut world = serving();
     world.servers[0].boot_revision = Some("older".into());
     let plan = present(&world);
-    assert!(matches!(plan.stage, Stage::Serving(Some(("NeedsNewServer", _)))));
+    assert!(matches!(
+        plan.stage,
+        Stage::Serving(Some(("NeedsNewServer", _)))
+    ));
     assert_eq!(plan.steps, []);
 }
 
@@ -365,23 +592,46 @@ fn a_configuration_that_the_agent_cannot_live_with_is_not_sent_again() {
     let failed = |sent: (String, String)| Configured {
         epoch: 1,
         sent,
-        outcome: Err(ConfigureFailure { reason: "UnitFailed".into(), message: "exit 1".into(), lasting: true }),
+        outcome: Err(ConfigureFailure {
+            reason: "UnitFailed".into(),
+            message: "exit 1".into(),
+            lasting: true,
+        }),
     };
     world.servers[0].guest.configured = Some(failed((agent().config_revision, "tag".into())));
     let plan = present(&world);
-    assert_eq!((plan.steps.len(), reason(&plan).as_str()), (0, "UnitFailed"));
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str()),
+        (0, "UnitFailed")
+    );
     world.servers[0].guest.configured = Some(failed((agent().config_revision, "earlier".into())));
-    assert!(matches!(present(&world).steps[..], [Step::WriteVoice(_)]), "the Secret changed since");
+    assert!(
+        matches!(present(&world).steps[..], [Step::WriteVoice(_)]),
+        "the Secret changed since"
+    );
 }
 
 #[test]
 fn i9_a_server_that_no_list_shows_is_asked_for_by_id() {
     let mut world = serving();
     world.servers[0].listed = false;
-    assert_eq!(present(&world).steps, [Step::ConfirmGone { project: "one".into(), id: 41 }]);
-    let unusable = ProjectView { unusable: Some(("WrongProject", "x".into())), ..project("one") };
+    assert_eq!(
+        present(&world).steps,
+        [Step::ConfirmGone {
+            project: "one".into(),
+            id: 41
+        }]
+    );
+    let unusable = ProjectView {
+        unusable: Some(("WrongProject", "x".into())),
+        ..project("one")
+    };
     let world = changed!(world, projects = vec![unusable, project("two")]);
-    assert_eq!(present(&world).steps, [], "a token of another project is believed nothing");
+    assert_eq!(
+        present(&world).steps,
+        [],
+        "a token of another project is believed nothing"
+    );
 }
 
 #[test]
@@ -390,97 +640,235 @@ fn i14_a_lost_server_that_spoke_is_not_replaced_by_our_own_decision() {
     world.servers.clear();
     world.known = Known::Gone;
     let plan = present(&world);
-    assert_eq!((plan.steps.len(), reason(&plan).as_str()), (0, "ServerLost"));
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str()),
+        (0, "ServerLost")
+    );
     let world = changed!(world, known = Known::Relabelled);
     assert_eq!(reason(&present(&world)), "LabelsChanged");
     let world = changed!(world, known = Known::Unseen);
-    assert_eq!(present(&world).steps, [Step::ConfirmGone { project: "one".into(), id: 41 }]);
+    assert_eq!(
+        present(&world).steps,
+        [Step::ConfirmGone {
+            project: "one".into(),
+            id: 41
+        }]
+    );
 }
 
 #[test]
 fn i12_a_server_of_an_earlier_object_waits_for_a_person() {
     let mut world = ready_to_create();
-    world.servers.push(ServerView { uid: "uid-0".into(), ..server(1) });
+    world.servers.push(ServerView {
+        uid: "uid-0".into(),
+        ..server(1)
+    });
     let plan = present(&world);
-    assert_eq!((plan.steps.len(), reason(&plan).as_str()), (0, "AdoptOrDelete"));
-    let desired = Desired::Present(identity(), Box::new(Want { adopt: Some(41), ..want() }));
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str()),
+        (0, "AdoptOrDelete")
+    );
+    let desired = Desired::Present(
+        identity(),
+        Box::new(Want {
+            adopt: Some(41),
+            ..want()
+        }),
+    );
     let taken = super::plan(&desired, &world, FLEET, now());
-    assert_eq!(taken.steps, [Step::TakeUp { project: "one".into(), id: 41, uid: "uid-1".into() }]);
-    let desired = Desired::Present(identity(), Box::new(Want { adopt: Some(99), ..want() }));
-    assert_eq!(super::plan(&desired, &world, FLEET, now()).steps, [], "another id");
+    assert_eq!(
+        taken.steps,
+        [Step::TakeUp {
+            project: "one".into(),
+            id: 41,
+            uid: "uid-1".into()
+        }]
+    );
+    let desired = Desired::Present(
+        identity(),
+        Box::new(Want {
+            adopt: Some(99),
+            ..want()
+        }),
+    );
+    assert_eq!(
+        super::plan(&desired, &world, FLEET, now()).steps,
+        [],
+        "another id"
+    );
 }
 
 #[test]
 fn i12_with_all_status_lost_the_armed_server_with_the_highest_epoch_is_the_agent() {
     let mut world = ready_to_create();
     world.servers = vec![server(1), server(2)];
-    assert!(matches!(present(&world).steps[..], [Step::Hello { .. }]), "all are asked first");
-    let armed = |incarnation, epoch| Some(Hello { armed: Some(incarnation), epoch, ..Hello::default() });
+    assert!(
+        matches!(present(&world).steps[..], [Step::Hello { .. }]),
+        "all are asked first"
+    );
+    let armed = |incarnation, epoch| {
+        Some(Hello {
+            armed: Some(incarnation),
+            epoch,
+            ..Hello::default()
+        })
+    };
     world.servers[0].guest.hello = armed(1, 9);
     world.servers[1].guest.hello = armed(2, 4);
-    world.status.server =
-        Some(ServerStatus { host_key: Some("k".into()), ..with_server(ready_to_create(), server(1)).status.server.unwrap() });
-    assert_eq!(present(&world).steps, [Step::WriteVoice(VoiceRecord { incarnation: Some(1), epoch: 9 })]);
+    world.status.server = Some(ServerStatus {
+        host_key: Some("k".into()),
+        ..with_server(ready_to_create(), server(1))
+            .status
+            .server
+            .unwrap()
+    });
+    assert_eq!(
+        present(&world).steps,
+        [Step::WriteVoice(VoiceRecord {
+            incarnation: Some(1),
+            epoch: 9
+        })]
+    );
 }
 
 #[test]
 fn i12_a_restored_status_does_not_take_the_voice_from_the_newest_server() {
     let mut world = ready_to_create();
-    world.status.voice = Some(VoiceRecord { incarnation: Some(1), epoch: 3 });
+    world.status.voice = Some(VoiceRecord {
+        incarnation: Some(1),
+        epoch: 3,
+    });
     world = with_server(world, server(2));
     world.status.server.as_mut().unwrap().host_key = Some("k".into());
-    world.servers[0].guest.hello = Some(Hello { armed: Some(2), epoch: 8, ..Hello::default() });
-    assert_eq!(present(&world).steps, [Step::WriteVoice(VoiceRecord { incarnation: Some(2), epoch: 8 })]);
+    world.servers[0].guest.hello = Some(Hello {
+        armed: Some(2),
+        epoch: 8,
+        ..Hello::default()
+    });
+    assert_eq!(
+        present(&world).steps,
+        [Step::WriteVoice(VoiceRecord {
+            incarnation: Some(2),
+            epoch: 8
+        })]
+    );
 }
 
 #[test]
 fn i2_a_late_server_below_the_holder_of_the_voice_is_deleted() {
     let mut world = serving();
-    world.status.voice = Some(VoiceRecord { incarnation: Some(2), epoch: 3 });
+    world.status.voice = Some(VoiceRecord {
+        incarnation: Some(2),
+        epoch: 3,
+    });
     world.status.server.as_mut().unwrap().id = 42;
     world.servers = vec![server(1), server(2)];
-    assert_eq!(present(&world).steps, [Step::DeleteServer { project: "one".into(), id: 41 }]);
+    assert_eq!(
+        present(&world).steps,
+        [Step::DeleteServer {
+            project: "one".into(),
+            id: 41
+        }]
+    );
 }
 
 #[test]
 fn a_server_that_is_off_is_powered_on_and_a_blocked_one_is_reported() {
     let mut world = booting();
     world.servers[0].power = Power::Off;
-    assert_eq!(present(&world).steps, [Step::PowerOn { project: "one".into(), id: 41 }]);
+    assert_eq!(
+        present(&world).steps,
+        [Step::PowerOn {
+            project: "one".into(),
+            id: 41
+        }]
+    );
     world.servers[0].blocked = true;
     let plan = present(&world);
-    assert_eq!((plan.steps.len(), reason(&plan).as_str()), (0, "ProviderBlocked"));
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str()),
+        (0, "ProviderBlocked")
+    );
 }
 
 #[test]
 fn a_failed_step_is_not_tried_again_before_its_time() {
-    let trouble = Trouble { reason: "ApiError", message: "m".into(), until: at(20), stalled: false, times: 1 };
+    let trouble = Trouble {
+        reason: "ApiError",
+        message: "m".into(),
+        until: at(20),
+        stalled: false,
+        times: 1,
+    };
     let plan = present(&changed!(booting(), trouble = Some(trouble.clone())));
-    assert_eq!((plan.steps.len(), reason(&plan).as_str(), plan.look_again), (0, "ApiError", Some(at(20))));
-    let later = Trouble { until: at(-1), ..trouble };
-    assert_eq!(present(&changed!(booting(), trouble = Some(later))).steps.len(), 1);
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str(), plan.look_again),
+        (0, "ApiError", Some(at(20)))
+    );
+    let later = Trouble {
+        until: at(-1),
+        ..trouble
+    };
+    assert_eq!(
+        present(&changed!(booting(), trouble = Some(later)))
+            .steps
+            .len(),
+        1
+    );
 }
 
 #[test]
 fn a_deleted_instance_stops_its_agent_then_its_server_then_lets_go() {
     let mut world = serving();
-    assert_eq!(absent(&world).steps, [Step::WriteVoice(VoiceRecord { incarnation: None, epoch: 4 })]);
-    world.status.voice = Some(VoiceRecord { incarnation: None, epoch: 4 });
+    assert_eq!(
+        absent(&world).steps,
+        [Step::WriteVoice(VoiceRecord {
+            incarnation: None,
+            epoch: 4
+        })]
+    );
+    world.status.voice = Some(VoiceRecord {
+        incarnation: None,
+        epoch: 4,
+    });
     world.fresh_epoch = Some(4);
-    assert_eq!(absent(&world).steps, [Step::Release { server: 41, incarnation: 1, epoch: 4 }]);
+    assert_eq!(
+        absent(&world).steps,
+        [Step::Release {
+            server: 41,
+            incarnation: 1,
+            epoch: 4
+        }]
+    );
     world.servers[0].guest.released = Some((4, false));
-    assert_eq!(absent(&world).steps, [Step::DeleteServer { project: "one".into(), id: 41 }], "whatever it said");
+    assert_eq!(
+        absent(&world).steps,
+        [Step::DeleteServer {
+            project: "one".into(),
+            id: 41
+        }],
+        "whatever it said"
+    );
     world.servers[0].deleting = true;
     assert_eq!(absent(&world).steps, []);
     world.servers.clear();
     world.known = Known::Gone;
     assert_eq!(absent(&world).steps, [Step::RemoveFinalizer]);
-    assert_eq!(absent(&changed!(world, finalizer = false)).stage, Stage::Gone);
+    assert_eq!(
+        absent(&changed!(world, finalizer = false)).stage,
+        Stage::Gone
+    );
 }
 
 #[test]
 fn a_server_that_never_spoke_is_deleted_without_a_word() {
-    assert_eq!(absent(&booting()).steps, [Step::DeleteServer { project: "one".into(), id: 41 }]);
+    assert_eq!(
+        absent(&booting()).steps,
+        [Step::DeleteServer {
+            project: "one".into(),
+            id: 41
+        }]
+    );
 }
 
 #[test]
@@ -488,23 +876,53 @@ fn i1_the_finalizer_stays_while_a_late_request_may_still_take_effect() {
     let mut world = recorded(-100);
     world.attempt.unsettled_until = Some(at(20));
     let plan = absent(&world);
-    assert_eq!((plan.steps.len(), reason(&plan).as_str(), plan.look_again), (0, "Settling", Some(at(20))));
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str(), plan.look_again),
+        (0, "Settling", Some(at(20)))
+    );
     world.attempt.unsettled_until = Some(at(-10));
     world.projects[0].listed_at = Some(at(-20));
     assert!(matches!(absent(&world).steps[..], [Step::LookUp { .. }]));
-    world.attempt.looked_up = Some(LookUp { at: at(-2), foreign: None });
+    world.attempt.looked_up = Some(LookUp {
+        at: at(-2),
+        foreign: None,
+    });
     assert_eq!(absent(&world).steps, [Step::RemoveFinalizer]);
 }
 
 #[test]
 fn i7_a_deletion_that_cannot_go_on_says_why() {
-    let unusable = ProjectView { unusable: Some(("TokenRejected", "401".into())), ..project("one") };
+    let unusable = ProjectView {
+        unusable: Some(("TokenRejected", "401".into())),
+        ..project("one")
+    };
     for (world, expected) in [
-        (changed!(serving(), projects = vec![unusable.clone()]), "Releasing"),
-        (changed!(booting(), projects = vec![unusable]), "TokenRejected"),
+        (
+            changed!(serving(), projects = vec![unusable.clone()]),
+            "Releasing",
+        ),
+        (
+            changed!(booting(), projects = vec![unusable]),
+            "TokenRejected",
+        ),
         (changed!(booting(), projects = vec![]), "ProjectMissing"),
-        (changed!(changed!(serving(), servers = vec![]), known = Known::Relabelled), "LabelsChanged"),
-        (changed!(ready_to_create(), projects = vec![ProjectView { synced: false, ..project("one") }]), "ProjectNotListed"),
+        (
+            changed!(
+                changed!(serving(), servers = vec![]),
+                known = Known::Relabelled
+            ),
+            "LabelsChanged",
+        ),
+        (
+            changed!(
+                ready_to_create(),
+                projects = vec![ProjectView {
+                    synced: false,
+                    ..project("one")
+                }]
+            ),
+            "ProjectNotListed",
+        ),
     ] {
         let plan = absent(&world);
         assert_eq!(reason(&plan), expected);
@@ -516,6 +934,9 @@ fn i7_a_deletion_that_cannot_go_on_says_why() {
 #[test]
 fn i12_a_deleted_instance_does_not_take_an_earlier_objects_server_along() {
     let mut world = ready_to_create();
-    world.servers.push(ServerView { uid: "uid-0".into(), ..server(1) });
+    world.servers.push(ServerView {
+        uid: "uid-0".into(),
+        ..server(1)
+    });
     assert_eq!(absent(&world).steps, [Step::RemoveFinalizer]);
 }
