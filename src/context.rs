@@ -1,0 +1,102 @@
+//! What every reconciler shares: clients, stores, and the few things that this process remembers.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::channel::mpsc;
+use kube::runtime::reflector::{ObjectRef, Store};
+
+use crate::{
+    agent_instance::memory::Memories,
+    api::{AgentClass, AgentInstance, HetznerProject},
+    guest::acts::Acts,
+    hetzner_project::connection::Connections,
+    keys::Keyring,
+    kube_ext::{Clients, Events},
+    leader::Leadership,
+};
+
+/// Everything a reconciler may use.
+pub struct Context {
+    /// What the flags say.
+    pub settings: Settings,
+    /// Clients of the API server.
+    pub clients: Clients,
+    /// The fleet's master key in all its versions.
+    pub keyring: Arc<Keyring>,
+    /// Whether this process may act (I11); asked before each step.
+    pub leadership: Leadership,
+    /// Events for people.
+    pub events: Events,
+    /// The objects of the API server.
+    pub stores: Stores,
+    /// The projects at Hetzner.
+    pub connections: Connections,
+    /// What is remembered of instances.
+    pub memories: Memories,
+    /// Acts over SSH that are under way.
+    pub acts: Acts,
+    /// Asks a controller to look at an object again.
+    pub wake: Wake,
+}
+
+/// What the flags of `agentfleet run` say.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Base URL of the Hetzner Cloud API.
+    pub endpoint: String,
+    /// Namespace of the operator itself.
+    pub namespace: String,
+    /// Port of SSH on servers.
+    pub guest_port: u16,
+    /// How long a request to Hetzner may take.
+    pub request_timeout: Duration,
+    /// How long after a request ended without an answer it may still take effect.
+    pub settle: Duration,
+    /// Pause between lists of servers while something is in flux.
+    pub inventory_fast: Duration,
+    /// Pause between lists of servers otherwise.
+    pub inventory_slow: Duration,
+    /// Pause between looks at a project and its firewalls.
+    pub project_period: Duration,
+    /// URL under which servers reach the phone-home endpoint, if there is one.
+    pub phone_home_url: Option<String>,
+}
+
+/// The objects of the API server, as its watches tell them.
+#[derive(Clone)]
+pub struct Stores {
+    /// All instances.
+    pub instances: Store<AgentInstance>,
+    /// All classes.
+    pub classes: Store<AgentClass>,
+    /// All projects.
+    pub projects: Store<HetznerProject>,
+}
+
+/// Asks a controller to look at an object again.
+#[derive(Clone)]
+pub struct Wake {
+    /// To the instances' controller.
+    pub instances: mpsc::UnboundedSender<ObjectRef<AgentInstance>>,
+    /// To the classes' controller.
+    pub classes: mpsc::UnboundedSender<ObjectRef<AgentClass>>,
+    /// To the projects' controller.
+    pub projects: mpsc::UnboundedSender<ObjectRef<HetznerProject>>,
+}
+
+impl Wake {
+    /// Looks at an instance again. A controller that has ended needs no waking.
+    pub fn instance(&self, namespace: &str, name: &str) {
+        let _ended = self.instances.unbounded_send(ObjectRef::new(name).within(namespace));
+    }
+
+    /// Looks at a class again.
+    pub fn class(&self, name: &str) {
+        let _ended = self.classes.unbounded_send(ObjectRef::new(name));
+    }
+
+    /// Looks at a project again.
+    pub fn project(&self, name: &str) {
+        let _ended = self.projects.unbounded_send(ObjectRef::new(name));
+    }
+}

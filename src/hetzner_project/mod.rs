@@ -1,0 +1,3 @@
+//! `HetznerProject`: one project at Hetzner, its token, its limits.
+
+pub mod connection;
