@@ -3,3 +3,5 @@
 pub mod guest;
 pub mod keys;
 pub mod naming;
+pub mod secret_files;
+pub mod systemd_unit;
