@@ -8,3 +8,5 @@ pub mod inventory;
 pub mod keys;
 pub mod kube_ext;
 pub mod naming;
+pub mod secret_files;
+pub mod systemd_unit;
