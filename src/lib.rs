@@ -2,3 +2,4 @@
 pub mod api;
 pub mod crash_point;
 pub mod kube_ext;
+pub mod leader;
