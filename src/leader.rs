@@ -201,7 +201,9 @@ impl Candidate {
     async fn release(&self) -> Result<(), CallError> {
         loop {
             let Some(mut lease) = self.call("GET leases", self.leases.get_opt(&self.name)).await? else { return Ok(()) };
-            let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity)) else { return Ok(()) };
+            let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity)) else {
+                return Ok(());
+            };
             spec.holder_identity = Some(String::new());
             match self.replace(&lease).await {
                 Err(CallError::Stale { .. }) => {}

@@ -1,5 +1,6 @@
 //! agentfleet.
 pub mod api;
 pub mod crash_point;
+pub mod fleet;
 pub mod kube_ext;
 pub mod leader;
