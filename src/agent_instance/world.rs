@@ -196,8 +196,8 @@ pub struct Hello {
 /// Where the installation on a server stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum InstallPhase {
-    /// Under way: the name of the step.
-    Running(String),
+    /// Under way.
+    Running,
     /// Done.
     #[default]
     Done,

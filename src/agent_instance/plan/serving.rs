@@ -58,8 +58,8 @@ impl Look<'_> {
         }
         match hello.map(|hello| &hello.phase) {
             None => self.contact(server, "has not told how far its installation is"),
-            Some(InstallPhase::Running(step)) => Plan {
-                stage: Stage::Installing(step.clone()),
+            Some(InstallPhase::Running) => Plan {
+                stage: Stage::Installing,
                 ..self.contact(server, "")
             },
             Some(InstallPhase::Failed(why)) => Plan {
@@ -74,7 +74,7 @@ impl Look<'_> {
     /// the next look.
     fn bootstrap(&self, server: &ServerView) -> Plan {
         if server.guest.proven.is_some() {
-            return Plan::wait(Stage::Booting("its host key is proven".into()));
+            return Plan::wait(Stage::Installing);
         }
         let waits_for_call = self
             .class()
@@ -181,7 +181,7 @@ impl Look<'_> {
         };
         let wanted = (agent.config_revision.clone(), tag.clone());
         match &server.guest.configured {
-            _ if server.guest.busy => Plan::wait(Stage::Configuring),
+            _ if server.guest.busy => Plan::wait(self.applying(server)),
             Some(configured) if configured.sent == wanted => match &configured.outcome {
                 Err(failure) if failure.lasting => Plan::wait(Stage::ConfigureFailed(
                     failure.reason.clone(),
@@ -202,7 +202,7 @@ impl Look<'_> {
             incarnation: Some(i64::from(server.incarnation)),
             epoch,
         };
-        Plan::act(Step::WriteVoice(voice), Stage::Configuring)
+        Plan::act(Step::WriteVoice(voice), self.applying(server))
     }
 
     fn epoch(&self, server: &ServerView) -> i64 {
@@ -215,6 +215,13 @@ impl Look<'_> {
         match self.world.spoken(server) {
             Some(_) => Plan::wait(Stage::Serving(Some((reason, message)))),
             None => Plan::wait(Stage::Waiting(reason, message)),
+        }
+    }
+
+    fn applying(&self, server: &ServerView) -> Stage {
+        match self.world.spoken(server) {
+            Some(_) => Stage::Updating,
+            None => Stage::Installing,
         }
     }
 
@@ -231,14 +238,14 @@ impl Look<'_> {
                     incarnation: server.incarnation,
                     epoch: voice.epoch,
                 },
-                Stage::Configuring,
+                self.applying(server),
             ),
             _ => {
                 let voice = VoiceRecord {
                     incarnation: Some(i64::from(server.incarnation)),
                     epoch: self.epoch(server) + 1,
                 };
-                Plan::act(Step::WriteVoice(voice), Stage::Configuring)
+                Plan::act(Step::WriteVoice(voice), self.applying(server))
             }
         }
     }

@@ -496,7 +496,7 @@ fn an_installed_server_gets_the_voice_and_then_its_secrets() {
 #[test]
 fn a_running_or_failed_installation_is_told_and_watched() {
     for (phase, expected) in [
-        (InstallPhase::Running("packages".into()), "Installing"),
+        (InstallPhase::Running, "Installing"),
         (InstallPhase::Failed("clone".into()), "InstallFailed"),
     ] {
         let mut world = installed();
