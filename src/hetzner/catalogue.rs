@@ -273,7 +273,7 @@ impl<T> Aged<T> {
 }
 
 /// An image that was not found may be made any minute.
-const MAX_AGE_OF_ABSENCE: Duration = Duration::from_secs(60);
+const MAX_AGE_OF_ABSENCE: Duration = Duration::from_mins(1);
 
 impl Catalogue {
     /// An empty catalogue whose entries are read anew after `max_age`.

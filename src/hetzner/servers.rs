@@ -43,6 +43,10 @@ open_enum! {
     }
 }
 
+#[expect(
+    clippy::derivable_impls,
+    reason = "the enum is declared by a macro without a default"
+)]
 impl Default for ServerStatus {
     fn default() -> Self {
         Self::Unknown
@@ -241,6 +245,10 @@ pub struct PublicNetRequest {
 }
 
 /// The API takes an image by name or id in one string.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
 fn as_text<S: Serializer>(image: &ImageId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(image)
 }

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-const FIRST_PAUSE: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
+const FIRST_PAUSE: Duration = Duration::from_mins(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(15);
 /// A place marked this long after its last mark lapsed begins with the first pause again.
-const FORGET: Duration = Duration::from_secs(30 * 60);
-const QUOTA_PAUSE: Duration = Duration::from_secs(10 * 60);
+const FORGET: Duration = Duration::from_mins(30);
+const QUOTA_PAUSE: Duration = Duration::from_mins(10);
 /// How long one caller may try a place before another gets it.
 const TRIAL: Duration = Duration::from_secs(30);
 

@@ -21,7 +21,7 @@ const UNKNOWN_RATE: f64 = 1.0;
 /// Added to computed times, so that a caller who comes back then finds his token.
 const SLACK: Duration = Duration::from_millis(1);
 /// Longest pause told to a caller.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
 /// One token bucket.
 pub(super) struct Bucket {
@@ -152,7 +152,7 @@ impl Bucket {
         } else if self
             .throttle
             .as_ref()
-            .is_some_and(|throttle| taken.at >= throttle.since)
+            .is_some_and(|throttle| taken.at > throttle.since)
         {
             self.throttle = None;
         }
@@ -190,7 +190,7 @@ impl Bucket {
     /// A 429: the bucket is empty. Those sent before the last 429 was seen add nothing to it.
     fn throttled(&mut self, taken: &Taken, now: Instant) {
         let count = match &self.throttle {
-            Some(throttle) if taken.at < throttle.since => return,
+            Some(throttle) if taken.at <= throttle.since => return,
             Some(throttle) => throttle.count + 1,
             None => 0,
         };
@@ -218,7 +218,8 @@ impl Bucket {
 
     fn clamp(&mut self) {
         if let Some(limit) = self.limit {
-            self.tokens = self.tokens.min(f64::from(limit));
+            // Those in flight will still be taken from a bucket that may be full by then.
+            self.tokens = self.tokens.min(f64::from(limit) - count(self.in_flight));
         }
     }
 

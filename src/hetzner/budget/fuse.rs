@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-const WINDOW: Duration = Duration::from_secs(3600);
+const WINDOW: Duration = Duration::from_hours(1);
 /// Creates per hour that are allowed whatever the size of the fleet.
 const MIN_CREATES: usize = 20;
 /// Creates per hour and instance.

@@ -108,7 +108,7 @@ pub struct Permit {
 /// A place not asked for again is kept this long after the told time, twice the told pause if that
 /// is longer, but not longer than the latter.
 const KEEP_AT_LEAST: Duration = Duration::from_secs(10);
-const KEEP_AT_MOST: Duration = Duration::from_secs(60);
+const KEEP_AT_MOST: Duration = Duration::from_mins(1);
 
 impl Default for Budget {
     fn default() -> Self {
