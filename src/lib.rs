@@ -1,5 +1,6 @@
 //! agentfleet gives every AI agent a server of its own.
 
+pub mod bootstrap;
 pub mod cloud_init;
 pub mod guest;
 pub mod keys;
