@@ -2,6 +2,8 @@
 pub mod agent_class;
 pub mod agent_instance;
 pub mod api;
+pub mod bootstrap;
+pub mod cloud_init;
 pub mod context;
 pub mod crash_point;
 pub mod fleet;

@@ -240,7 +240,7 @@ fn append(tar: &mut Builder<Vec<u8>>, name: &str, bytes: &[u8]) -> io::Result<()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::keys::MasterKey;
     use std::io::Read;
@@ -269,7 +269,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::guest) fn description() -> Description {
+    pub(crate) fn description() -> Description {
         Description {
             instance: "uid-1".into(),
             incarnation: 1,
