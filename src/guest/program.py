@@ -687,7 +687,7 @@ class Guest(Guest):
         """An epoch belongs to one instance."""
         before, instance = state["epoch"], request.get("instance", state["instance"])
         super().claim(request, state)
-        if request["epoch"] == before and instance != state["instance"]:
+        if request["epoch"] == before and state["instance"] not in ("", instance):
             raise Failure("WrongInstance", "another instance has this server: a higher epoch takes it over")
         state["instance"] = instance
 
