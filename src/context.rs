@@ -3,12 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::channel::mpsc;
-use kube::runtime::reflector::{ObjectRef, Store};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    core::PartialObjectMeta,
+    runtime::reflector::{ObjectRef, Store},
+};
 
 use crate::{
-    agent_instance::memory::Memories,
+    agent_instance::{memory::Memories, talk::Talks},
     api::{AgentClass, AgentInstance, HetznerProject},
-    guest::acts::Acts,
     hetzner_project::connection::Connections,
     keys::Keyring,
     kube_ext::{Clients, Events},
@@ -34,7 +37,7 @@ pub struct Context {
     /// What is remembered of instances.
     pub memories: Memories,
     /// Acts over SSH that are under way.
-    pub acts: Acts,
+    pub talks: Talks,
     /// Asks a controller to look at an object again.
     pub wake: Wake,
 }
@@ -62,6 +65,13 @@ pub struct Settings {
     pub phone_home_url: Option<String>,
 }
 
+impl Settings {
+    /// How long after a request was announced it may still take effect at Hetzner.
+    pub fn window(&self) -> Duration {
+        self.request_timeout + self.settle
+    }
+}
+
 /// The objects of the API server, as its watches tell them.
 #[derive(Clone)]
 pub struct Stores {
@@ -71,6 +81,8 @@ pub struct Stores {
     pub classes: Store<AgentClass>,
     /// All projects.
     pub projects: Store<HetznerProject>,
+    /// All Secrets, without their content.
+    pub secrets: Store<PartialObjectMeta<Secret>>,
 }
 
 /// Asks a controller to look at an object again.

@@ -219,7 +219,7 @@ impl Candidate {
 
     /// Bounds each request so that two fit between a renewal that fails and the deadline.
     async fn call<T>(&self, label: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
-        call_within((self.timing.deadline - self.timing.renew) / 2, label, request).await
+        call_within(self.timing.deadline.saturating_sub(self.timing.renew) / 2, label, request).await
     }
 
     fn retry_pause(&self) -> Duration {
@@ -297,7 +297,7 @@ mod tests {
         let (_, mut me) = candidate();
         let start = Instant::now();
 
-        assert_eq!(me.decide(Some(&held_by("other", 60)), start), Move::WaitUntil(start + Duration::from_secs(60)));
+        assert_eq!(me.decide(Some(&held_by("other", 60)), start), Move::WaitUntil(start + Duration::from_mins(1)));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::hetzner::Place;
 use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
     Lifecycle, Override, Overrides,
@@ -108,15 +109,6 @@ fn adopted(instance: &AgentInstance) -> Result<Option<i64>, InvalidSpec> {
         .transpose()
 }
 
-/// A server type in a location.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Offer {
-    /// Server type, such as `cx23`.
-    pub server_type: String,
-    /// Location, such as `nbg1`.
-    pub location: String,
-}
-
 /// An agent as its class and its instance together describe it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Agent {
@@ -124,8 +116,8 @@ pub struct Agent {
     pub class: String,
     /// Projects in order of preference.
     pub projects: Vec<String>,
-    /// Types and locations in order of preference.
-    pub offers: Vec<Offer>,
+    /// Server types in locations, in order of preference.
+    pub places: Vec<Place>,
     /// What only a new server can take up.
     pub boot: Boot,
     /// What runs on the server.
@@ -194,7 +186,7 @@ impl Agent {
         Ok(Self {
             class: class.metadata.name.clone().unwrap_or_default(),
             projects: class.spec.projects.clone(),
-            offers: offers(&class.spec, &want.overrides),
+            places: places(&class.spec, &want.overrides),
             boot,
             spec,
             labels: class.spec.labels.clone(),
@@ -276,7 +268,7 @@ fn effective_spec(class: &AgentClassSpec, want: &Want) -> AgentSpec {
 }
 
 /// All locations of a type before the next type.
-fn offers(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Offer> {
+fn places(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Place> {
     let types = overrides
         .server_types
         .as_ref()
@@ -285,7 +277,7 @@ fn offers(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Offer> {
     types
         .iter()
         .flat_map(|server_type| {
-            locations.iter().map(|location| Offer {
+            locations.iter().map(|location| Place {
                 server_type: server_type.clone(),
                 location: location.clone(),
             })

@@ -27,8 +27,8 @@ pub struct Memory {
     pub gone: BTreeSet<i64>,
     /// Servers that no longer carry our labels.
     pub relabelled: BTreeSet<i64>,
-    /// The version of the object that our last write replaced: a view of it is out of date.
-    pub replaced: Option<String>,
+    /// Versions of the object that our own writes have replaced: a view of one of them is out of date.
+    pub replaced: Vec<String>,
     /// The Secret as it was measured last: what it was measured by, and the outcome.
     pub secrets: Option<(String, SecretsView)>,
     trouble: Option<Trouble>,
@@ -42,6 +42,8 @@ pub struct GuestMemory {
     pub view: GuestView,
     /// The progress that it told last.
     pub progress: String,
+    /// Whether its program is not the one that this operator brings.
+    pub outdated: bool,
 }
 
 impl Memory {

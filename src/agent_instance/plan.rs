@@ -8,13 +8,14 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 use std::time::Duration;
 
 use super::{
-    desired::{Agent, Desired, Identity, Offer, Want},
+    desired::{Agent, Desired, Identity, Want},
     step::Step,
     world::{
         Attempt, ClassView, ContactProblem, Hello, InstallPhase, Known, Power, ProjectView,
         SecretsView, SendOutcome, ServerView, Trouble, World,
     },
 };
+use crate::hetzner::Place;
 use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
 
 mod creation;

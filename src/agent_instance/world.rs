@@ -5,7 +5,8 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::desired::{Agent, Offer};
+use super::desired::Agent;
+use crate::hetzner::Place;
 use crate::api::{AgentInstanceStatus, ProvisioningRecord, VoiceRecord};
 
 /// Everything that a plan for one instance may depend on.
@@ -75,8 +76,8 @@ pub struct ProjectView {
     pub listed_at: Option<Timestamp>,
     /// Why no server may be created there now: reason, message, and when to look again.
     pub creates_held: Option<(&'static str, String, Timestamp)>,
-    /// Which of the instance's offers is in stock there, or when to ask again.
-    pub offer: Option<Result<Offer, Timestamp>>,
+    /// Which of the instance's places is in stock there, or when to ask again.
+    pub place: Option<Result<Place, Timestamp>>,
     /// Whether the class's firewall stands there.
     pub firewall: bool,
 }
@@ -252,7 +253,7 @@ pub enum SendOutcome {
     Unknown,
     /// The server exists.
     Created,
-    /// This offer cannot be had; another may.
+    /// This place cannot be had; another may.
     OutOfStock,
     /// Hetzner said no for a reason that another place cannot cure.
     Refused,

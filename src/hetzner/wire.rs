@@ -87,6 +87,19 @@ macro_rules! id {
         #[serde(transparent)]
         pub struct $name(pub u64);
 
+        impl $name {
+            /// The id as Kubernetes writes numbers; Hetzner's stay below 2^53.
+            pub fn number(self) -> i64 {
+                i64::try_from(self.0).unwrap_or(i64::MAX)
+            }
+        }
+
+        impl From<i64> for $name {
+            fn from(number: i64) -> Self {
+                Self(number.unsigned_abs())
+            }
+        }
+
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 self.0.fmt(f)

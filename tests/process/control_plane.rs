@@ -14,7 +14,7 @@ use kube::{Config, ResourceExt as _};
 
 use agentfleet::kube_ext::{Clients, clients};
 
-const START_DEADLINE: Duration = Duration::from_secs(120);
+const START_DEADLINE: Duration = Duration::from_mins(2);
 
 struct ControlPlane {
     kubeconfig: PathBuf,
@@ -49,6 +49,12 @@ async fn namespace(clients: &Clients) -> String {
     name
 }
 
+/// Excludes the other tests that have instances, or ask for all instances of the cluster.
+pub async fn only_user_of_instances() -> tokio::sync::MutexGuard<'static, ()> {
+    static INSTANCES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    INSTANCES.lock().await
+}
+
 fn start() -> ControlPlane {
     let program = std::env::var_os("AGENTFLEET_TEST_CONTROL_PLANE")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/control-plane/control-plane"), PathBuf::from);
@@ -66,6 +72,7 @@ fn start() -> ControlPlane {
         .arg("--ready-file")
         .arg(&ready)
         .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();

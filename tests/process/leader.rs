@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use agentfleet::kube_ext::clients;
 use agentfleet::leader::{Candidate, Leadership, Timing};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, Config};
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -117,7 +117,7 @@ async fn deleted_lease_is_made_again_by_its_holder() {
     let one = run(leases.clone(), "one", LONG);
     acquired(&one.leadership).await;
 
-    leases.delete(LEASE, &Default::default()).await.unwrap();
+    leases.delete(LEASE, &DeleteParams::default()).await.unwrap();
 
     eventually("the lease is there again", async || leases.get_opt(LEASE).await.unwrap().is_some()).await;
     acquired(&one.leadership).await;

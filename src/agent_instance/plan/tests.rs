@@ -51,8 +51,8 @@ fn agent() -> Agent {
     Agent::of(&class(), &want()).unwrap()
 }
 
-fn offer() -> Offer {
-    Offer {
+fn place() -> Place {
+    Place {
         server_type: "cx23".into(),
         location: "nbg1".into(),
     }
@@ -65,7 +65,7 @@ fn project(name: &str) -> ProjectView {
         synced: true,
         listed_at: Some(at(-5)),
         creates_held: None,
-        offer: Some(Ok(offer())),
+        place: Some(Ok(place())),
         firewall: true,
     }
 }
@@ -240,7 +240,7 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
         ..project("one")
     };
     let sold_out = ProjectView {
-        offer: Some(Err(at(60))),
+        place: Some(Err(at(60))),
         ..project("one")
     };
     let table = [
@@ -315,7 +315,7 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
 #[test]
 fn the_next_project_is_taken_when_the_first_cannot_have_a_server() {
     let sold_out = ProjectView {
-        offer: Some(Err(at(60))),
+        place: Some(Err(at(60))),
         ..project("one")
     };
     let plan = present(&changed!(
