@@ -1,7 +1,7 @@
 //! User-data: what a server needs to boot, and nothing that it does not.
 //!
 //! Typed values go through a YAML serializer; no text is pasted together. The one secret in it is
-//! the boot proof key (and with phone_home its one-time token), worthless once the host key is
+//! the boot proof key (and with `phone_home` its one-time token), worthless once the host key is
 //! pinned. The same input gives the same bytes.
 
 use std::io::Write;

@@ -9,6 +9,7 @@ pub mod acts;
 pub mod bundle;
 pub mod host_key;
 mod leash;
+pub mod program;
 pub mod proof;
 pub mod protocol;
 #[cfg(test)]

@@ -674,7 +674,7 @@ mod tests {
     #[test]
     fn a_hello_asks_with_a_fresh_nonce_and_a_bounded_wait() {
         let (one, other) = (
-            Hello::new(Duration::from_secs(900), "7"),
+            Hello::new(Duration::from_mins(15), "7"),
             Hello::new(Duration::ZERO, ""),
         );
         assert_ne!(one.nonce(), other.nonce());
