@@ -83,7 +83,10 @@ main()
     #[test]
     fn user_data_gets_what_stands_around_the_cut_lines() {
         let program = Program::new(WHOLE).unwrap();
-        assert_eq!(program.boot(), "VERSION = \"1.0.0-boot\"\nfirst()\nmain()\n");
+        assert_eq!(
+            program.boot(),
+            "VERSION = \"1.0.0-boot\"\nfirst()\nmain()\n"
+        );
         assert_eq!(program.upgrade(3).program, WHOLE);
     }
 

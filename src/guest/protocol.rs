@@ -376,8 +376,8 @@ pub struct Released {
 
 /// A secret file as the agent left it.
 ///
-/// It comes from a server that the agent may own. Before it is sent to another one, its path must
-/// be among the declared ones; mode and owner come from the declaration there, not from here.
+/// It comes from a server that the agent may own: it goes to another one only by way of
+/// [`Configure::bring_along`](super::bundle::Configure::bring_along).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeptFile {
