@@ -13,7 +13,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::protocol::{Command, Configured, KeptFile, Upgraded, Verb, expose};
+use super::answers::{Configured, KeptFile, Upgraded, expose};
+use super::protocol::{Command, Verb};
 use super::untrusted::Text;
 use crate::keys::SecretKey32;
 

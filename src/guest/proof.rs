@@ -12,8 +12,9 @@ use std::time::Duration;
 use russh::keys::PrivateKey;
 
 use super::GuestError;
+use super::answers::Greeting;
 use super::host_key::HostKey;
-use super::protocol::{self, Answered, Command, Greeting, Hello};
+use super::protocol::{self, Answered, Command, Hello};
 use super::transport::{Call, Pinned, exec};
 use crate::keys::SecretKey32;
 
