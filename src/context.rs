@@ -12,6 +12,7 @@ use kube::{
 use crate::{
     agent_instance::{memory::Memories, talk::Talks},
     api::{AgentClass, AgentInstance, HetznerProject},
+    guest::program::Program,
     hetzner_project::connection::Connections,
     keys::Keyring,
     kube_ext::{Clients, Events},
@@ -38,6 +39,8 @@ pub struct Context {
     pub memories: Memories,
     /// Acts over SSH that are under way.
     pub talks: Talks,
+    /// The guest program that this operator brings.
+    pub program: Program,
     /// Asks a controller to look at an object again.
     pub wake: Wake,
 }

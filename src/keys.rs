@@ -133,6 +133,11 @@ impl Keyring {
         Ok(Self { current, former })
     }
 
+    /// The fleet that all versions belong to.
+    pub fn fleet(&self) -> &str {
+        self.current.fleet()
+    }
+
     /// The version that new servers get.
     pub fn current(&self) -> &MasterKey {
         &self.current

@@ -15,7 +15,7 @@ use crate::{
     cloud_init::{CloudInit, CloudInitError, UserData},
     context::Context,
     error::Setback,
-    guest::program,
+    guest::program::Program,
     hetzner::{self, CatalogueError, CreateServer, Labels, Outcome, PublicNetRequest},
     hetzner_project::connection::Connection,
     keys::MasterKey,
@@ -46,7 +46,7 @@ pub async fn request(
     let network = agent.boot.network.as_ref().map(|name| standing.networks.get(name).copied().ok_or_else(|| missing("such network")));
     let master = ctx.keyring.current();
     let phone_home = phone_home_url(ctx, agent, master, &record.server_name)?;
-    let user_data = user_data(identity, agent, record, &Birth { master, admin_keys: &standing.admin_keys, phone_home })?;
+    let user_data = user_data(identity, agent, record, &Birth { master, program: &ctx.program, admin_keys: &standing.admin_keys, phone_home })?;
     Ok(CreateServer {
         name: record.server_name.clone(),
         server_type: place.server_type,
@@ -66,6 +66,8 @@ pub async fn request(
 pub struct Birth<'a> {
     /// The key that all of the server's keys come from.
     pub master: &'a MasterKey,
+    /// The guest program.
+    pub program: &'a Program,
     /// Public keys of people who may log in in an emergency.
     pub admin_keys: &'a [String],
     /// Where it posts its host key, if it does.
@@ -93,7 +95,7 @@ pub fn user_data(identity: &Identity, agent: &Agent, record: &ProvisioningRecord
         swap_bytes: agent.boot.swap.as_deref().and_then(bytes),
         time_zone: agent.boot.time_zone.as_deref(),
         description: &description,
-        guest_program: &program::boot_part(),
+        guest_program: birth.program.boot(),
         phone_home: birth.phone_home.as_ref(),
         raw: raw.as_ref(),
     };

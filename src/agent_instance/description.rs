@@ -4,7 +4,6 @@
 //! are in the second half only.
 
 use secrecy::ExposeSecret as _;
-use sha2::{Digest as _, Sha256};
 
 use super::desired::{Agent, Identity};
 use crate::{
@@ -187,12 +186,9 @@ pub fn secret_files(
         .map(|file| secret_file(file, &spec.user, secret, keys))
         .collect();
     let files = made?;
-    let all: Vec<String> = files
-        .iter()
-        .map(|file| format!("{}={}", file.path, file.tag))
-        .collect();
-    let whole = keys.tag("*", &Sha256::digest(all.join("\n")));
-    Ok((files, whole[..16].to_owned()))
+    let tags = files.iter().map(|file| (file.path.as_str(), file.tag.as_str()));
+    let tag = keys.secrets_tag(tags);
+    Ok((files, tag))
 }
 
 fn secret_file(

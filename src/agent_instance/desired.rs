@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use kube::ResourceExt as _;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -50,13 +51,10 @@ pub struct Want {
 
 impl Desired {
     /// Reads an instance.
-    ///
-    /// # Errors
-    /// When the adopt annotation is no server id.
-    pub fn parse(instance: &AgentInstance) -> Result<Self, InvalidSpec> {
+    pub fn parse(instance: &AgentInstance) -> Self {
         let identity = Identity::of(instance);
         if instance.metadata.deletion_timestamp.is_some() {
-            return Ok(Self::Absent(identity));
+            return Self::Absent(identity);
         }
         let spec = instance.spec.clone();
         let want = Want {
@@ -64,9 +62,9 @@ impl Desired {
             secret: spec.secret_name,
             environment: spec.environment,
             overrides: spec.overrides.unwrap_or_default(),
-            adopt: adopted(instance)?,
+            adopt: adopted(instance),
         };
-        Ok(Self::Present(identity, Box::new(want)))
+        Self::Present(identity, Box::new(want))
     }
 
     /// Who the instance is.
@@ -94,19 +92,9 @@ impl Identity {
     }
 }
 
-/// An annotation of an instance does not say what it must.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the annotation {ADOPT_ANNOTATION} must be the id of a server at Hetzner, not {0:?}")]
-pub struct InvalidSpec(String);
-
-fn adopted(instance: &AgentInstance) -> Result<Option<i64>, InvalidSpec> {
-    let text = instance
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|all| all.get(ADOPT_ANNOTATION));
-    text.map(|text| text.parse().map_err(|_| InvalidSpec(text.clone())))
-        .transpose()
+/// The server id in the adopt annotation; anything else there is as good as none, and the condition that asks for it shows the right one.
+fn adopted(instance: &AgentInstance) -> Option<i64> {
+    instance.annotations().get(ADOPT_ANNOTATION)?.parse().ok()
 }
 
 /// An agent as its class and its instance together describe it.

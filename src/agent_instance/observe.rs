@@ -158,7 +158,7 @@ impl Look<'_> {
     /// Measures the Secret against the class; one that was measured before is not read again.
     async fn secrets(&self, agent: &Agent, want: &Want) -> Result<SecretsView, CallError> {
         if agent.spec.secret_keys.is_empty() && agent.spec.secret_files.is_empty() {
-            return Ok(SecretsView::Met { tag: "none".into() });
+            return Ok(measure_secret(agent, "", &SecretData::default(), &instance_keys(self.ctx, self.identity)));
         }
         let Some(name) = &want.secret else {
             let message = format!("AgentClass {} asks for a Secret: set spec.secretName", agent.class);

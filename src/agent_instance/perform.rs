@@ -332,7 +332,7 @@ impl Performer<'_> {
             epoch: epoch.unsigned_abs(),
             resume_key: keys.resume_proof.clone(),
             description,
-            secrets_tag: if agent.spec.secret_files.is_empty() { "none".into() } else { secrets_tag },
+            secrets_tag,
             secret_files,
             kept: vec![],
         };
@@ -340,7 +340,8 @@ impl Performer<'_> {
             memory.fresh_epoch = None;
             memory.guest(id).outdated
         });
-        let order = Order { server: guest.pinned(host_key), configure, outdated };
+        let upgrade = outdated.then(|| self.ctx.program.clone());
+        let order = Order { server: guest.pinned(host_key), configure, upgrade };
         self.ctx.talks.order(GuestKey::new(self.identity(), id), order.run());
         Ok(())
     }

@@ -134,7 +134,6 @@ pub fn words(stage: &Stage) -> (&str, String) {
         Stage::Installing => ("Installing", "the agent is being installed and given its secrets".into()),
         Stage::InstallFailed(message) => ("InstallFailed", message.clone()),
         Stage::Updating => ("Updating", "the agent is being given what has changed".into()),
-        ),
         Stage::Serving(Some((reason, message))) => (reason, message.clone()),
         Stage::Serving(None) => ("UnitInactive", "the agent's unit is not active".into()),
         Stage::Gone => ("Gone", "nothing of it is left".into()),

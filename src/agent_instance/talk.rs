@@ -23,11 +23,13 @@ use crate::{
     guest::{
         GuestError,
         acts::Acts,
-        bundle::{Configure, Upgrade},
+        bundle::Configure,
+        program::Program,
         host_key::HostKey,
-        program,
         proof::{Accept, ProofError, Unproven},
-        protocol::{self, AnswerError, Answered, Greeting, Phase, Refusal, RefusalCode},
+        answers::{Greeting, Phase, Step, StepState, Unit},
+        protocol::{self, AnswerError, Answered, Refusal, RefusalCode},
+        untrusted::Text,
         transport::{Pinned, Stage, TransportError},
     },
     kube_ext::error_chain,
@@ -181,19 +183,19 @@ pub struct Order {
     pub server: Pinned,
     /// What it is given.
     pub configure: Configure,
-    /// Whether the guest there is not the program that this operator brings.
-    pub outdated: bool,
+    /// The program that the guest there is to become first, if it is another.
+    pub upgrade: Option<Program>,
 }
 
 impl Order {
     /// Brings the guest up to date where needed, then gives it configuration, secrets and the voice.
     pub async fn run(self) -> Outcome {
-        let Self { server, configure, outdated } = self;
+        let Self { server, configure, upgrade } = self;
         let epoch = i64::try_from(configure.epoch).unwrap_or(i64::MAX);
         let sent = (configure.description.config_revision.clone(), configure.secrets_tag.clone());
         let done = async {
-            if outdated {
-                let upgrade = Upgrade { epoch: configure.epoch, program: program::WHOLE };
+            if let Some(program) = upgrade {
+                let upgrade = program.upgrade(configure.epoch);
                 crash_point::around("ssh", "upgrade", server.run(&upgrade, BRIEF * 3)).await?;
             }
             crash_point::around("ssh", "configure", server.run(&configure, CONFIGURE)).await
@@ -230,7 +232,7 @@ fn failure(error: &GuestError) -> ConfigureFailure {
 
 fn refused(refusal: &Refusal) -> ConfigureFailure {
     use RefusalCode::{BadRequest, UnitFailed, UserMissing, WrongInstance};
-    let lines: Vec<&str> = refusal.tail.iter().map(protocol::Text::as_str).collect();
+    let lines: Vec<&str> = refusal.tail.iter().map(Text::as_str).collect();
     let tail = lines.join(" | ");
     let kept = tail.ceil_char_boundary(tail.len().saturating_sub(TAIL));
     let message = if tail.is_empty() { refusal.message.to_string() } else { format!("{}: {}", refusal.message, &tail[kept..]) };
@@ -245,7 +247,7 @@ pub fn absorb(ctx: &Context, identity: &Identity, memory: &mut Memory, now: Time
         let key = GuestKey::new(identity, server);
         for pool in [&ctx.talks.hellos, &ctx.talks.orders] {
             match pool.take_result(&key) {
-                Some(Ok(outcome)) => learn(memory, server, outcome, now),
+                Some(Ok(outcome)) => learn(ctx, memory, server, outcome, now),
                 Some(Err(panicked)) => memory.failed(Setback::lasting("Defect", panicked.to_string()), now),
                 None => {}
             }
@@ -253,9 +255,13 @@ pub fn absorb(ctx: &Context, identity: &Identity, memory: &mut Memory, now: Time
     }
 }
 
-fn learn(memory: &mut Memory, server: i64, outcome: Outcome, now: Timestamp) {
+fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now: Timestamp) {
     match outcome {
-        Outcome::Greeted(proven, greeting) => greeted(memory.guest(server), proven, &greeting),
+        Outcome::Greeted(proven, greeting) => {
+            let guest = memory.guest(server);
+            guest.outdated = ctx.program.is_wanted_by(&greeting.guest);
+            greeted(guest, proven, &greeting);
+        }
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
         Outcome::Released(epoch, done) => memory.guest(server).view.released = Some((epoch, done)),
         Outcome::Configured(configured, stored) => {
@@ -277,7 +283,6 @@ fn learn(memory: &mut Memory, server: i64, outcome: Outcome, now: Timestamp) {
 fn greeted(guest: &mut GuestMemory, proven: Option<HostKey>, greeting: &Answered<Greeting>) {
     let said = &greeting.answer;
     guest.progress = said.progress.to_string();
-    guest.outdated = greeting.guest != *program::version();
     guest.view.contact = None;
     guest.view.proven = proven.map(|key| key.to_string()).or_else(|| guest.view.proven.take());
     guest.view.hello = Some(Hello {
@@ -286,7 +291,7 @@ fn greeted(guest: &mut GuestMemory, proven: Option<HostKey>, greeting: &Answered
         epoch: i64::try_from(said.epoch).unwrap_or(i64::MAX),
         applied: said.applied.as_ref().map(|applied| (applied.config_revision.to_string(), applied.secrets_tag.to_string())),
         armed_for: said.armed.as_ref().map(|armed| armed.instance.to_string()),
-        active: said.unit.as_ref().is_some_and(protocol::Unit::is_active),
+        active: said.unit.as_ref().is_some_and(Unit::is_active),
     });
 }
 
@@ -295,9 +300,9 @@ fn phase(said: &Greeting) -> InstallPhase {
         Phase::Pending | Phase::Installing => InstallPhase::Running,
         Phase::Installed => InstallPhase::Done,
         Phase::Failed => {
-            let failed = said.steps.iter().find(|step| step.state == protocol::StepState::Failed);
-            let words = |step: &protocol::Step| {
-                let tail: Vec<&str> = step.tail.iter().map(protocol::Text::as_str).collect();
+            let failed = said.steps.iter().find(|step| step.state == StepState::Failed);
+            let words = |step: &Step| {
+                let tail: Vec<&str> = step.tail.iter().map(Text::as_str).collect();
                 format!("step {} failed: {}", step.name, tail.join(" | "))
             };
             InstallPhase::Failed(failed.map_or_else(|| "a step failed".into(), words))

@@ -32,8 +32,6 @@ pub struct World {
     pub fresh_epoch: Option<i64>,
     /// Why the last step failed, until it may be tried again.
     pub trouble: Option<Trouble>,
-    /// How long after a request was sent it may still take effect at Hetzner.
-    pub settle: std::time::Duration,
 }
 
 /// The class of an instance.
@@ -246,7 +244,7 @@ pub struct Attempt {
 }
 
 /// What a request for a server came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SendOutcome {
     /// None was sent, or its answer was lost.
     #[default]

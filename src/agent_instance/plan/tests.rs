@@ -33,7 +33,7 @@ fn want() -> Want {
         "a",
         serde_json::from_value(serde_json::json!({"className": "small"})).unwrap(),
     );
-    match Desired::parse(&instance).unwrap() {
+    match Desired::parse(&instance) {
         Desired::Present(_, want) => *want,
         Desired::Absent(_) => unreachable!("no deletion timestamp"),
     }
@@ -77,7 +77,6 @@ fn ready_to_create() -> World {
         class: ClassView::Usable(Box::new(agent())),
         secrets: SecretsView::Met { tag: "tag".into() },
         projects: vec![project("one"), project("two")],
-        settle: Duration::from_secs(120),
         ..World::default()
     }
 }
