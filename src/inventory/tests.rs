@@ -4,11 +4,13 @@ use crate::hetzner::{Budget, Client};
 use serde_json::{Value, json};
 use std::time::Duration;
 
+type Act = Box<dyn FnOnce(&mut Vec<Value>) + Send>;
+
 /// The simulated project: its servers, and what happens after a page was answered.
 #[derive(Default)]
 struct Project {
     servers: Vec<Value>,
-    after_page: Vec<(usize, Box<dyn FnOnce(&mut Vec<Value>) + Send>)>,
+    after_page: Vec<(usize, Act)>,
     pages: usize,
     broken: bool,
 }

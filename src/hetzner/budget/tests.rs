@@ -15,7 +15,7 @@ struct Server {
 
 impl Server {
     fn refill(&mut self, at: Duration) {
-        let since = (at - self.as_of).as_secs_f64();
+        let since = at.abs_diff(self.as_of).as_secs_f64();
         self.as_of = at;
         let limit = f64::from(self.limit);
         self.tokens = (self.tokens + since * limit / 3600.0).min(limit);
@@ -289,7 +289,10 @@ fn deletes_go_on_while_five_hundred_creates_wait() {
     assert!(world.all_done());
     assert_eq!(world.server.refused, 0);
     for (n, index) in (0..).zip(deletes) {
-        let waited = world.callers[index].granted.unwrap() - (60 * SECOND + n * 10 * SECOND);
+        let waited = world.callers[index]
+            .granted
+            .unwrap()
+            .abs_diff(60 * SECOND + n * 10 * SECOND);
         assert_eq!(
             waited,
             Duration::ZERO,
@@ -316,7 +319,7 @@ fn places_are_kept_and_nobody_storms() {
     assert!(
         after_arrival
             .windows(4)
-            .all(|asks| *asks[3] - *asks[0] >= SECOND),
+            .all(|asks| asks[3].abs_diff(*asks[0]) >= SECOND),
         "waiters come back one by one"
     );
 }
