@@ -90,16 +90,11 @@ impl Catalogue {
         let system_images = source
             .refresh(&mut cached.system_images, SYSTEM_IMAGES)
             .await?;
-        let named: Arc<[Image]> = system_images
-            .iter()
-            .filter(|offered| offered.name.as_deref() == Some(image))
-            .cloned()
-            .collect();
-        let images = if named.is_empty() {
-            source.other_image(&mut cached.images, image).await?
-        } else {
-            named
-        };
+        let named = |offered: &&Image| offered.name.as_deref() == Some(image);
+        let mut images: Arc<[Image]> = system_images.iter().filter(named).cloned().collect();
+        if images.is_empty() {
+            images = source.other_image(&mut cached.images, image).await?;
+        }
         let image = image.to_owned();
         Ok(Arc::new(Offer {
             server_types,

@@ -390,24 +390,29 @@ fn throttled_request_pauses_by_the_refill_rate_and_then_one_request_probes() {
         "sent before the 429 was seen, it adds nothing"
     );
     assert!(budget.try_acquire(Lane::Delete, "c", now + SECOND).is_err());
-    let probe = budget.try_acquire(Lane::Delete, "c", until).ok().unwrap();
+    // By then several tokens have flowed in, but whether that is so must be found out.
+    let later = until + 10 * SECOND;
+    let probe = budget.try_acquire(Lane::Delete, "c", later).ok().unwrap();
     assert!(
-        budget.try_acquire(Lane::Delete, "d", until).is_err(),
+        budget.try_acquire(Lane::Delete, "d", later).is_err(),
         "one probe at a time"
     );
-    probe.answered(
-        Some(RateLimit {
-            limit: 3600,
-            remaining: 5,
-        }),
-        false,
-        until,
-    );
-    assert!(
-        budget
-            .try_acquire(Lane::Delete, "d", until + SECOND)
-            .is_ok()
-    );
+    let rate = RateLimit {
+        limit: 3600,
+        remaining: 5,
+    };
+    probe.answered(Some(rate), false, later);
+    assert!(budget.try_acquire(Lane::Delete, "d", later).is_ok());
+}
+
+#[test]
+fn full_bucket_does_not_hide_those_in_flight() {
+    let now = Instant::now();
+    let budget = informed(3600, 3600, now);
+    let names = ["a", "b", "c"];
+    let slow = names.map(|who| budget.try_acquire(Lane::Create, who, now).ok().unwrap());
+    assert_eq!(budget.view(now + Duration::from_mins(1)).left, Some(3597));
+    drop(slow);
 }
 
 #[test]
