@@ -271,7 +271,7 @@ async fn delete_that_was_accepted_without_effect_shows_the_server_again() {
     world.list().await;
     let (inventory, now) = (world.inventory.clone(), world.now);
     world.after_page(1, move |_| {
-        inventory.begin_delete(ServerId(2)).accepted(now)
+        inventory.begin_delete(ServerId(2)).accepted(now);
     });
     for list in ["begun before", "first", "second"] {
         world.list().await;
