@@ -102,7 +102,9 @@ pub struct Wake {
 impl Wake {
     /// Looks at an instance again. A controller that has ended needs no waking.
     pub fn instance(&self, namespace: &str, name: &str) {
-        let _ended = self.instances.unbounded_send(ObjectRef::new(name).within(namespace));
+        let _ended = self
+            .instances
+            .unbounded_send(ObjectRef::new(name).within(namespace));
     }
 
     /// Looks at a class again.

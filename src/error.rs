@@ -40,22 +40,37 @@ const STALE: Retry = Retry::After(Duration::from_millis(200));
 impl Setback {
     /// Something that may pass by itself.
     pub fn passing(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), stalled: false, retry: BRIEF }
+        Self {
+            reason,
+            message: message.into(),
+            stalled: false,
+            retry: BRIEF,
+        }
     }
 
     /// Something that takes its time.
     pub fn slow(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { retry: SLOW, ..Self::passing(reason, message) }
+        Self {
+            retry: SLOW,
+            ..Self::passing(reason, message)
+        }
     }
 
     /// Something that only a person can mend; it is tried again, slowly, in case he did so elsewhere.
     pub fn lasting(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { stalled: true, retry: SLOW, ..Self::passing(reason, message) }
+        Self {
+            stalled: true,
+            retry: SLOW,
+            ..Self::passing(reason, message)
+        }
     }
 
     /// Something that is possible again after a known time.
     pub fn until(reason: &'static str, message: impl Into<String>, pause: Duration) -> Self {
-        Self { retry: Retry::After(pause), ..Self::passing(reason, message) }
+        Self {
+            retry: Retry::After(pause),
+            ..Self::passing(reason, message)
+        }
     }
 
     /// This process does not hold the Lease, so it changes nothing (I11).
@@ -67,7 +82,9 @@ impl Setback {
     pub fn pause(&self, times: u32) -> Duration {
         match self.retry {
             Retry::After(pause) => pause,
-            Retry::Growing(first, most) => first.saturating_mul(1 << times.saturating_sub(1).min(16)).min(most),
+            Retry::Growing(first, most) => first
+                .saturating_mul(1 << times.saturating_sub(1).min(16))
+                .min(most),
         }
     }
 }
@@ -76,7 +93,9 @@ impl From<HetznerError> for Setback {
     fn from(error: HetznerError) -> Self {
         let message = error_chain(&error);
         match error.class() {
-            Class::Transient | Class::Conflict | Class::Locked => Self::passing("HetznerUnavailable", message),
+            Class::Transient | Class::Conflict | Class::Locked => {
+                Self::passing("HetznerUnavailable", message)
+            }
             Class::Maintenance => Self::slow("HetznerMaintenance", message),
             Class::Throttled => Self::passing("RateLimited", message),
             Class::Credentials => Self::slow("TokenRefused", message),
@@ -93,10 +112,15 @@ impl From<CallError> for Setback {
     fn from(error: CallError) -> Self {
         let message = error_chain(&error);
         match error {
-            CallError::Stale { .. } => Self { retry: STALE, ..Self::passing("StaleView", message) },
+            CallError::Stale { .. } => Self {
+                retry: STALE,
+                ..Self::passing("StaleView", message)
+            },
             CallError::Gone { .. } => Self::passing("ObjectGone", message),
             CallError::Invalid { .. } => Self::lasting("RefusedByKubernetes", message),
-            CallError::Transient { .. } | CallError::TimedOut { .. } => Self::passing("KubernetesUnavailable", message),
+            CallError::Transient { .. } | CallError::TimedOut { .. } => {
+                Self::passing("KubernetesUnavailable", message)
+            }
         }
     }
 }
@@ -108,7 +132,13 @@ mod tests {
     #[test]
     fn pauses_grow_up_to_a_bound_unless_the_time_is_known() {
         let setback = Setback::passing("X", "");
-        assert_eq!([1, 2, 3, 60].map(|times| setback.pause(times).as_millis()), [500, 1000, 2000, 30_000]);
-        assert_eq!(Setback::until("X", "", Duration::from_secs(7)).pause(9), Duration::from_secs(7));
+        assert_eq!(
+            [1, 2, 3, 60].map(|times| setback.pause(times).as_millis()),
+            [500, 1000, 2000, 30_000]
+        );
+        assert_eq!(
+            Setback::until("X", "", Duration::from_secs(7)).pause(9),
+            Duration::from_secs(7)
+        );
     }
 }

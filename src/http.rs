@@ -29,17 +29,25 @@ impl Liveness {
     ///
     /// Each watch brings a bookmark about once a minute, so that some minutes are a fair bound.
     pub fn new(silence_max: Duration) -> Self {
-        Self { started: Instant::now(), last_heard_ms: Arc::default(), silence_max }
+        Self {
+            started: Instant::now(),
+            last_heard_ms: Arc::default(),
+            silence_max,
+        }
     }
 
     /// Notes that a watch event, a bookmark or a reconcile was seen.
     pub fn touch(&self) {
-        self.last_heard_ms.fetch_max(self.age_ms(), Ordering::Relaxed);
+        self.last_heard_ms
+            .fetch_max(self.age_ms(), Ordering::Relaxed);
     }
 
     /// For how long nothing was heard of.
     pub fn silence(&self) -> Duration {
-        Duration::from_millis(self.age_ms().saturating_sub(self.last_heard_ms.load(Ordering::Relaxed)))
+        Duration::from_millis(
+            self.age_ms()
+                .saturating_sub(self.last_heard_ms.load(Ordering::Relaxed)),
+        )
     }
 
     fn age_ms(&self) -> u64 {
@@ -51,7 +59,13 @@ impl Liveness {
         if silence <= self.silence_max {
             (StatusCode::OK, "ok\n".into())
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("no watch event, bookmark or reconcile for {} s\n", silence.as_secs()))
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!(
+                    "no watch event, bookmark or reconcile for {} s\n",
+                    silence.as_secs()
+                ),
+            )
         }
     }
 }
@@ -72,7 +86,10 @@ impl Readiness {
         if self.synced.load(Ordering::Relaxed) {
             (StatusCode::OK, "ok\n")
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "the Kubernetes stores are not synced yet\n")
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the Kubernetes stores are not synced yet\n",
+            )
         }
     }
 }
@@ -81,7 +98,9 @@ impl Readiness {
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// The flag is no address.
-    #[error("{0:?} is no address to listen on: give an IP address and a port, as in 0.0.0.0:8080 or [::]:8080")]
+    #[error(
+        "{0:?} is no address to listen on: give an IP address and a port, as in 0.0.0.0:8080 or [::]:8080"
+    )]
     InvalidAddress(String),
     /// The address is taken, or not one of this machine's.
     #[error("cannot listen on {address}")]
@@ -109,7 +128,9 @@ impl Listener {
     /// # Errors
     /// Fails when the text is no address or cannot be bound.
     pub async fn bind(address: &str) -> Result<Self, HttpError> {
-        let address: SocketAddr = address.parse().map_err(|_| HttpError::InvalidAddress(address.to_owned()))?;
+        let address: SocketAddr = address
+            .parse()
+            .map_err(|_| HttpError::InvalidAddress(address.to_owned()))?;
         let listen = |source| HttpError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
@@ -125,7 +146,11 @@ impl Listener {
     ///
     /// # Errors
     /// Fails when the listener does.
-    pub async fn serve(self, routes: Router, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), HttpError> {
+    pub async fn serve(
+        self,
+        routes: Router,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), HttpError> {
         let (stopping, stopped) = tokio::sync::oneshot::channel();
         let stop = async move {
             stop.await;
@@ -146,7 +171,9 @@ impl Listener {
 
 /// `/healthz` and `/readyz`.
 pub fn routes(liveness: Liveness, readiness: Readiness) -> Router {
-    Router::new().route("/healthz", get(async move || liveness.answer())).route("/readyz", get(async move || readiness.answer()))
+    Router::new()
+        .route("/healthz", get(async move || liveness.answer()))
+        .route("/readyz", get(async move || readiness.answer()))
 }
 
 #[cfg(test)]
@@ -160,7 +187,12 @@ mod tests {
     /// The status line and body of one GET.
     async fn ask(address: SocketAddr, path: &str) -> String {
         let mut connection = TcpStream::connect(address).await.unwrap();
-        connection.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        connection
+            .write_all(
+                format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes(),
+            )
+            .await
+            .unwrap();
         let mut answer = String::new();
         connection.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -170,18 +202,25 @@ mod tests {
     async fn serve(
         liveness: Liveness,
         readiness: Readiness,
-    ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), HttpError>>) {
+    ) -> (
+        SocketAddr,
+        oneshot::Sender<()>,
+        tokio::task::JoinHandle<Result<(), HttpError>>,
+    ) {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address();
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(listener.serve(routes(liveness, readiness), async { drop(stopped.await) }));
+        let task = tokio::spawn(
+            listener.serve(routes(liveness, readiness), async { drop(stopped.await) }),
+        );
         (address, stop, task)
     }
 
     #[tokio::test]
     async fn readyz_turns_green_when_the_stores_are_synced() {
         let readiness = Readiness::default();
-        let (address, _stop, _task) = serve(Liveness::new(Duration::from_mins(5)), readiness.clone()).await;
+        let (address, _stop, _task) =
+            serve(Liveness::new(Duration::from_mins(5)), readiness.clone()).await;
         assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 503"));
 
         readiness.set_synced();
@@ -192,10 +231,18 @@ mod tests {
     #[tokio::test]
     async fn healthz_turns_red_after_silence_and_green_when_something_is_heard() {
         let started = Instant::now().checked_sub(Duration::from_secs(20)).unwrap();
-        let silent = Liveness { started, ..Liveness::new(Duration::from_secs(10)) };
+        let silent = Liveness {
+            started,
+            ..Liveness::new(Duration::from_secs(10))
+        };
         let (address, _stop, _task) = serve(silent.clone(), Readiness::default()).await;
         let red = ask(address, "/healthz").await;
-        assert!(red.starts_with("HTTP/1.1 503 Service Unavailable no watch event, bookmark or reconcile for 2"), "{red}");
+        assert!(
+            red.starts_with(
+                "HTTP/1.1 503 Service Unavailable no watch event, bookmark or reconcile for 2"
+            ),
+            "{red}"
+        );
 
         silent.touch();
 
@@ -204,23 +251,36 @@ mod tests {
 
     #[tokio::test]
     async fn serving_ends_when_told_although_a_client_keeps_its_connection() {
-        let (address, stop, task) = serve(Liveness::new(Duration::from_mins(5)), Readiness::default()).await;
+        let (address, stop, task) =
+            serve(Liveness::new(Duration::from_mins(5)), Readiness::default()).await;
         let mut idle = TcpStream::connect(address).await.unwrap();
         idle.write_all(b"GET /heal").await.unwrap();
 
         stop.send(()).unwrap();
 
-        tokio::time::timeout(DRAIN * 4, task).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(DRAIN * 4, task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert!(TcpStream::connect(address).await.is_err());
     }
 
     #[tokio::test]
     async fn bad_address_is_one_clear_line() {
         let error = Listener::bind("localhost").await.unwrap_err().to_string();
-        assert_eq!(error, "\"localhost\" is no address to listen on: give an IP address and a port, as in 0.0.0.0:8080 or [::]:8080");
+        assert_eq!(
+            error,
+            "\"localhost\" is no address to listen on: give an IP address and a port, as in 0.0.0.0:8080 or [::]:8080"
+        );
 
         let taken = Listener::bind("127.0.0.1:0").await.unwrap();
-        let error = Listener::bind(&taken.address().to_string()).await.unwrap_err();
-        assert_eq!(error.to_string(), format!("cannot listen on {}", taken.address()));
+        let error = Listener::bind(&taken.address().to_string())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot listen on {}", taken.address())
+        );
     }
 }

@@ -38,5 +38,8 @@ pub fn text(labels: &Labels, key: &str) -> String {
 
 /// The number in a label; zero if there is none.
 pub fn number(labels: &Labels, key: &str) -> u32 {
-    labels.get(key).and_then(|value| value.parse().ok()).unwrap_or_default()
+    labels
+        .get(key)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or_default()
 }

@@ -35,7 +35,9 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter is not understood.
-    #[error("{0:?} is no log level: give error, warn, info, debug or trace, or a list such as info,agentfleet::hetzner=debug")]
+    #[error(
+        "{0:?} is no log level: give error, warn, info, debug or trace, or a list such as info,agentfleet::hetzner=debug"
+    )]
     InvalidLevel(String),
     /// Something else has set it up already.
     #[error("logging is set up already")]
@@ -52,10 +54,16 @@ pub fn init(format: LogFormat, level: &str) -> Result<(), TelemetryError> {
     let filter = filter(level)?;
     let registry = tracing_subscriber::registry();
     match format {
-        LogFormat::Json => registry.with(json_layer(std::io::stderr).with_filter(filter.and(filter_fn(is_safe)))).try_init()?,
+        LogFormat::Json => registry
+            .with(json_layer(std::io::stderr).with_filter(filter.and(filter_fn(is_safe))))
+            .try_init()?,
         LogFormat::Text => {
-            let text = tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
-            registry.with(text.with_filter(filter.and(filter_fn(is_safe)))).try_init()?;
+            let text = tracing_subscriber::fmt::layer()
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_writer(std::io::stderr);
+            registry
+                .with(text.with_filter(filter.and(filter_fn(is_safe))))
+                .try_init()?;
         }
     }
     end_on_panic();
@@ -66,7 +74,8 @@ fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     let invalid = || TelemetryError::InvalidLevel(level.to_owned());
     // A word that is no level would be taken for a target, and everything else would fall silent.
     let known = |directive: &str| {
-        directive.contains(['=', '[']) || (!directive.trim().is_empty() && directive.trim().parse::<LevelFilter>().is_ok())
+        directive.contains(['=', '['])
+            || (!directive.trim().is_empty() && directive.trim().parse::<LevelFilter>().is_ok())
     };
     if !level.split(',').all(known) {
         return Err(invalid());
@@ -88,7 +97,10 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + 'static,
 {
-    tracing_subscriber::fmt::layer().fmt_fields(JsonFields::new()).event_format(FlatJson).with_writer(writer)
+    tracing_subscriber::fmt::layer()
+        .fmt_fields(JsonFields::new())
+        .event_format(FlatJson)
+        .with_writer(writer)
 }
 
 /// Writes one event as one JSON object, the fields of its spans beside its own.
@@ -98,19 +110,34 @@ impl<S> FormatEvent<S, JsonFields> for FlatJson
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, JsonFields>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, JsonFields>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut line = Line(Map::new());
-        for span in context.event_scope().into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
+        for span in context
+            .event_scope()
+            .into_iter()
+            .flat_map(tracing_subscriber::registry::Scope::from_root)
+        {
             let extensions = span.extensions();
-            let fields = extensions.get::<FormattedFields<JsonFields>>().map(|fields| serde_json::from_str(&fields.fields));
+            let fields = extensions
+                .get::<FormattedFields<JsonFields>>()
+                .map(|fields| serde_json::from_str(&fields.fields));
             if let Some(Ok(Value::Object(fields))) = fields {
                 line.0.extend(fields);
             }
         }
         event.record(&mut line);
         let metadata = event.metadata();
-        line.0.insert("timestamp".into(), jiff::Timestamp::now().to_string().into());
-        line.0.insert("level".into(), metadata.level().as_str().into());
+        line.0.insert(
+            "timestamp".into(),
+            jiff::Timestamp::now().to_string().into(),
+        );
+        line.0
+            .insert("level".into(), metadata.level().as_str().into());
         line.0.insert("target".into(), metadata.target().into());
         writeln!(writer, "{}", Value::Object(line.0))
     }
@@ -121,7 +148,8 @@ struct Line(Map<String, Value>);
 
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.insert(field.name().into(), format!("{value:?}").into());
+        self.0
+            .insert(field.name().into(), format!("{value:?}").into());
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -150,7 +178,11 @@ fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         let thread = std::thread::current();
-        tracing::error!(place, thread = thread.name(), "panic: the process ends, a new one takes up the work");
+        tracing::error!(
+            place,
+            thread = thread.name(),
+            "panic: the process ends, a new one takes up the work"
+        );
         std::process::abort()
     }));
 }
@@ -181,30 +213,62 @@ mod tests {
     fn logged(level: &str, act: impl FnOnce()) -> Vec<Value> {
         let written = Written::default();
         let writer = written.clone();
-        let layer = json_layer(move || writer.clone()).with_filter(filter(level).unwrap().and(filter_fn(is_safe)));
+        let layer = json_layer(move || writer.clone())
+            .with_filter(filter(level).unwrap().and(filter_fn(is_safe)));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), act);
         let bytes = written.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        String::from_utf8(bytes)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     #[test]
     fn fields_of_spans_stand_beside_those_of_the_event() {
         let lines = logged("info", || {
-            let _instance = tracing::info_span!("reconcile", instance = "ns/one", incarnation = 1).entered();
-            let _request = tracing::info_span!("request", correlation_id = "abc", incarnation = 2).entered();
-            tracing::info!(route = "POST /servers", done = true, seconds = 0.5, server = 7_u64, "created");
+            let _instance =
+                tracing::info_span!("reconcile", instance = "ns/one", incarnation = 1).entered();
+            let _request =
+                tracing::info_span!("request", correlation_id = "abc", incarnation = 2).entered();
+            tracing::info!(
+                route = "POST /servers",
+                done = true,
+                seconds = 0.5,
+                server = 7_u64,
+                "created"
+            );
         });
 
-        let [line] = &lines[..] else { panic!("one line expected: {lines:?}") };
+        let [line] = &lines[..] else {
+            panic!("one line expected: {lines:?}")
+        };
         assert_eq!(line["instance"], "ns/one");
         assert_eq!(line["incarnation"], 2, "the inner span knows better");
         assert_eq!(line["correlation_id"], "abc");
         assert_eq!(
-            (&line["route"], &line["done"], &line["seconds"], &line["server"]),
-            (&"POST /servers".into(), &true.into(), &0.5.into(), &7.into())
+            (
+                &line["route"],
+                &line["done"],
+                &line["seconds"],
+                &line["server"]
+            ),
+            (
+                &"POST /servers".into(),
+                &true.into(),
+                &0.5.into(),
+                &7.into()
+            )
         );
-        assert_eq!((&line["message"], &line["level"], &line["target"]), (&"created".into(), &"INFO".into(), &module_path!().into()));
-        line["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        assert_eq!(
+            (&line["message"], &line["level"], &line["target"]),
+            (&"created".into(), &"INFO".into(), &module_path!().into())
+        );
+        line["timestamp"]
+            .as_str()
+            .unwrap()
+            .parse::<jiff::Timestamp>()
+            .unwrap();
     }
 
     #[test]
@@ -225,7 +289,10 @@ mod tests {
             tracing::info!(target: "kube_runtime::watcher", "theirs");
         });
 
-        let messages: Vec<_> = lines.iter().map(|line| line["message"].as_str().unwrap()).collect();
+        let messages: Vec<_> = lines
+            .iter()
+            .map(|line| line["message"].as_str().unwrap())
+            .collect();
         assert_eq!(messages, ["ours", "theirs"]);
     }
 
@@ -234,7 +301,10 @@ mod tests {
         for level in ["agentfleet=loud", "loud", "inof,agentfleet=debug", ""] {
             let error = filter(level).unwrap_err().to_string();
 
-            assert!(error.starts_with(&format!("{level:?} is no log level")), "{error}");
+            assert!(
+                error.starts_with(&format!("{level:?} is no log level")),
+                "{error}"
+            );
         }
         for level in ["info", "WARN", "info,agentfleet::hetzner=debug", "off"] {
             filter(level).unwrap();
@@ -246,7 +316,9 @@ mod tests {
         const CHILD: &str = "AGENTFLEET_TEST_PANIC_CHILD";
         if std::env::var_os(CHILD).is_some() {
             init(LogFormat::Json, "info").unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
             runtime.block_on(async { tokio::spawn(async { panic!("canary") }).await.unwrap_err() });
             return;
         }
@@ -262,7 +334,13 @@ mod tests {
         let text = String::from_utf8(ended.stderr).unwrap();
         let line: Value = serde_json::from_str(text.trim()).unwrap();
         assert_eq!(ended.status.signal(), Some(6), "aborted");
-        assert!(line["place"].as_str().unwrap().starts_with("src/telemetry.rs:"), "{line}");
+        assert!(
+            line["place"]
+                .as_str()
+                .unwrap()
+                .starts_with("src/telemetry.rs:"),
+            "{line}"
+        );
         assert!(!text.contains("canary"), "{text}");
     }
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::{
-    desired::{Agent, Identity},
     description,
+    desired::{Agent, Identity},
     world::SendOutcome,
 };
 use crate::{
@@ -35,18 +35,56 @@ pub async fn request(
     record: &ProvisioningRecord,
 ) -> Result<CreateServer, Setback> {
     let now = Instant::now();
-    let offer = connection.catalogue.offer(&connection.client, &connection.budget, &agent.boot.image, now).await.map_err(unread)?;
+    let offer = connection
+        .catalogue
+        .offer(
+            &connection.client,
+            &connection.budget,
+            &agent.boot.image,
+            now,
+        )
+        .await
+        .map_err(unread)?;
     let place = offer
         .validate(&record.server_type, &record.location, Timestamp::now())
-        .map_err(|problem| Setback::lasting("NotOffered", format!("AgentClass {}: {problem}", agent.class)))?;
+        .map_err(|problem| {
+            Setback::lasting(
+                "NotOffered",
+                format!("AgentClass {}: {problem}", agent.class),
+            )
+        })?;
     let standing = connection.standing();
-    let missing = |what: &str| Setback::passing("ProjectNotReady", format!("project {} has no {what} yet", connection.project));
+    let missing = |what: &str| {
+        Setback::passing(
+            "ProjectNotReady",
+            format!("project {} has no {what} yet", connection.project),
+        )
+    };
     let key = standing.key.ok_or_else(|| missing("SSH key"))?;
-    let firewall = *standing.firewalls.get(&agent.class).ok_or_else(|| missing("firewall for this class"))?;
-    let network = agent.boot.network.as_ref().map(|name| standing.networks.get(name).copied().ok_or_else(|| missing("such network")));
+    let firewall = *standing
+        .firewalls
+        .get(&agent.class)
+        .ok_or_else(|| missing("firewall for this class"))?;
+    let network = agent.boot.network.as_ref().map(|name| {
+        standing
+            .networks
+            .get(name)
+            .copied()
+            .ok_or_else(|| missing("such network"))
+    });
     let master = ctx.keyring.current();
     let phone_home = phone_home_url(ctx, agent, master, &record.server_name)?;
-    let user_data = user_data(identity, agent, record, &Birth { master, program: &ctx.program, admin_keys: &standing.admin_keys, phone_home })?;
+    let user_data = user_data(
+        identity,
+        agent,
+        record,
+        &Birth {
+            master,
+            program: &ctx.program,
+            admin_keys: &standing.admin_keys,
+            phone_home,
+        },
+    )?;
     Ok(CreateServer {
         name: record.server_name.clone(),
         server_type: place.server_type,
@@ -57,7 +95,10 @@ pub async fn request(
         labels: server_labels(identity, agent, record, master),
         firewalls: vec![firewall],
         networks: network.transpose()?.into_iter().collect(),
-        public_net: PublicNetRequest { enable_ipv4: agent.boot.ipv4, enable_ipv6: agent.boot.ipv6 },
+        public_net: PublicNetRequest {
+            enable_ipv4: agent.boot.ipv4,
+            enable_ipv6: agent.boot.ipv6,
+        },
         start_after_create: true,
     })
 }
@@ -78,13 +119,24 @@ pub struct Birth<'a> {
 ///
 /// # Errors
 /// When a value of the class cannot be put into it, or it is too large.
-pub fn user_data(identity: &Identity, agent: &Agent, record: &ProvisioningRecord, birth: &Birth<'_>) -> Result<UserData, Setback> {
+pub fn user_data(
+    identity: &Identity,
+    agent: &Agent,
+    record: &ProvisioningRecord,
+    birth: &Birth<'_>,
+) -> Result<UserData, Setback> {
     let incarnation = u32::try_from(record.incarnation).unwrap_or_default();
-    let description =
-        description::describe(agent, identity, incarnation).map_err(|error| Setback::lasting("ClassInvalid", format!("agent.service: {error}")))?;
+    let description = description::describe(agent, identity, incarnation)
+        .map_err(|error| Setback::lasting("ClassInvalid", format!("agent.service: {error}")))?;
     let keys = birth.master.server_keys(&record.server_name);
-    let raw = agent.boot.cloud_init.as_deref().map(serde_saphyr::from_str).transpose();
-    let raw = raw.map_err(|_| Setback::lasting("ClassInvalid", "agent.cloudInit is not a YAML mapping"))?;
+    let raw = agent
+        .boot
+        .cloud_init
+        .as_deref()
+        .map(serde_saphyr::from_str)
+        .transpose();
+    let raw =
+        raw.map_err(|_| Setback::lasting("ClassInvalid", "agent.cloudInit is not a YAML mapping"))?;
     let input = CloudInit {
         fleet: birth.master.fleet(),
         server: &record.server_name,
@@ -100,8 +152,17 @@ pub fn user_data(identity: &Identity, agent: &Agent, record: &ProvisioningRecord
         raw: raw.as_ref(),
     };
     UserData::render(&input).map_err(|error| match error {
-        CloudInitError::TooLarge { .. } => Setback::lasting("UserDataTooLarge", format!("AgentClass {}: {error}; make its files smaller", agent.class)),
-        error => Setback::lasting("ClassInvalid", format!("AgentClass {}: {error}", agent.class)),
+        CloudInitError::TooLarge { .. } => Setback::lasting(
+            "UserDataTooLarge",
+            format!(
+                "AgentClass {}: {error}; make its files smaller",
+                agent.class
+            ),
+        ),
+        error => Setback::lasting(
+            "ClassInvalid",
+            format!("AgentClass {}: {error}", agent.class),
+        ),
     })
 }
 
@@ -113,21 +174,41 @@ fn bytes(size: &str) -> Option<u64> {
     number.checked_mul(scale)
 }
 
-fn phone_home_url(ctx: &Context, agent: &Agent, master: &MasterKey, server: &str) -> Result<Option<SecretString>, Setback> {
+fn phone_home_url(
+    ctx: &Context,
+    agent: &Agent,
+    master: &MasterKey,
+    server: &str,
+) -> Result<Option<SecretString>, Setback> {
     match (agent.boot.bootstrap, &ctx.settings.phone_home_url) {
         (Bootstrap::SshProof, _) => Ok(None),
         (Bootstrap::PhoneHome, Some(base)) => {
             let token = master.phone_home_token(server).expose();
-            Ok(Some(format!("{}{}", base.trim_end_matches('/'), phone_home_path(token.expose_secret())).into()))
+            Ok(Some(
+                format!(
+                    "{}{}",
+                    base.trim_end_matches('/'),
+                    phone_home_path(token.expose_secret())
+                )
+                .into(),
+            ))
         }
         (Bootstrap::PhoneHome, None) => {
-            let message = format!("AgentClass {} has bootstrap PhoneHome, but the operator runs without --phone-home-url", agent.class);
+            let message = format!(
+                "AgentClass {} has bootstrap PhoneHome, but the operator runs without --phone-home-url",
+                agent.class
+            );
             Err(Setback::lasting("PhoneHomeNotServed", message))
         }
     }
 }
 
-fn server_labels(identity: &Identity, agent: &Agent, record: &ProvisioningRecord, master: &MasterKey) -> Labels {
+fn server_labels(
+    identity: &Identity,
+    agent: &Agent,
+    record: &ProvisioningRecord,
+    master: &MasterKey,
+) -> Labels {
     let ours = [
         (labels::FLEET, master.fleet().to_owned()),
         (labels::NAMESPACE, identity.namespace.clone()),
@@ -146,7 +227,11 @@ fn unread(error: CatalogueError) -> Setback {
     match error {
         CatalogueError::Budget(retry) => {
             let pause = retry.0.saturating_duration_since(Instant::now());
-            Setback::until("RateLimited", "waits for its turn to read what Hetzner offers", pause)
+            Setback::until(
+                "RateLimited",
+                "waits for its turn to read what Hetzner offers",
+                pause,
+            )
         }
         CatalogueError::Api(error) => error.into(),
     }

@@ -186,7 +186,9 @@ pub fn secret_files(
         .map(|file| secret_file(file, &spec.user, secret, keys))
         .collect();
     let files = made?;
-    let tags = files.iter().map(|file| (file.path.as_str(), file.tag.as_str()));
+    let tags = files
+        .iter()
+        .map(|file| (file.path.as_str(), file.tag.as_str()));
     let tag = keys.secrets_tag(tags);
     Ok((files, tag))
 }
@@ -197,11 +199,10 @@ fn secret_file(
     secret: &SecretData,
     keys: &ServerKeys,
 ) -> Result<SecretFile, UnmadeFile> {
-    let content =
-        secret_files::render(form(file), secret).map_err(|source| UnmadeFile {
-            path: file.path.clone(),
-            source,
-        })?;
+    let content = secret_files::render(form(file), secret).map_err(|source| UnmadeFile {
+        path: file.path.clone(),
+        source,
+    })?;
     Ok(SecretFile {
         path: file.path.clone(),
         mode: file.mode.clone(),

@@ -8,11 +8,11 @@ use kube::ResourceExt as _;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::hetzner::Place;
 use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
     Lifecycle, Override, Overrides,
 };
+use crate::hetzner::Place;
 
 /// Who an instance is, whatever its spec says.
 #[derive(Clone, Debug, PartialEq, Eq)]

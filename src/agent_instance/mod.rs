@@ -47,24 +47,41 @@ const STATUS: &str = "agentfleet";
 ///
 /// # Errors
 /// When the API server could not be asked; the controller's error policy tries again.
-pub async fn reconcile(instance: Arc<AgentInstance>, ctx: Arc<Context>) -> Result<Action, CallError> {
+pub async fn reconcile(
+    instance: Arc<AgentInstance>,
+    ctx: Arc<Context>,
+) -> Result<Action, CallError> {
     let version = instance.resource_version().unwrap_or_default();
     let uid = instance.uid().unwrap_or_default();
-    if ctx.memories.with(&uid, |memory| is_replaced(&mut memory.replaced, &version)) {
+    if ctx
+        .memories
+        .with(&uid, |memory| is_replaced(&mut memory.replaced, &version))
+    {
         return Ok(Action::await_change());
     }
     let (desired, moment) = (Desired::parse(&instance), Moment::now());
     let world = observe(&ctx, &instance, &desired, moment).await?;
     let plan = plan(&desired, &world, ctx.keyring.fleet(), moment.wall);
     tracing::debug!(stage = ?plan.stage, steps = ?plan.steps, "planned");
-    let mut performer = Performer { ctx: &ctx, instance: &instance, desired: &desired, world: &world, moment, version };
+    let mut performer = Performer {
+        ctx: &ctx,
+        instance: &instance,
+        desired: &desired,
+        world: &world,
+        moment,
+        version,
+    };
     let again = perform_all(&mut performer, &plan).await;
     if plan.stage == Stage::Gone {
         ctx.memories.forget(&uid);
         return Ok(Action::await_change());
     }
     let reported = report(&mut performer, &plan).await;
-    Ok(requeue(again.or(reported.err()).or_else(|| remaining(&plan, moment))))
+    Ok(requeue(
+        again
+            .or(reported.err())
+            .or_else(|| remaining(&plan, moment)),
+    ))
 }
 
 /// Whether a view is older than our own last write; the watch will bring a newer one.
@@ -87,7 +104,12 @@ async fn perform_all(performer: &mut Performer<'_>, plan: &Plan) -> Option<Durat
                 None
             }
             Err(setback) => {
-                tracing::warn!(?step, reason = setback.reason, message = setback.message, "step failed");
+                tracing::warn!(
+                    ?step,
+                    reason = setback.reason,
+                    message = setback.message,
+                    "step failed"
+                );
                 memory.failed(setback, Moment::now().wall);
                 Some(Duration::ZERO)
             }
@@ -111,10 +133,20 @@ fn requeue(after: Option<Duration>) -> Action {
 /// Writes the status if it says anything new, and tells people of transitions.
 async fn report(performer: &mut Performer<'_>, plan: &Plan) -> Result<(), Duration> {
     let identity = performer.desired.identity();
-    let own = performer.world.servers.iter().filter(|server| server.uid == identity.uid);
+    let own = performer
+        .world
+        .servers
+        .iter()
+        .filter(|server| server.uid == identity.uid);
     let current = own.max_by_key(|server| server.incarnation);
     let generation = performer.instance.metadata.generation;
-    let next = status::status(performer.world, current, &plan.stage, generation, performer.moment.wall);
+    let next = status::status(
+        performer.world,
+        current,
+        &plan.stage,
+        generation,
+        performer.moment.wall,
+    );
     let former = &performer.world.status;
     let (old, new) = (reported(former), reported(&next));
     if !status_changed(&old, &new) {
@@ -124,7 +156,9 @@ async fn report(performer: &mut Performer<'_>, plan: &Plan) -> Result<(), Durati
     match performer.apply_status(STATUS, new).await {
         Ok(()) => {
             let object = performer.instance.object_ref(&());
-            events.into_iter().for_each(|event| performer.ctx.events.publish(&object, event));
+            events
+                .into_iter()
+                .for_each(|event| performer.ctx.events.publish(&object, event));
             Ok(())
         }
         Err(setback) => {
@@ -148,13 +182,23 @@ fn reported(status: &AgentInstanceStatus) -> Value {
 fn transitions(old: &AgentInstanceStatus, new: &AgentInstanceStatus) -> Vec<Event> {
     let told = [ConditionType::Ready, ConditionType::Stalled];
     let changed = new.conditions.iter().filter(|condition| {
-        let before = old.conditions.iter().find(|old| old.type_ == condition.type_);
-        let news = before.is_none_or(|before| (&before.status, &before.reason) != (&condition.status, &condition.reason));
-        news && told.iter().any(|kind| kind.as_str() == condition.type_) && condition.reason != "NotStalled"
+        let before = old
+            .conditions
+            .iter()
+            .find(|old| old.type_ == condition.type_);
+        let news = before.is_none_or(|before| {
+            (&before.status, &before.reason) != (&condition.status, &condition.reason)
+        });
+        news && told.iter().any(|kind| kind.as_str() == condition.type_)
+            && condition.reason != "NotStalled"
     });
     changed
         .map(|condition| Event {
-            type_: if condition.type_ == "Stalled" { EventType::Warning } else { EventType::Normal },
+            type_: if condition.type_ == "Stalled" {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
             reason: condition.reason.clone(),
             note: Some(condition.message.clone()).filter(|message| !message.is_empty()),
             action: "Reconcile".into(),
@@ -166,6 +210,10 @@ fn transitions(old: &AgentInstanceStatus, new: &AgentInstanceStatus) -> Vec<Even
 /// How long to wait after a look that failed.
 pub fn error_policy(instance: Arc<AgentInstance>, error: &CallError, _: Arc<Context>) -> Action {
     let setback = Setback::passing("KubernetesUnavailable", crate::kube_ext::error_chain(error));
-    tracing::warn!(instance = instance.name_any(), message = setback.message, "look failed");
+    tracing::warn!(
+        instance = instance.name_any(),
+        message = setback.message,
+        "look failed"
+    );
     Action::requeue(setback.pause(3))
 }

@@ -15,8 +15,8 @@ use super::{
         SecretsView, SendOutcome, ServerView, Trouble, World,
     },
 };
-use crate::hetzner::Place;
 use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
+use crate::hetzner::Place;
 
 mod creation;
 mod removal;

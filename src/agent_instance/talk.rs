@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     desired::Identity,
     memory::{GuestMemory, Memory},
-    world::{Configured, ConfigureFailure, ContactProblem, Hello, InstallPhase, ServerView},
+    world::{ConfigureFailure, Configured, ContactProblem, Hello, InstallPhase, ServerView},
 };
 use crate::{
     context::Context,
@@ -23,14 +23,14 @@ use crate::{
     guest::{
         GuestError,
         acts::Acts,
-        bundle::Configure,
-        program::Program,
-        host_key::HostKey,
-        proof::{Accept, ProofError, Unproven},
         answers::{Greeting, Phase, Step, StepState, Unit},
+        bundle::Configure,
+        host_key::HostKey,
+        program::Program,
+        proof::{Accept, ProofError, Unproven},
         protocol::{self, AnswerError, Answered, Refusal, RefusalCode},
-        untrusted::Text,
         transport::{Pinned, Stage, TransportError},
+        untrusted::Text,
     },
     kube_ext::error_chain,
 };
@@ -62,8 +62,17 @@ pub struct GuestKey {
 impl GuestKey {
     /// The key of one server of an instance.
     pub fn new(identity: &Identity, server: i64) -> Self {
-        let Identity { namespace, name, uid } = identity.clone();
-        Self { namespace, name, uid, server }
+        let Identity {
+            namespace,
+            name,
+            uid,
+        } = identity.clone();
+        Self {
+            namespace,
+            name,
+            uid,
+            server,
+        }
     }
 }
 
@@ -149,11 +158,23 @@ impl Listening {
 
     async fn once(&self) -> Result<Outcome, ContactProblem> {
         let Some(host_key) = &self.pinned else {
-            let proven = self.guest.prove(&self.accept, BRIEF).await.map_err(unproven)?;
-            return Ok(Outcome::Greeted(Some(proven.host_key), Box::new(proven.greeting)));
+            let proven = self
+                .guest
+                .prove(&self.accept, BRIEF)
+                .await
+                .map_err(unproven)?;
+            return Ok(Outcome::Greeted(
+                Some(proven.host_key),
+                Box::new(proven.greeting),
+            ));
         };
         let hello = protocol::Hello::new(protocol::MAX_WAIT, &self.seen);
-        let greeting = self.guest.pinned(host_key.clone()).run(&hello, protocol::MAX_WAIT + BRIEF).await.map_err(unreached)?;
+        let greeting = self
+            .guest
+            .pinned(host_key.clone())
+            .run(&hello, protocol::MAX_WAIT + BRIEF)
+            .await
+            .map_err(unreached)?;
         Ok(Outcome::Greeted(None, Box::new(greeting)))
     }
 }
@@ -161,7 +182,9 @@ impl Listening {
 fn unproven(error: ProofError) -> ContactProblem {
     match error {
         ProofError::Guest(error) => unreached(error),
-        error @ (ProofError::Wrong { .. } | ProofError::Missing { .. }) => ContactProblem::WrongProof(error.to_string()),
+        error @ (ProofError::Wrong { .. } | ProofError::Missing { .. }) => {
+            ContactProblem::WrongProof(error.to_string())
+        }
     }
 }
 
@@ -169,10 +192,17 @@ fn unproven(error: ProofError) -> ContactProblem {
 fn unreached(error: GuestError) -> ContactProblem {
     let words = error_chain(&error);
     match error {
-        GuestError::Transport(TransportError::HostKeyChanged { .. }) => ContactProblem::HostKeyChanged(words),
-        GuestError::Transport(TransportError::AnswerTooLarge | TransportError::Garbage { stage: Stage::Command, .. }) | GuestError::Answer(_) => {
-            ContactProblem::Garbage(words)
+        GuestError::Transport(TransportError::HostKeyChanged { .. }) => {
+            ContactProblem::HostKeyChanged(words)
         }
+        GuestError::Transport(
+            TransportError::AnswerTooLarge
+            | TransportError::Garbage {
+                stage: Stage::Command,
+                ..
+            },
+        )
+        | GuestError::Answer(_) => ContactProblem::Garbage(words),
         GuestError::Transport(_) | GuestError::Request(_) => ContactProblem::Silent(words),
     }
 }
@@ -190,9 +220,16 @@ pub struct Order {
 impl Order {
     /// Brings the guest up to date where needed, then gives it configuration, secrets and the voice.
     pub async fn run(self) -> Outcome {
-        let Self { server, configure, upgrade } = self;
+        let Self {
+            server,
+            configure,
+            upgrade,
+        } = self;
         let epoch = i64::try_from(configure.epoch).unwrap_or(i64::MAX);
-        let sent = (configure.description.config_revision.clone(), configure.secrets_tag.clone());
+        let sent = (
+            configure.description.config_revision.clone(),
+            configure.secrets_tag.clone(),
+        );
         let done = async {
             if let Some(program) = upgrade {
                 let upgrade = program.upgrade(configure.epoch);
@@ -204,15 +241,27 @@ impl Order {
             Ok(answered) => (Ok(answered.answer.unit.is_active()), None),
             Err(error) => (Err(failure(&error)), stored_epoch(&error)),
         };
-        Outcome::Configured(Configured { epoch, sent, outcome }, stored)
+        Outcome::Configured(
+            Configured {
+                epoch,
+                sent,
+                outcome,
+            },
+            stored,
+        )
     }
 }
 
 /// Takes the voice away from a guest, briefly: its server is about to go, whatever it says.
 pub async fn release(server: Pinned, epoch: i64) -> Outcome {
-    let release = protocol::Release { epoch: epoch.unsigned_abs() };
+    let release = protocol::Release {
+        epoch: epoch.unsigned_abs(),
+    };
     let answered = crash_point::around("ssh", "release", server.run(&release, BRIEF)).await;
-    Outcome::Released(epoch, answered.is_ok_and(|answered| answered.answer.released))
+    Outcome::Released(
+        epoch,
+        answered.is_ok_and(|answered| answered.answer.released),
+    )
 }
 
 fn stored_epoch(error: &GuestError) -> Option<u64> {
@@ -225,8 +274,16 @@ fn stored_epoch(error: &GuestError) -> Option<u64> {
 fn failure(error: &GuestError) -> ConfigureFailure {
     match error {
         GuestError::Answer(AnswerError::Refused(refusal)) => refused(refusal),
-        GuestError::Answer(error) => ConfigureFailure { reason: "GuestNotUnderstood".into(), message: error.to_string(), lasting: false },
-        error => ConfigureFailure { reason: "GuestUnreachable".into(), message: error_chain(error), lasting: false },
+        GuestError::Answer(error) => ConfigureFailure {
+            reason: "GuestNotUnderstood".into(),
+            message: error.to_string(),
+            lasting: false,
+        },
+        error => ConfigureFailure {
+            reason: "GuestUnreachable".into(),
+            message: error_chain(error),
+            lasting: false,
+        },
     }
 }
 
@@ -235,9 +292,20 @@ fn refused(refusal: &Refusal) -> ConfigureFailure {
     let lines: Vec<&str> = refusal.tail.iter().map(Text::as_str).collect();
     let tail = lines.join(" | ");
     let kept = tail.ceil_char_boundary(tail.len().saturating_sub(TAIL));
-    let message = if tail.is_empty() { refusal.message.to_string() } else { format!("{}: {}", refusal.message, &tail[kept..]) };
-    let lasting = matches!(refusal.code, UnitFailed | UserMissing | BadRequest | WrongInstance);
-    ConfigureFailure { reason: refusal.code.as_str().to_owned(), message, lasting }
+    let message = if tail.is_empty() {
+        refusal.message.to_string()
+    } else {
+        format!("{}: {}", refusal.message, &tail[kept..])
+    };
+    let lasting = matches!(
+        refusal.code,
+        UnitFailed | UserMissing | BadRequest | WrongInstance
+    );
+    ConfigureFailure {
+        reason: refusal.code.as_str().to_owned(),
+        message,
+        lasting,
+    }
 }
 
 /// Takes the outcomes of acts that are over into memory.
@@ -248,7 +316,9 @@ pub fn absorb(ctx: &Context, identity: &Identity, memory: &mut Memory, now: Time
         for pool in [&ctx.talks.hellos, &ctx.talks.orders] {
             match pool.take_result(&key) {
                 Some(Ok(outcome)) => learn(ctx, memory, server, outcome, now),
-                Some(Err(panicked)) => memory.failed(Setback::lasting("Defect", panicked.to_string()), now),
+                Some(Err(panicked)) => {
+                    memory.failed(Setback::lasting("Defect", panicked.to_string()), now)
+                }
                 None => {}
             }
         }
@@ -268,7 +338,13 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
             match &configured.outcome {
                 Ok(_) => memory.succeeded(),
                 Err(failure) if failure.lasting => {}
-                Err(failure) => memory.failed(Setback::slow("ConfigureFailed", format!("{}: {}", failure.reason, failure.message)), now),
+                Err(failure) => memory.failed(
+                    Setback::slow(
+                        "ConfigureFailed",
+                        format!("{}: {}", failure.reason, failure.message),
+                    ),
+                    now,
+                ),
             }
             let guest = memory.guest(server);
             if let (Some(epoch), Some(hello)) = (stored, &mut guest.view.hello) {
@@ -284,12 +360,19 @@ fn greeted(guest: &mut GuestMemory, proven: Option<HostKey>, greeting: &Answered
     let said = &greeting.answer;
     guest.progress = said.progress.to_string();
     guest.view.contact = None;
-    guest.view.proven = proven.map(|key| key.to_string()).or_else(|| guest.view.proven.take());
+    guest.view.proven = proven
+        .map(|key| key.to_string())
+        .or_else(|| guest.view.proven.take());
     guest.view.hello = Some(Hello {
         phase: phase(said),
         armed: said.armed.as_ref().map(|armed| armed.incarnation),
         epoch: i64::try_from(said.epoch).unwrap_or(i64::MAX),
-        applied: said.applied.as_ref().map(|applied| (applied.config_revision.to_string(), applied.secrets_tag.to_string())),
+        applied: said.applied.as_ref().map(|applied| {
+            (
+                applied.config_revision.to_string(),
+                applied.secrets_tag.to_string(),
+            )
+        }),
         armed_for: said.armed.as_ref().map(|armed| armed.instance.to_string()),
         active: said.unit.as_ref().is_some_and(Unit::is_active),
     });
@@ -300,7 +383,10 @@ fn phase(said: &Greeting) -> InstallPhase {
         Phase::Pending | Phase::Installing => InstallPhase::Running,
         Phase::Installed => InstallPhase::Done,
         Phase::Failed => {
-            let failed = said.steps.iter().find(|step| step.state == StepState::Failed);
+            let failed = said
+                .steps
+                .iter()
+                .find(|step| step.state == StepState::Failed);
             let words = |step: &Step| {
                 let tail: Vec<&str> = step.tail.iter().map(Text::as_str).collect();
                 format!("step {} failed: {}", step.name, tail.join(" | "))
@@ -312,6 +398,9 @@ fn phase(said: &Greeting) -> InstallPhase {
 
 /// Where SSH of a server answers, if it has an address.
 pub fn address(server: &ServerView, port: u16) -> Option<SocketAddr> {
-    let ip: Option<IpAddr> = [&server.ipv4, &server.ipv6].into_iter().flatten().find_map(|text| text.parse().ok());
+    let ip: Option<IpAddr> = [&server.ipv4, &server.ipv6]
+        .into_iter()
+        .flatten()
+        .find_map(|text| text.parse().ok());
     ip.map(|ip| SocketAddr::new(ip, port))
 }

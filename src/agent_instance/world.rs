@@ -6,8 +6,8 @@
 use k8s_openapi::jiff::Timestamp;
 
 use super::desired::Agent;
-use crate::hetzner::Place;
 use crate::api::{AgentInstanceStatus, ProvisioningRecord, VoiceRecord};
+use crate::hetzner::Place;
 
 /// Everything that a plan for one instance may depend on.
 #[derive(Clone, Debug, Default)]

@@ -35,7 +35,10 @@ pub fn clients(config: &Config) -> kube::Result<Clients> {
         config.default_retry = false;
         Client::try_from(config)
     };
-    Ok(Clients { read: bounded(WATCH_READ_TIMEOUT)?, write: bounded(super::CALL_DEADLINE)? })
+    Ok(Clients {
+        read: bounded(WATCH_READ_TIMEOUT)?,
+        write: bounded(super::CALL_DEADLINE)?,
+    })
 }
 
 #[cfg(test)]
@@ -56,12 +59,18 @@ mod tests {
         let counter = count.clone();
         let busy = Router::new().fallback(async move || {
             counter.fetch_add(1, Ordering::Relaxed);
-            (StatusCode::TOO_MANY_REQUESTS, [(HeaderName::from_static("retry-after"), "0")])
+            (
+                StatusCode::TOO_MANY_REQUESTS,
+                [(HeaderName::from_static("retry-after"), "0")],
+            )
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async { axum::serve(listener, busy).await });
-        (Config::new(format!("http://{address}").parse().unwrap()), count)
+        (
+            Config::new(format!("http://{address}").parse().unwrap()),
+            count,
+        )
     }
 
     #[tokio::test]
@@ -69,8 +78,14 @@ mod tests {
         let (config, count) = busy_api_server().await;
         let Clients { read, write } = clients(&config).unwrap();
 
-        Api::<ConfigMap>::default_namespaced(write).create(&PostParams::default(), &ConfigMap::default()).await.unwrap_err();
-        Api::<ConfigMap>::default_namespaced(read).get("one").await.unwrap_err();
+        Api::<ConfigMap>::default_namespaced(write)
+            .create(&PostParams::default(), &ConfigMap::default())
+            .await
+            .unwrap_err();
+        Api::<ConfigMap>::default_namespaced(read)
+            .get("one")
+            .await
+            .unwrap_err();
 
         assert_eq!(count.load(Ordering::Relaxed), 2);
     }

@@ -222,6 +222,13 @@ fn a_server_is_written_down_before_it_is_asked_for() {
 
 #[test]
 fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
+    let both = |view: ProjectView| {
+        let two = ProjectView {
+            name: "two".into(),
+            ..view.clone()
+        };
+        vec![view, two]
+    };
     let unusable = ProjectView {
         unusable: Some(("WrongProject", "x".into())),
         ..project("one")
@@ -270,16 +277,7 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
             "ProjectMissing",
         ),
         (
-            changed!(
-                ready_to_create(),
-                projects = vec![
-                    unusable.clone(),
-                    ProjectView {
-                        name: "two".into(),
-                        ..unusable
-                    }
-                ]
-            ),
+            changed!(ready_to_create(), projects = both(unusable)),
             "WrongProject",
         ),
         (
@@ -287,18 +285,15 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
             "ProjectNotListed",
         ),
         (
-            changed!(ready_to_create(), projects = vec![held.clone(), held]),
+            changed!(ready_to_create(), projects = both(held)),
             "QuotaExceeded",
         ),
         (
-            changed!(ready_to_create(), projects = vec![bare.clone(), bare]),
+            changed!(ready_to_create(), projects = both(bare)),
             "FirewallNotReady",
         ),
         (
-            changed!(
-                ready_to_create(),
-                projects = vec![sold_out.clone(), sold_out]
-            ),
+            changed!(ready_to_create(), projects = both(sold_out)),
             "OutOfStock",
         ),
     ];
@@ -525,10 +520,34 @@ fn i4_a_serving_instance_is_left_alone() {
 }
 
 #[test]
+fn a_guest_is_greeted_before_it_is_given_anything_new() {
+    let world = changed!(serving(), status.secrets_tag = Some("old".into()));
+    let plan = present(&world);
+    assert_eq!(
+        plan.steps,
+        [Step::Hello {
+            server: 41,
+            incarnation: 1
+        }]
+    );
+    assert_eq!(plan.stage, Stage::Updating);
+}
+
+#[test]
 fn a_changed_secret_or_configuration_is_applied_in_place() {
+    let greeted = |mut world: World| {
+        world.servers[0].guest.hello = Some(Hello {
+            epoch: 3,
+            ..Hello::default()
+        });
+        world
+    };
     for world in [
-        changed!(serving(), status.secrets_tag = Some("old".into())),
-        changed!(serving(), status.config_revision = Some("old".into())),
+        changed!(greeted(serving()), status.secrets_tag = Some("old".into())),
+        changed!(
+            greeted(serving()),
+            status.config_revision = Some("old".into())
+        ),
     ] {
         assert_eq!(
             present(&world).steps,
