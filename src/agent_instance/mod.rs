@@ -7,6 +7,7 @@ mod creation;
 mod description;
 pub mod desired;
 pub mod memory;
+pub mod phone_home;
 mod observe;
 mod perform;
 pub mod plan;
