@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from unittest import mock
 
@@ -158,6 +159,11 @@ class Source(GuestTest):
         self.machine.configure(3, source=SOURCE, update=["echo up >> updates"])
         self.assertEqual(self.machine.text("/home/agent/app/updates"), "up\nup\n")
 
+    def test_a_source_folder_that_the_agent_removed_is_named(self) -> None:
+        shutil.rmtree(self.machine.path("/home/agent/app"))
+        answer = self.machine.call("probe", {"epoch": 1, "command": "true", "timeout": 1})
+        self.assertIn("/home/agent/app: No such file", self.assert_refused(answer, "WriteFailed")["message"])
+
     def test_a_hanging_update_is_stopped_and_named(self) -> None:
         with mock.patch.object(machine_host, "COMMAND_TIMEOUT", 0.3):
             answer = self.machine.configure(2, source=SOURCE, update=["echo started; sleep 100"])
@@ -239,6 +245,19 @@ class Refusals(GuestTest):
         run.join()
         self.assert_refused(first[0], "StaleEpoch")
         self.assertEqual(self.machine.text(SECRET), "KEY=one")
+
+    def test_a_configure_overtaken_while_it_swaps_puts_everything_back(self) -> None:
+        self.machine.configure(1)
+        swap = guest.Files.swap
+
+        def overtaken(files, path: str) -> None:
+            with guest.Guest(self.machine.system()).changing() as state:
+                state["epoch"] = 3
+            swap(files, path)
+        with mock.patch.object(guest.Files, "swap", overtaken):
+            self.assert_refused(self.machine.configure(2, {SECRET: b"two"}, configRevision="rev-2"), "StaleEpoch")
+        self.assertEqual(self.machine.text(SECRET), "KEY=one")
+        self.assertEqual(self.machine.hello()["applied"]["configRevision"], "rev-1")
 
     def test_a_missing_user_is_named(self) -> None:
         self.machine.faults["userMissing"] = True
