@@ -28,10 +28,10 @@ class Configure(GuestTest):
 
     def test_the_same_again_changes_and_restarts_nothing(self) -> None:
         self.machine.configure(1)
-        before = self.machine.hello()["progress"]
+        before = {path: path.stat().st_ino for path in self.machine.root.rglob("*") if path.is_file()}
         answer = self.assert_done(self.machine.configure(1))
         self.assertEqual((answer["changed"], answer["restarted"]), ([], False))
-        self.assertEqual(self.machine.hello()["progress"], before)
+        self.assertEqual({path: path.stat().st_ino for path in self.machine.root.rglob("*") if path.is_file()}, before)
         self.assertEqual(self.machine.voice(), ["start"])
 
     def test_a_revision_that_the_unit_does_not_see_restarts_nothing(self) -> None:
@@ -98,6 +98,10 @@ class Configure(GuestTest):
         self.assertEqual(answer["changed"], ["/etc/agent.conf", TOKEN])
         self.assertFalse(self.machine.exists(TOKEN) or self.machine.exists("/etc/agent.conf"))
         self.assertTrue(self.machine.exists("/home/agent/own"))
+
+    def test_a_file_of_the_install_that_the_first_configure_drops_is_removed(self) -> None:
+        self.assertEqual(self.machine.configure(1, files=[])["changed"][-1], "/etc/agent.conf")
+        self.assertFalse(self.machine.exists("/etc/agent.conf"))
 
     def test_a_renamed_unit_leaves_nothing_of_the_old_one(self) -> None:
         self.machine.configure(1)
@@ -295,6 +299,12 @@ class Refusals(GuestTest):
         error = self.assert_refused(self.machine.configure(1), "UnitFailed")
         self.assertIn("auto-restart", error["message"])
         self.assertIn("status=1/FAILURE", error["tail"][-1])
+
+    def test_a_unit_that_systemd_brought_up_again_meanwhile_did_not_stay_up(self) -> None:
+        system = self.machine.system()
+        real, asked = system.unit_state, []
+        system.unit_state = lambda name: asked.append(name) or real(name) | {"restarts": len(asked) // 4}
+        self.assert_refused(self.machine.configure(1, system=system), "UnitFailed")
 
     def test_a_unit_whose_secret_is_missing_is_not_called_up(self) -> None:
         self.assert_refused(self.machine.configure(1, secretPaths=["/home/agent/absent"]), "UnitFailed")
