@@ -54,7 +54,7 @@ class Failure(Exception):
         if isinstance(error, Failure):
             return error
         if isinstance(error, OSError):
-            number = error.errno or 0
+            number, path = error.errno or 0, path or error.filename
             if number in (errno.ENOSPC, errno.EDQUOT):
                 return cls("DiskFull", f"{path}: no space left, free some")
             hint = "remove the link in its way" if number in (errno.ELOOP, errno.ENOTDIR) else "check path and disk"
