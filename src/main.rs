@@ -3,9 +3,10 @@
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use agentfleet::{
-    api, kube_ext::error_chain,
+    api,
     context::Settings,
     http::Listener,
+    kube_ext::error_chain,
     leader::Timing,
     operator::{self, Options},
     render,
@@ -53,7 +54,11 @@ struct Run {
     #[arg(long)]
     fleet: Option<String>,
     /// Base URL of the Hetzner Cloud API
-    #[arg(long, env = "HCLOUD_ENDPOINT", default_value = "https://api.hetzner.cloud/v1")]
+    #[arg(
+        long,
+        env = "HCLOUD_ENDPOINT",
+        default_value = "https://api.hetzner.cloud/v1"
+    )]
     hcloud_endpoint: String,
     /// Where /healthz and /readyz are served
     #[arg(long, default_value = "0.0.0.0:8080")]
@@ -98,9 +103,16 @@ struct Run {
 
 fn duration(text: &str) -> Result<Duration, String> {
     if let Some(milliseconds) = text.strip_suffix("ms") {
-        return milliseconds.parse().map(Duration::from_millis).map_err(|_| format!("{text:?} is not a duration; write one such as 500ms, 90s or 5m"));
+        return milliseconds
+            .parse()
+            .map(Duration::from_millis)
+            .map_err(|_| {
+                format!("{text:?} is not a duration; write one such as 500ms, 90s or 5m")
+            });
     }
-    text.parse().map(api::Duration::get).map_err(|invalid: api::InvalidDuration| invalid.to_string())
+    text.parse()
+        .map(api::Duration::get)
+        .map_err(|invalid: api::InvalidDuration| invalid.to_string())
 }
 
 #[tokio::main]
@@ -144,7 +156,11 @@ async fn run(flags: Run) -> Ended {
 
 /// A holder renews three times in the life of its Lease, and stops while a third of it is left.
 fn timing(lease: Duration) -> Timing {
-    Timing { lease, renew: lease / 3, deadline: lease * 2 / 3 }
+    Timing {
+        lease,
+        renew: lease / 3,
+        deadline: lease * 2 / 3,
+    }
 }
 
 fn settings(flags: Run) -> Settings {
@@ -162,7 +178,10 @@ fn settings(flags: Run) -> Settings {
 }
 
 async fn stop_on_signal(stop: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return;
     };
     tokio::select! {

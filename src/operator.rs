@@ -12,9 +12,9 @@ use kube::{
     api::ObjectMeta,
     core::PartialObjectMeta,
     runtime::{
-        Controller, WatchStreamExt as _,
+        Controller, PredicateConfig, WatchStreamExt as _,
         controller::{self, Action},
-        PredicateConfig, predicates,
+        predicates,
         reflector::{self, ObjectRef, Store},
         watcher,
     },
@@ -99,8 +99,17 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Operat
     let config = kube::Config::infer().await?;
     let clients = kube_ext::clients(&config)?;
     let (liveness, readiness) = (Liveness::new(options.silence_max), Readiness::default());
-    serve(options.http, routes(liveness.clone(), readiness.clone()), &stop);
-    let found = fleet::load_or_create(&clients, &options.settings.namespace, options.fleet.as_deref()).await?;
+    serve(
+        options.http,
+        routes(liveness.clone(), readiness.clone()),
+        &stop,
+    );
+    let found = fleet::load_or_create(
+        &clients,
+        &options.settings.namespace,
+        options.fleet.as_deref(),
+    )
+    .await?;
     let master = MasterKey::new(&found.name, found.master_key.expose_secret())?;
     let leases: Api<Lease> = Api::namespaced(clients.write.clone(), &options.settings.namespace);
     let (leadership, candidate) = Candidate::new(leases, LEASE, &options.identity, options.lease)?;
@@ -128,10 +137,16 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Operat
         wake,
         clients,
     });
-    ended.into_iter().for_each(|ended| drop(tokio::spawn(wake_when_over(ended, context.wake.clone()))));
+    ended
+        .into_iter()
+        .for_each(|ended| drop(tokio::spawn(wake_when_over(ended, context.wake.clone()))));
     if let Some(listener) = options.phone_home {
         let sink = Arc::new(agent_instance::phone_home::Pins(context.clone()));
-        serve(listener, bootstrap::router(sink, bootstrap::Limits::default()), &stop);
+        serve(
+            listener,
+            bootstrap::router(sink, bootstrap::Limits::default()),
+            &stop,
+        );
     }
     let synced = watches.synced();
     tokio::spawn(async move {
@@ -167,8 +182,19 @@ fn wakes() -> (Wake, Woken) {
     let (instances, woken_instances) = mpsc::unbounded();
     let (classes, woken_classes) = mpsc::unbounded();
     let (projects, woken_projects) = mpsc::unbounded();
-    let woken = Woken { instances: woken_instances, classes: woken_classes, projects: woken_projects };
-    (Wake { instances, classes, projects }, woken)
+    let woken = Woken {
+        instances: woken_instances,
+        classes: woken_classes,
+        projects: woken_projects,
+    };
+    (
+        Wake {
+            instances,
+            classes,
+            projects,
+        },
+        woken,
+    )
 }
 
 async fn wake_when_over(mut ended: Ended, wake: Wake) {
@@ -186,7 +212,9 @@ struct Owners {
 impl Owners {
     fn wake(&self, namespace: &str, secret: &str) {
         for instance in self.stores.instances.state() {
-            if instance.spec.secret_name.as_deref() == Some(secret) && instance.namespace().as_deref() == Some(namespace) {
+            if instance.spec.secret_name.as_deref() == Some(secret)
+                && instance.namespace().as_deref() == Some(namespace)
+            {
                 self.wake.instance(namespace, &instance.name_any());
             }
         }
@@ -227,13 +255,29 @@ where
         })
         .touched_objects()
         .boxed();
-    Watch { store, objects, synced }
+    Watch {
+        store,
+        objects,
+        synced,
+    }
 }
 
 /// Of a Secret's metadata only its name and version are of use; what `kubectl apply` keeps there may hold its content.
 fn keep_name_and_version(secret: &mut PartialObjectMeta<Secret>) {
-    let ObjectMeta { name, namespace, resource_version, uid, .. } = std::mem::take(&mut secret.metadata);
-    secret.metadata = ObjectMeta { name, namespace, resource_version, uid, ..ObjectMeta::default() };
+    let ObjectMeta {
+        name,
+        namespace,
+        resource_version,
+        uid,
+        ..
+    } = std::mem::take(&mut secret.metadata);
+    secret.metadata = ObjectMeta {
+        name,
+        namespace,
+        resource_version,
+        uid,
+        ..ObjectMeta::default()
+    };
 }
 
 /// Who manages which field is of no use here, and the larger half of a small object.
@@ -242,11 +286,17 @@ fn drop_managed_fields<K: Resource>(object: &mut K) {
 }
 
 /// Looks at whoever names a Secret when it changes.
-async fn wake_owners(mut secrets: BoxStream<'static, Result<PartialObjectMeta<Secret>, watcher::Error>>, owners: Owners) {
+async fn wake_owners(
+    mut secrets: BoxStream<'static, Result<PartialObjectMeta<Secret>, watcher::Error>>,
+    owners: Owners,
+) {
     while let Some(change) = secrets.next().await {
         match change {
             Ok(secret) => owners.wake(&secret.namespace().unwrap_or_default(), &secret.name_any()),
-            Err(error) => tracing::warn!(error = kube_ext::error_chain(&error), "watch of Secrets failed"),
+            Err(error) => tracing::warn!(
+                error = kube_ext::error_chain(&error),
+                "watch of Secrets failed"
+            ),
         }
     }
 }
@@ -280,7 +330,13 @@ impl Watches {
 
     /// Waits until each watch has had its first list.
     fn synced(&self) -> impl Future<Output = ()> + Send + 'static {
-        let all = [&self.instances.synced, &self.classes.synced, &self.projects.synced, &self.secrets.synced].map(Clone::clone);
+        let all = [
+            &self.instances.synced,
+            &self.classes.synced,
+            &self.projects.synced,
+            &self.secrets.synced,
+        ]
+        .map(Clone::clone);
         async move {
             for synced in all {
                 synced.cancelled().await;
@@ -289,13 +345,25 @@ impl Watches {
     }
 
     /// Runs the controllers until `stop`.
-    async fn control(self, ctx: Arc<Context>, woken: Woken, liveness: Liveness, stop: CancellationToken) {
-        let owners = Owners { stores: ctx.stores.clone(), wake: ctx.wake.clone() };
+    async fn control(
+        self,
+        ctx: Arc<Context>,
+        woken: Woken,
+        liveness: Liveness,
+        stop: CancellationToken,
+    ) {
+        let owners = Owners {
+            stores: ctx.stores.clone(),
+            wake: ctx.wake.clone(),
+        };
         let secrets = tokio::spawn(wake_owners(self.secrets.objects, owners));
         let many = controller::Config::default().concurrency(INSTANCES_AT_ONCE);
         let instances = Controller::for_stream(self.instances.objects, self.instances.store)
             .with_config(many)
-            .watches_stream(class_changes(&ctx), users_of_class(ctx.stores.instances.clone()))
+            .watches_stream(
+                class_changes(&ctx),
+                users_of_class(ctx.stores.instances.clone()),
+            )
             .reconcile_on(woken.instances)
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let classes = Controller::for_stream(self.classes.objects, self.classes.store)
@@ -305,34 +373,66 @@ impl Watches {
             .reconcile_on(woken.projects)
             .graceful_shutdown_on(stop.cancelled_owned());
         tokio::join!(
-            watched(instances.run(agent_instance::reconcile, agent_instance::error_policy, ctx.clone()), &liveness),
-            watched(classes.run(agent_class::reconcile, agent_class::error_policy, ctx.clone()), &liveness),
-            watched(projects.run(hetzner_project::reconcile, hetzner_project::error_policy, ctx), &liveness),
+            watched(
+                instances.run(
+                    agent_instance::reconcile,
+                    agent_instance::error_policy,
+                    ctx.clone()
+                ),
+                &liveness
+            ),
+            watched(
+                classes.run(
+                    agent_class::reconcile,
+                    agent_class::error_policy,
+                    ctx.clone()
+                ),
+                &liveness
+            ),
+            watched(
+                projects.run(
+                    hetzner_project::reconcile,
+                    hetzner_project::error_policy,
+                    ctx
+                ),
+                &liveness
+            ),
         );
         secrets.abort();
     }
 }
 
 /// Changes of a class's spec; its status is no news to its instances.
-fn class_changes(ctx: &Context) -> impl Stream<Item = Result<AgentClass, watcher::Error>> + Send + 'static {
-    watcher(Api::<AgentClass>::all(ctx.clients.read.clone()), watcher::Config::default())
-        .default_backoff()
-        .touched_objects()
-        .predicate_filter(predicates::generation, PredicateConfig::default())
+fn class_changes(
+    ctx: &Context,
+) -> impl Stream<Item = Result<AgentClass, watcher::Error>> + Send + 'static {
+    watcher(
+        Api::<AgentClass>::all(ctx.clients.read.clone()),
+        watcher::Config::default(),
+    )
+    .default_backoff()
+    .touched_objects()
+    .predicate_filter(predicates::generation, PredicateConfig::default())
 }
 
-fn users_of_class(instances: Store<AgentInstance>) -> impl Fn(AgentClass) -> Vec<ObjectRef<AgentInstance>> + Send + Sync + 'static {
+fn users_of_class(
+    instances: Store<AgentInstance>,
+) -> impl Fn(AgentClass) -> Vec<ObjectRef<AgentInstance>> + Send + Sync + 'static {
     move |class| {
         let name = class.name_any();
         let instances = instances.state().into_iter();
         let users = instances.filter(|instance| instance.spec.class_name == name);
-        users.map(|instance| ObjectRef::from_obj(&*instance)).collect()
+        users
+            .map(|instance| ObjectRef::from_obj(&*instance))
+            .collect()
     }
 }
 
 /// Runs a controller to its end; every look shows that the process is alive.
-async fn watched<K, E>(looks: impl Stream<Item = Result<(ObjectRef<K>, Action), controller::Error<E, watcher::Error>>>, liveness: &Liveness)
-where
+async fn watched<K, E>(
+    looks: impl Stream<Item = Result<(ObjectRef<K>, Action), controller::Error<E, watcher::Error>>>,
+    liveness: &Liveness,
+) where
     K: Resource<DynamicType: Clone + Debug + Eq + Hash> + Clone + Debug + DeserializeOwned,
     E: std::error::Error + 'static,
 {
@@ -340,7 +440,9 @@ where
     while let Some(look) = looks.next().await {
         liveness.touch();
         match look {
-            Ok(_) | Err(controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..)) => {}
+            Ok(_)
+            | Err(controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..)) =>
+                {}
             Err(error) => tracing::warn!(error = kube_ext::error_chain(&error), "watch failed"),
         }
     }

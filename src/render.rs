@@ -4,7 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde_json::Value;
 
 use crate::{
-    agent_instance::{self, Birth, desired::{Agent, Desired, NotAllowed}},
+    agent_instance::{
+        self, Birth,
+        desired::{Agent, Desired, NotAllowed},
+    },
     api::{AgentClass, AgentInstance, Bootstrap, ProvisioningRecord},
     guest::program::{NotAProgram, Program},
     keys::{KeyError, MasterKey},
@@ -38,10 +41,13 @@ pub enum RenderError {
 /// # Errors
 /// When the text does not hold them, or they do not fit one another.
 pub fn user_data(text: &str) -> Result<String, RenderError> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| RenderError::Yaml(error.to_string()))?;
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(text).map_err(|error| RenderError::Yaml(error.to_string()))?;
     let class: AgentClass = object(&documents, "AgentClass")?;
     let instance: AgentInstance = object(&documents, "AgentInstance")?;
-    let Desired::Present(identity, want) = Desired::parse(&instance) else { return Err(RenderError::Missing("AgentInstance")) };
+    let Desired::Present(identity, want) = Desired::parse(&instance) else {
+        return Err(RenderError::Missing("AgentInstance"));
+    };
     let agent = Agent::of(&class, &want)?;
     let record = ProvisioningRecord {
         incarnation: 1,
@@ -53,13 +59,28 @@ pub fn user_data(text: &str) -> Result<String, RenderError> {
     };
     let master = MasterKey::new("fleet", &[0; 32])?;
     let program = Program::new(include_str!("guest/program.py"))?;
-    let phone_home = (agent.boot.bootstrap == Bootstrap::PhoneHome).then(|| "https://operator.example/token".to_owned().into());
-    let birth = Birth { master: &master, program: &program, admin_keys: &[], phone_home };
+    let phone_home = (agent.boot.bootstrap == Bootstrap::PhoneHome)
+        .then(|| "https://operator.example/token".to_owned().into());
+    let birth = Birth {
+        master: &master,
+        program: &program,
+        admin_keys: &[],
+        phone_home,
+    };
     let rendered = agent_instance::user_data(&identity, &agent, &record, &birth);
-    Ok(rendered.map_err(|setback| RenderError::Refused(setback.message))?.shown().to_owned())
+    Ok(rendered
+        .map_err(|setback| RenderError::Refused(setback.message))?
+        .shown()
+        .to_owned())
 }
 
-fn object<K: serde::de::DeserializeOwned>(documents: &[Value], kind: &'static str) -> Result<K, RenderError> {
-    let found = documents.iter().find(|document| document["kind"] == kind).ok_or(RenderError::Missing(kind))?;
+fn object<K: serde::de::DeserializeOwned>(
+    documents: &[Value],
+    kind: &'static str,
+) -> Result<K, RenderError> {
+    let found = documents
+        .iter()
+        .find(|document| document["kind"] == kind)
+        .ok_or(RenderError::Missing(kind))?;
     serde_json::from_value(found.clone()).map_err(|error| RenderError::Yaml(error.to_string()))
 }

@@ -29,7 +29,9 @@ impl PhoneHomeSink for Pins {
             return PinOutcome::NotLeading;
         }
         // A server that is not listed yet is on its way into the inventory: it is to call again.
-        let Some(server) = self.booting(token.server()) else { return PinOutcome::NotStored };
+        let Some(server) = self.booting(token.server()) else {
+            return PinOutcome::NotStored;
+        };
         if server.id.to_string() != call.instance_id {
             return PinOutcome::UnknownToken;
         }
@@ -40,18 +42,41 @@ impl PhoneHomeSink for Pins {
 impl Pins {
     fn booting(&self, name: &str) -> Option<Arc<Server>> {
         let connections = self.0.connections.all();
-        let snapshots = connections.iter().map(|connection| connection.inventory.snapshot());
-        snapshots.flat_map(|snapshot| snapshot.servers().map(|entry| entry.server.clone()).collect::<Vec<_>>()).find(|server| server.name == name)
+        let snapshots = connections
+            .iter()
+            .map(|connection| connection.inventory.snapshot());
+        snapshots
+            .flat_map(|snapshot| {
+                snapshot
+                    .servers()
+                    .map(|entry| entry.server.clone())
+                    .collect::<Vec<_>>()
+            })
+            .find(|server| server.name == name)
     }
 
     async fn store(&self, server: &Server, host_key: &str) -> PinOutcome {
-        let (namespace, name) = (labels::text(&server.labels, labels::NAMESPACE), labels::text(&server.labels, labels::NAME));
+        let (namespace, name) = (
+            labels::text(&server.labels, labels::NAMESPACE),
+            labels::text(&server.labels, labels::NAME),
+        );
         let uid = labels::text(&server.labels, labels::UID);
         let id = server.id.number();
         let object = ObjectRef::new(&name).within(&namespace);
         let pin = || {
-            let instance = self.0.stores.instances.get(&object).filter(|instance| instance.uid().as_ref() == Some(&uid))?;
-            let known = instance.status.as_ref()?.server.as_ref().filter(|known| known.id == id)?.clone();
+            let instance = self
+                .0
+                .stores
+                .instances
+                .get(&object)
+                .filter(|instance| instance.uid().as_ref() == Some(&uid))?;
+            let known = instance
+                .status
+                .as_ref()?
+                .server
+                .as_ref()
+                .filter(|known| known.id == id)?
+                .clone();
             Some(known.host_key)
         };
         if !matches!(pin(), None | Some(None)) {

@@ -882,7 +882,7 @@ class Guest(Guest):
             if ran.code != 0:
                 raise self.unit_failed(name, f"systemctl {arguments[0]} failed", ran.tail)
         unit = self.system.unit_state(name)
-        restarts, until = unit["restarts"], self.system.now() + request.get("settle", 2)
+        restarts, until = unit["restarts"], self.system.now() + request.get("settle", 0.5)
         while unit["active"] == "active" and unit["restarts"] == restarts:
             if self.system.now() >= until:
                 with self.changing() as state:
