@@ -5,13 +5,11 @@
 
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flate2::read::GzDecoder;
 use russh::keys::PublicKey;
-use russh::keys::ssh_key::authorized_keys::Entry;
 use serde::Deserialize;
 
 /// The most that user-data may unpack to, in bytes.
@@ -130,6 +128,22 @@ pub(crate) struct Login {
 }
 
 impl Login {
+    /// One line of an `authorized_keys` file.
+    fn parse(user: &str, line: &str) -> Option<Self> {
+        let (key, forced_command) = match PublicKey::from_openssh(line) {
+            Ok(key) => (key, None),
+            Err(_) => {
+                let (options, key) = split_options(line);
+                (PublicKey::from_openssh(key).ok()?, forced_command(options))
+            }
+        };
+        Some(Self {
+            user: user.to_owned(),
+            key,
+            forced_command,
+        })
+    }
+
     /// Whether this login runs the guest and nothing else.
     pub(crate) fn is_guest(&self) -> bool {
         self.forced_command
@@ -175,18 +189,8 @@ impl CloudConfig {
             User::Default(_) => None,
         });
         let logins = named.flat_map(|user| {
-            user.ssh_authorized_keys.iter().filter_map(|line| {
-                let entry = Entry::from_str(line.trim()).ok()?;
-                let options = entry.config_opts();
-                let forced = options
-                    .iter()
-                    .find_map(|option| command_of(option).map(str::to_owned));
-                Some(Login {
-                    user: user.name.clone(),
-                    key: entry.public_key().clone(),
-                    forced_command: forced,
-                })
-            })
+            let lines = user.ssh_authorized_keys.iter();
+            lines.filter_map(|line| Login::parse(&user.name, line.trim()))
         });
         logins.collect()
     }
@@ -217,9 +221,38 @@ impl CloudConfig {
     }
 }
 
-/// The value of `command="…"`, without its quotes.
-fn command_of(option: &str) -> Option<&str> {
-    option.strip_prefix("command=\"")?.strip_suffix('"')
+/// The options that stand before a key: up to the first space outside quotes.
+///
+/// The parser of the `ssh-key` crate ends them at any space, also one within `command="…"`.
+fn split_options(line: &str) -> (&str, &str) {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, c) in line.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            ' ' if !quoted => return (&line[..at], line[at..].trim_start()),
+            _ => {}
+        }
+    }
+    ("", line)
+}
+
+/// The value of `command="…"` among the options.
+fn forced_command(options: &str) -> Option<String> {
+    let value = options.split_once("command=\"")?.1;
+    let (mut command, mut escaped) = (String::new(), false);
+    for c in value.chars() {
+        match c {
+            '\\' if !escaped => escaped = true,
+            '"' if !escaped => return Some(command),
+            _ => {
+                escaped = false;
+                command.push(c);
+            }
+        }
+    }
+    None
 }
 
 /// The guest's arguments in the unit's `ExecStart`, where the unit runs the guest.
@@ -320,6 +353,8 @@ mod tests {
         let config = CloudConfig::parse(&format!("#cloud-config\n{config}")).unwrap();
         let logins = config.logins();
         assert_eq!(logins.len(), 2);
+        let command = format!("sudo -n {GUEST} ssh \"$SSH_ORIGINAL_COMMAND\"");
+        assert_eq!(logins[0].forced_command.as_ref(), Some(&command));
         assert!(logins[0].is_guest());
         assert_eq!(
             (logins[1].user.as_str(), logins[1].is_guest()),
