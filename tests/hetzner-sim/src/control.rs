@@ -120,7 +120,7 @@ impl Control {
     pub fn drain(&self, project: usize, left: u32) -> Result<(), ControlError> {
         let now = Timestamp::now();
         self.with_project(project, |state| {
-            state.projects[project].bucket.drain_to(left, now)
+            state.projects[project].bucket.drain_to(left, now);
         })
     }
 
@@ -131,7 +131,7 @@ impl Control {
     pub fn set_rate_limit(&self, project: usize, limit: u32) -> Result<(), ControlError> {
         let now = Timestamp::now();
         self.with_project(project, |state| {
-            state.projects[project].bucket.set_limit(limit, now)
+            state.projects[project].bucket.set_limit(limit, now);
         })
     }
 
@@ -256,10 +256,10 @@ impl Control {
     pub fn set_labels(
         &self,
         server: u64,
-        new: BTreeMap<String, String>,
+        new: &BTreeMap<String, String>,
     ) -> Result<(), ControlError> {
-        labels::check(&new).map_err(|error| ControlError::Refused(error.to_string()))?;
-        self.with_server(server, |server| server.labels = Labels::clone(&new))
+        labels::check(new).map_err(|error| ControlError::Refused(error.to_string()))?;
+        self.with_server(server, |server| server.labels = Labels::clone(new))
     }
 
     /// Blocks or unblocks the IPv4 address of a server, as Hetzner does after abuse.

@@ -55,13 +55,25 @@ pub(crate) async fn v1(
         Ok(request) => request,
         Err(error) => return respond(&Outcome::Reply(error.into()), None, &base),
     };
-    let (project, allowance, outcome) = match cloud.admit(&token, &request) {
+    // In a task of its own: a client that gives up does not take back what it asked for.
+    let handled = tokio::spawn(async move { handle(&cloud, &token, &request).await });
+    let Ok((allowance, outcome)) = handled.await else {
+        return page(500, "");
+    };
+    if matches!(outcome, Outcome::Reset) {
+        reset.pull();
+    }
+    respond(&outcome, Some(allowance), &base)
+}
+
+async fn handle(cloud: &Arc<Cloud>, token: &str, request: &Request) -> (Allowance, Outcome) {
+    let (project, allowance, outcome) = match cloud.admit(token, request) {
         Ok(admitted) => {
             let (project, allowance) = (admitted.project, admitted.allowance);
             (
                 Some(project),
                 allowance,
-                deliver(&cloud, admitted, &request).await,
+                deliver(cloud, admitted, request).await,
             )
         }
         Err(rejected) => (
@@ -73,11 +85,8 @@ pub(crate) async fn v1(
     cloud
         .lock()
         .ledger
-        .count(project, &request, outcome.status());
-    if matches!(outcome, Outcome::Reset) {
-        reset.pull();
-    }
-    respond(&outcome, Some(allowance), &base)
+        .count(project, request, outcome.status());
+    (allowance, outcome)
 }
 
 fn token(headers: &HeaderMap) -> String {

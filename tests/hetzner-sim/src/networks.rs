@@ -181,11 +181,10 @@ impl Network {
 }
 
 fn members(project: &Project, network: u64) -> impl Iterator<Item = (u64, &PrivateNet)> {
-    let attached = project.servers.values().filter_map(move |server| {
+    project.servers.values().filter_map(move |server| {
         let mut nets = server.private_net.iter();
         Some((server.id, nets.find(|net| net.network == network)?))
-    });
-    attached
+    })
 }
 
 /// Refuses a network that cannot take another server.
