@@ -13,7 +13,7 @@ use crate::machines::{Order, What};
 use crate::paging::{self, Listed};
 use crate::primary_ips;
 use crate::state::{Project, State};
-use crate::{firewalls, server_create};
+use crate::{firewalls, server_wish};
 
 /// Status of a server, in Hetzner's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,7 +211,7 @@ fn update(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     let input = call.request.input()?;
     let (name, labels) = (input.text("name")?, input.labels()?);
     if let Some(name) = name {
-        server_create::check_name(call, name, Some(id))?;
+        server_wish::check_name(call, name, Some(id))?;
     }
     let server = find_mut(call, id)?;
     server.name = name.map_or_else(|| server.name.clone(), str::to_owned);
