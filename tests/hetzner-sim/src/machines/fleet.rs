@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::config::Config;
 use crate::machines::fake::{self, Machine};
@@ -17,6 +17,9 @@ use crate::machines::{Order, What};
 
 /// The longest path a unix socket may have, with some room.
 const MAX_SOCKET_PATH: usize = 100;
+
+/// How many machines work on their disks at once, each on a thread.
+const DISKS_AT_ONCE: usize = 4;
 
 /// Why machines could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +138,8 @@ pub(crate) struct Shared {
     pub(crate) ssh_port: u16,
     pub(crate) early_host_key: bool,
     directory: StateDir,
+    /// Room for work on disks, which would hold up the API and SSH.
+    disk_work: Semaphore,
     stop: watch::Sender<bool>,
     /// Held by every task, so that the end of the last one can be seen.
     alive: Mutex<Option<mpsc::Sender<()>>>,
@@ -154,6 +159,15 @@ impl Shared {
             }
             drop(alive);
         });
+    }
+
+    /// Does work that blocks, beside the tasks; nothing comes of it where the runtime ends.
+    pub(crate) async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let _room = self.disk_work.acquire().await.ok()?;
+        tokio::task::spawn_blocking(work).await.ok()
     }
 
     pub(crate) fn root_of(&self, server: u64) -> PathBuf {
@@ -194,6 +208,7 @@ impl Fleet {
             ssh_port: config.ssh_port,
             early_host_key: config.early_host_key,
             directory,
+            disk_work: Semaphore::new(DISKS_AT_ONCE),
             stop: watch::Sender::new(false),
             alive: Mutex::new(Some(alive)),
         };
