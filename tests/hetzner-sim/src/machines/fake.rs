@@ -240,11 +240,12 @@ async fn unplug(machine: &Machine, power: &mut Option<watch::Sender<()>>) {
     }
 }
 
-async fn wipe(machine: &Machine) {
-    let root = machine.root.clone();
+async fn wipe(machine: &Arc<Machine>) {
+    let gone = Arc::clone(machine);
     let wiped = machine.shared.on_disk(move || {
-        if root.exists() {
-            std::fs::remove_dir_all(&root)
+        gone.shared.keep_voice(gone.server, &gone.root);
+        if gone.root.exists() {
+            std::fs::remove_dir_all(&gone.root)
         } else {
             Ok(())
         }

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::config::Config;
 use crate::machines::fake::{self, Machine};
 use crate::machines::host::Host;
+use crate::machines::voice::{self, VoiceChange};
 use crate::machines::{Order, What};
 
 /// The longest path a unix socket may have, with some room.
@@ -140,6 +141,8 @@ pub(crate) struct Shared {
     directory: StateDir,
     /// Room for work on disks, which would hold up the API and SSH.
     disk_work: Semaphore,
+    /// What was noted on disks that are gone.
+    past_voices: Mutex<Vec<VoiceChange>>,
     stop: watch::Sender<bool>,
     /// Held by every task, so that the end of the last one can be seen.
     alive: Mutex<Option<mpsc::Sender<()>>>,
@@ -168,6 +171,11 @@ impl Shared {
     ) -> Option<T> {
         let _room = self.disk_work.acquire().await.ok()?;
         tokio::task::spawn_blocking(work).await.ok()
+    }
+
+    /// Keeps what a disk tells of its agent before the disk goes.
+    pub(crate) fn keep_voice(&self, server: u64, root: &Path) {
+        lock(&self.past_voices).extend(voice::on_disk(server, root));
     }
 
     pub(crate) fn root_of(&self, server: u64) -> PathBuf {
@@ -209,6 +217,7 @@ impl Fleet {
             early_host_key: config.early_host_key,
             directory,
             disk_work: Semaphore::new(DISKS_AT_ONCE),
+            past_voices: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),
             alive: Mutex::new(Some(alive)),
         };
@@ -284,6 +293,18 @@ impl Fleet {
 
     pub(crate) fn view(&self, server: u64) -> Option<MachineView> {
         self.machine(server).map(|machine| machine.view())
+    }
+
+    /// When the agents of all machines, also of those that are gone, began and ceased to run.
+    pub(crate) fn voices(&self) -> Vec<VoiceChange> {
+        let machines: Vec<Arc<Machine>> = lock(&self.machines).values().cloned().collect();
+        let mut changes = lock(&self.shared.past_voices).clone();
+        for machine in machines {
+            changes.extend(voice::on_disk(machine.server, &machine.root));
+        }
+        changes.sort();
+        changes.dedup();
+        changes
     }
 
     pub(crate) fn views(&self) -> Vec<MachineView> {
