@@ -325,7 +325,7 @@ impl Candidate {
         match (held, until.is_some()) {
             (false, true) => tracing::info!(identity = self.identity, "lease acquired"),
             (true, false) => {
-                tracing::warn!(identity = self.identity, "lease lost to another holder")
+                tracing::warn!(identity = self.identity, "lease lost to another holder");
             }
             _ => {}
         }
