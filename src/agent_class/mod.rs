@@ -1,0 +1,1 @@
+//! `AgentClass`: what to run and on which machine.
