@@ -123,7 +123,7 @@ async fn receive<S: PhoneHomeSink>(
 async fn read(request: Request) -> Result<PhoneHome, StatusCode> {
     let Form(posted) = Form::<Posted>::from_request(request, &())
         .await
-        .map_err(|rejection| refused(rejection))?;
+        .map_err(refused)?;
     let host_key = posted.pub_key_ed25519.parse();
     let host_key = host_key.map_err(|_| StatusCode::BAD_REQUEST)?;
     let id = posted.instance_id;

@@ -1,8 +1,10 @@
 //! User-data: what a server needs to boot, and nothing that it does not.
 //!
 //! Typed values go through a YAML serializer; no text is pasted together. The one secret in it is
-//! the boot proof key (and with phone_home its one-time token), worthless once the host key is
+//! the boot proof key (and with `phone_home` its one-time token), worthless once the host key is
 //! pinned. The same input gives the same bytes.
+
+mod overlay;
 
 use std::io::Write;
 
@@ -28,27 +30,6 @@ const AGENT: &str = "/etc/agentfleet/agent.json";
 const INSTALL_UNIT: &str = "agentfleet-install.service";
 /// A home of its own, beside the guest's state that only root may read.
 const LOGIN_HOME: &str = "/var/lib/agentfleet-login";
-/// What no class may write to: a file there could speak for the guest.
-const OWN_PATHS: [&str; 6] = [
-    "/etc/agentfleet",
-    "/usr/local/lib/agentfleet",
-    "/var/lib/agentfleet",
-    LOGIN_HOME,
-    "/etc/systemd/system/agentfleet-install.service",
-    "/etc/ssh/ssh_host_ed25519_key",
-];
-/// What stands against break-in or carries the proof of the host key.
-const OWN_KEYS: [&str; 9] = [
-    "disable_root",
-    "merge_how",
-    "merge_type",
-    "phone_home",
-    "ssh_deletekeys",
-    "ssh_genkeytypes",
-    "ssh_keys",
-    "ssh_pwauth",
-    "user",
-];
 /// cloud-init waits three seconds between attempts: five minutes in all.
 const PHONE_HOME_TRIES: u32 = 100;
 const REDACTED: &str = "REDACTED";
@@ -120,10 +101,7 @@ impl UserData {
     pub fn render(input: &CloudInit<'_>) -> Result<Self, CloudInitError> {
         let mut config = input.base()?;
         if let Some(raw) = input.raw {
-            refuse_reserved(raw, input)?;
-            for (key, value) in raw {
-                merge(key, config.entry(key).or_insert(Value::Null), value)?;
-            }
+            overlay::lay(&mut config, raw, input.description)?;
         }
         let document = to_yaml(&config)?;
         let sent = encode(&document)?;
@@ -329,69 +307,6 @@ fn encode(document: &str) -> Result<String, CloudInitError> {
     let packed = STANDARD.encode(gzip.finish().map_err(written)?);
     let smaller = packed.len() < document.len();
     Ok(if smaller { packed } else { document.to_owned() })
-}
-
-fn refuse_reserved(raw: &Map<String, Value>, input: &CloudInit<'_>) -> Result<(), CloudInitError> {
-    let reserved = |what: String| Err(CloudInitError::Reserved(what));
-    if let Some(key) = OWN_KEYS.into_iter().find(|key| raw.contains_key(*key)) {
-        return reserved(key.to_owned());
-    }
-    let own_users = [input.description.user.as_str(), LOGIN, ADMIN, "root"];
-    for user in entries(raw, "users") {
-        let name = user.get("name").or(Some(user)).and_then(Value::as_str);
-        if let Some(name) = name.filter(|name| own_users.contains(name)) {
-            return reserved(format!("users[{name}]"));
-        }
-    }
-    for file in entries(raw, "write_files") {
-        let path = file.get("path").and_then(Value::as_str).unwrap_or_default();
-        if is_own_path(path, &input.description.unit.name) {
-            return reserved(format!("write_files[{path}]"));
-        }
-    }
-    Ok(())
-}
-
-fn entries<'a>(raw: &'a Map<String, Value>, key: &str) -> impl Iterator<Item = &'a Value> {
-    raw.get(key).and_then(Value::as_array).into_iter().flatten()
-}
-
-/// Says whether a path, however it is spelled, is one of the operator's or below one.
-fn is_own_path(path: &str, unit: &str) -> bool {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    let path = format!("/{}", parts.join("/"));
-    let unit = format!("/etc/systemd/system/{unit}");
-    let drop_ins = format!("{unit}.d");
-    let is_at_or_below = |own: &str| {
-        let rest = path.strip_prefix(own);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '.']))
-    };
-    OWN_PATHS.into_iter().any(is_at_or_below) || is_at_or_below(&unit) || is_at_or_below(&drop_ins)
-}
-
-/// Merges the class's part on top: maps key by key at every depth, lists appended, the rest
-/// replaced. A value does not change its type.
-fn merge(at: &str, base: &mut Value, top: &Value) -> Result<(), CloudInitError> {
-    match (base, top) {
-        (Value::Object(base), Value::Object(top)) => {
-            for (key, value) in top {
-                let slot = base.entry(key).or_insert(Value::Null);
-                merge(&format!("{at}.{key}"), slot, value)?;
-            }
-        }
-        (Value::Array(base), Value::Array(top)) => base.extend(top.iter().cloned()),
-        (Value::Object(_), _) => return Err(CloudInitError::WrongType(at.to_owned(), "a map")),
-        (Value::Array(_), _) => return Err(CloudInitError::WrongType(at.to_owned(), "a list")),
-        (base, top) => *base = top.clone(),
-    }
-    Ok(())
 }
 
 #[cfg(test)]

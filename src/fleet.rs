@@ -60,10 +60,14 @@ pub enum FleetError {
         stored: String,
     },
     /// The flag's value cannot stand in a label.
-    #[error("{0:?} cannot name a fleet: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit")]
+    #[error(
+        "{0:?} cannot name a fleet: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit"
+    )]
     InvalidName(String),
     /// The Secret exists but does not hold what it must.
-    #[error("Secret {namespace}/{MASTER_KEY_SECRET} is damaged, restore it from its backup: {mistake}")]
+    #[error(
+        "Secret {namespace}/{MASTER_KEY_SECRET} is damaged, restore it from its backup: {mistake}"
+    )]
     Malformed {
         /// The operator's namespace.
         namespace: String,
@@ -81,7 +85,11 @@ pub enum FleetError {
 ///
 /// # Errors
 /// See [`FleetError`]; nothing was made then.
-pub async fn load_or_create(clients: &Clients, namespace: &str, given: Option<&str>) -> Result<Fleet, FleetError> {
+pub async fn load_or_create(
+    clients: &Clients,
+    namespace: &str,
+    given: Option<&str>,
+) -> Result<Fleet, FleetError> {
     if let Some(name) = given.filter(|name| !is_label_value(name)) {
         return Err(FleetError::InvalidName(name.to_owned()));
     }
@@ -91,7 +99,10 @@ pub async fn load_or_create(clients: &Clients, namespace: &str, given: Option<&s
     };
     let fleet = parse(namespace, secret)?;
     match given {
-        Some(given) if given != fleet.name => Err(FleetError::OtherFleet { given: given.to_owned(), stored: fleet.name }),
+        Some(given) if given != fleet.name => Err(FleetError::OtherFleet {
+            given: given.to_owned(),
+            stored: fleet.name,
+        }),
         _ => Ok(fleet),
     }
 }
@@ -101,16 +112,28 @@ async fn load(client: &Client, namespace: &str) -> Result<Option<Secret>, CallEr
     call("GET secrets", secrets.get_opt(MASTER_KEY_SECRET)).await
 }
 
-async fn create(clients: &Clients, namespace: &str, given: Option<&str>) -> Result<Secret, FleetError> {
+async fn create(
+    clients: &Clients,
+    namespace: &str,
+    given: Option<&str>,
+) -> Result<Secret, FleetError> {
     if let Some(instance) = instance_with_traces(&clients.read).await? {
-        return Err(FleetError::MasterKeyLost { namespace: namespace.to_owned(), instance });
+        return Err(FleetError::MasterKeyLost {
+            namespace: namespace.to_owned(),
+            instance,
+        });
     }
     let name = match given {
         Some(name) => name.to_owned(),
         None => cluster_uid(&clients.read).await?,
     };
     let secrets: Api<Secret> = Api::namespaced(clients.write.clone(), namespace);
-    match call("POST secrets", secrets.create(&PostParams::default(), &fresh_secret(name))).await {
+    match call(
+        "POST secrets",
+        secrets.create(&PostParams::default(), &fresh_secret(name)),
+    )
+    .await
+    {
         Ok(secret) => {
             tracing::info!(
                 secret = MASTER_KEY_SECRET,
@@ -120,7 +143,9 @@ async fn create(clients: &Clients, namespace: &str, given: Option<&str>) -> Resu
             Ok(secret)
         }
         // Another operator was faster, or our own request before a crash: that key counts.
-        Err(stale @ CallError::Stale { .. }) => Ok(load(&clients.write, namespace).await?.ok_or(stale)?),
+        Err(stale @ CallError::Stale { .. }) => {
+            Ok(load(&clients.write, namespace).await?.ok_or(stale)?)
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -130,24 +155,39 @@ fn fresh_secret(fleet: String) -> Secret {
     Secret {
         metadata: ObjectMeta {
             name: Some(MASTER_KEY_SECRET.to_owned()),
-            labels: Some(BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "agentfleet".to_owned())])),
+            labels: Some(BTreeMap::from([(
+                "app.kubernetes.io/managed-by".to_owned(),
+                "agentfleet".to_owned(),
+            )])),
             ..ObjectMeta::default()
         },
         type_: Some("Opaque".to_owned()),
-        data: Some(BTreeMap::from([(KEY.to_owned(), ByteString(key.to_vec())), (FLEET.to_owned(), ByteString(fleet.into_bytes()))])),
+        data: Some(BTreeMap::from([
+            (KEY.to_owned(), ByteString(key.to_vec())),
+            (FLEET.to_owned(), ByteString(fleet.into_bytes())),
+        ])),
         ..Secret::default()
     }
 }
 
 /// The first instance, in any namespace, whose status tells of a server; read untyped, so that no odd object hides behind a parse error.
 async fn instance_with_traces(client: &Client) -> Result<Option<String>, CallError> {
-    let instances: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<AgentInstance>(&()));
+    let instances: Api<DynamicObject> =
+        Api::all_with(client.clone(), &ApiResource::erase::<AgentInstance>(&()));
     let mut page = ListParams::default().limit(PAGE);
     loop {
         let list = call("GET agentinstances", instances.list(&page)).await?;
-        let traced = list.items.iter().find(|instance| TRACES.iter().any(|field| !instance.data["status"][field].is_null()));
+        let traced = list.items.iter().find(|instance| {
+            TRACES
+                .iter()
+                .any(|field| !instance.data["status"][field].is_null())
+        });
         if let Some(instance) = traced {
-            return Ok(Some(format!("{}/{}", instance.namespace().unwrap_or_default(), instance.name_any())));
+            return Ok(Some(format!(
+                "{}/{}",
+                instance.namespace().unwrap_or_default(),
+                instance.name_any()
+            )));
         }
         match list.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => page = page.continue_token(&token),
@@ -163,15 +203,25 @@ async fn cluster_uid(client: &Client) -> Result<String, CallError> {
 }
 
 fn parse(namespace: &str, secret: Secret) -> Result<Fleet, FleetError> {
-    let malformed = |mistake| FleetError::Malformed { namespace: namespace.to_owned(), mistake };
+    let malformed = |mistake| FleetError::Malformed {
+        namespace: namespace.to_owned(),
+        mistake,
+    };
     let mut data = secret.data.unwrap_or_default();
-    let key = data.remove(KEY).ok_or_else(|| malformed("it has no entry \"key\""))?;
-    let name = data.remove(FLEET).ok_or_else(|| malformed("it has no entry \"fleet\""))?;
+    let key = data
+        .remove(KEY)
+        .ok_or_else(|| malformed("it has no entry \"key\""))?;
+    let name = data
+        .remove(FLEET)
+        .ok_or_else(|| malformed("it has no entry \"fleet\""))?;
     if key.0.len() < KEY_BYTES {
         return Err(malformed("its entry \"key\" has less than 32 bytes"));
     }
     match String::from_utf8(name.0) {
-        Ok(name) if is_label_value(&name) => Ok(Fleet { name, master_key: key.0.into() }),
+        Ok(name) if is_label_value(&name) => Ok(Fleet {
+            name,
+            master_key: key.0.into(),
+        }),
         _ => Err(malformed("its entry \"fleet\" is no valid label value")),
     }
 }
@@ -182,7 +232,9 @@ fn is_label_value(text: &str) -> bool {
     text.len() <= 63
         && text.starts_with(alphanumeric)
         && text.ends_with(alphanumeric)
-        && text.chars().all(|c| alphanumeric(c) || matches!(c, '-' | '_' | '.'))
+        && text
+            .chars()
+            .all(|c| alphanumeric(c) || matches!(c, '-' | '_' | '.'))
 }
 
 #[cfg(test)]
@@ -221,21 +273,39 @@ mod tests {
             missing,
             "Secret agentfleet-system/agentfleet-master-key is damaged, restore it from its backup: it has no entry \"key\""
         );
-        assert!(short.ends_with("its entry \"key\" has less than 32 bytes") && !short.contains("canary"), "{short}");
-        assert!(nameless.ends_with("it has no entry \"fleet\""), "{nameless}");
+        assert!(
+            short.ends_with("its entry \"key\" has less than 32 bytes")
+                && !short.contains("canary"),
+            "{short}"
+        );
+        assert!(
+            nameless.ends_with("it has no entry \"fleet\""),
+            "{nameless}"
+        );
         assert!(not_utf8.ends_with("is no valid label value"), "{not_utf8}");
     }
 
     #[test]
     fn key_is_not_printed_by_debug() {
-        let fleet = Fleet { name: "fleet-1".into(), master_key: b"canary".to_vec().into() };
+        let fleet = Fleet {
+            name: "fleet-1".into(),
+            master_key: b"canary".to_vec().into(),
+        };
 
-        assert!(!format!("{fleet:?}").contains("canary") && !format!("{fleet:?}").contains("99, 97, 110"));
+        assert!(
+            !format!("{fleet:?}").contains("canary")
+                && !format!("{fleet:?}").contains("99, 97, 110")
+        );
     }
 
     #[test]
     fn fleet_names_are_label_values() {
-        for good in ["a", "fleet-1", "0b8b5f9e-6a63-4a6e-8f3c-0a4c0f0e9d11", "a.b_c"] {
+        for good in [
+            "a",
+            "fleet-1",
+            "0b8b5f9e-6a63-4a6e-8f3c-0a4c0f0e9d11",
+            "a.b_c",
+        ] {
             assert!(is_label_value(good), "{good}");
         }
         for bad in ["", "-a", "a-", "a b", "a;b", "é", &"a".repeat(64)] {

@@ -10,10 +10,11 @@
 //! list begun later that nothing disturbed.
 
 mod poll;
+mod snapshot;
 mod store;
 
 pub use poll::{Health, Periods};
-pub use store::{Entry, Key, KeyLabels, ListFacts, Presence, Snapshot};
+pub use snapshot::{Entry, Key, KeyLabels, ListFacts, Presence, Snapshot};
 
 use crate::hetzner::{Server, ServerId};
 use std::sync::atomic::AtomicBool;

@@ -31,7 +31,11 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(15), renew: Duration::from_secs(5), deadline: Duration::from_secs(10) }
+        Self {
+            lease: Duration::from_secs(15),
+            renew: Duration::from_secs(5),
+            deadline: Duration::from_secs(10),
+        }
     }
 }
 
@@ -49,7 +53,9 @@ pub struct Leadership {
 impl Leadership {
     /// Whether this process may act now: renewed lately enough, by the monotonic clock.
     pub fn holds(&self) -> bool {
-        self.until.borrow().is_some_and(|until| Instant::now() < until)
+        self.until
+            .borrow()
+            .is_some_and(|until| Instant::now() < until)
     }
 
     /// Waits until this process holds the Lease.
@@ -66,7 +72,9 @@ impl Leadership {
     pub async fn lost(&self) {
         let mut renewed = self.until.clone();
         loop {
-            let Some(until) = *renewed.borrow_and_update() else { return };
+            let Some(until) = *renewed.borrow_and_update() else {
+                return;
+            };
             tokio::select! {
                 () = sleep_until(until) => if !self.holds() { return },
                 Ok(()) = renewed.changed() => {}
@@ -99,12 +107,27 @@ impl Candidate {
     ///
     /// # Errors
     /// Fails on durations with which two could hold the Lease.
-    pub fn new(leases: Api<Lease>, name: &str, identity: &str, timing: Timing) -> Result<(Leadership, Self), InvalidTiming> {
-        if timing.renew >= timing.deadline || timing.deadline >= timing.lease || timing.lease < Duration::from_secs(1) {
+    pub fn new(
+        leases: Api<Lease>,
+        name: &str,
+        identity: &str,
+        timing: Timing,
+    ) -> Result<(Leadership, Self), InvalidTiming> {
+        if timing.renew >= timing.deadline
+            || timing.deadline >= timing.lease
+            || timing.lease < Duration::from_secs(1)
+        {
             return Err(InvalidTiming(timing));
         }
         let (sender, until) = watch::channel(None);
-        let candidate = Self { leases, name: name.into(), identity: identity.into(), timing, until: sender, seen: None };
+        let candidate = Self {
+            leases,
+            name: name.into(),
+            identity: identity.into(),
+            timing,
+            until: sender,
+            seen: None,
+        };
         Ok((Leadership { until }, candidate))
     }
 
@@ -121,7 +144,10 @@ impl Candidate {
         }
         self.until.send_replace(None);
         if let Err(error) = self.release().await {
-            tracing::warn!(error = error_chain(&error), "lease not released, the next holder has to wait for its end");
+            tracing::warn!(
+                error = error_chain(&error),
+                "lease not released, the next holder has to wait for its end"
+            );
         }
     }
 
@@ -140,7 +166,10 @@ impl Candidate {
             // Somebody wrote in between, or a late renewal of our own arrived: the next look, at once, tells which.
             Err(CallError::Stale { .. }) => begun,
             Err(error) => {
-                tracing::warn!(error = error_chain(&error), "lease not looked at or not renewed");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "lease not looked at or not renewed"
+                );
                 begun + self.retry_pause()
             }
         };
@@ -148,16 +177,34 @@ impl Candidate {
     }
 
     async fn attempt(&mut self) -> Result<Move, CallError> {
-        let found = self.call("GET leases", self.leases.get_opt(&self.name)).await?;
+        let found = self
+            .call("GET leases", self.leases.get_opt(&self.name))
+            .await?;
         let step = self.decide(found.as_ref(), Instant::now());
         let spec = self.record(found.as_ref().and_then(|lease| lease.spec.as_ref()), &step);
         match (&step, found) {
             (Move::WaitUntil(_), _) => {}
-            (_, Some(lease)) => self.replace(&Lease { spec: Some(spec), ..lease }).await?,
+            (_, Some(lease)) => {
+                self.replace(&Lease {
+                    spec: Some(spec),
+                    ..lease
+                })
+                .await?
+            }
             (_, None) => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                let lease = Lease { metadata, spec: Some(spec) };
-                self.call("POST leases", self.leases.create(&PostParams::default(), &lease)).await?;
+                let metadata = ObjectMeta {
+                    name: Some(self.name.clone()),
+                    ..ObjectMeta::default()
+                };
+                let lease = Lease {
+                    metadata,
+                    spec: Some(spec),
+                };
+                self.call(
+                    "POST leases",
+                    self.leases.create(&PostParams::default(), &lease),
+                )
+                .await?;
             }
         }
         Ok(step)
@@ -165,14 +212,21 @@ impl Candidate {
 
     /// Decides from the record and from how long it has been seen unchanged.
     fn decide(&mut self, found: Option<&Lease>, now: Instant) -> Move {
-        let Some(lease) = found else { return Move::Create };
+        let Some(lease) = found else {
+            return Move::Create;
+        };
         let spec = lease.spec.clone().unwrap_or_default();
         match spec.holder_identity.as_deref() {
             None | Some("") => return Move::TakeOver,
             Some(holder) if holder == self.identity => return Move::Renew,
             Some(_) => {}
         }
-        let promised = Duration::from_secs(spec.lease_duration_seconds.unwrap_or_default().try_into().unwrap_or_default());
+        let promised = Duration::from_secs(
+            spec.lease_duration_seconds
+                .unwrap_or_default()
+                .try_into()
+                .unwrap_or_default(),
+        );
         let since = match &self.seen {
             Some((seen, since)) if *seen == spec => *since,
             _ => {
@@ -181,7 +235,11 @@ impl Candidate {
             }
         };
         let expiry = since + self.timing.lease.max(promised);
-        if now < expiry { Move::WaitUntil(expiry) } else { Move::TakeOver }
+        if now < expiry {
+            Move::WaitUntil(expiry)
+        } else {
+            Move::TakeOver
+        }
     }
 
     fn record(&self, previous: Option<&LeaseSpec>, step: &Move) -> LeaseSpec {
@@ -189,10 +247,20 @@ impl Candidate {
         let mut spec = previous.cloned().unwrap_or_default();
         if *step != Move::Renew {
             spec.acquire_time = Some(now.clone());
-            spec.lease_transitions = Some(spec.lease_transitions.map_or(0, |transitions| transitions.saturating_add(1)));
+            spec.lease_transitions = Some(
+                spec.lease_transitions
+                    .map_or(0, |transitions| transitions.saturating_add(1)),
+            );
         }
         spec.holder_identity = Some(self.identity.clone());
-        spec.lease_duration_seconds = Some(self.timing.lease.as_millis().div_ceil(1000).try_into().unwrap_or(i32::MAX));
+        spec.lease_duration_seconds = Some(
+            self.timing
+                .lease
+                .as_millis()
+                .div_ceil(1000)
+                .try_into()
+                .unwrap_or(i32::MAX),
+        );
         spec.renew_time = Some(now);
         spec
     }
@@ -200,8 +268,17 @@ impl Candidate {
     /// Gives the Lease back, if it is ours; a renewal that was under way when the stop came may change it once more meanwhile.
     async fn release(&self) -> Result<(), CallError> {
         loop {
-            let Some(mut lease) = self.call("GET leases", self.leases.get_opt(&self.name)).await? else { return Ok(()) };
-            let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity)) else {
+            let Some(mut lease) = self
+                .call("GET leases", self.leases.get_opt(&self.name))
+                .await?
+            else {
+                return Ok(());
+            };
+            let Some(spec) = lease
+                .spec
+                .as_mut()
+                .filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity))
+            else {
                 return Ok(());
             };
             spec.holder_identity = Some(String::new());
@@ -213,13 +290,27 @@ impl Candidate {
     }
 
     async fn replace(&self, lease: &Lease) -> Result<(), CallError> {
-        self.call("PUT leases", self.leases.replace(&self.name, &PostParams::default(), lease)).await?;
+        self.call(
+            "PUT leases",
+            self.leases
+                .replace(&self.name, &PostParams::default(), lease),
+        )
+        .await?;
         Ok(())
     }
 
     /// Bounds each request so that two fit between a renewal that fails and the deadline.
-    async fn call<T>(&self, label: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
-        call_within((self.timing.deadline - self.timing.renew) / 2, label, request).await
+    async fn call<T>(
+        &self,
+        label: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, CallError> {
+        call_within(
+            self.timing.deadline.saturating_sub(self.timing.renew) / 2,
+            label,
+            request,
+        )
+        .await
     }
 
     fn retry_pause(&self) -> Duration {
@@ -227,10 +318,15 @@ impl Candidate {
     }
 
     fn set(&self, until: Option<Instant>) {
-        let held = self.until.send_replace(until).is_some_and(|until| Instant::now() < until);
+        let held = self
+            .until
+            .send_replace(until)
+            .is_some_and(|until| Instant::now() < until);
         match (held, until.is_some()) {
             (false, true) => tracing::info!(identity = self.identity, "lease acquired"),
-            (true, false) => tracing::warn!(identity = self.identity, "lease lost to another holder"),
+            (true, false) => {
+                tracing::warn!(identity = self.identity, "lease lost to another holder")
+            }
             _ => {}
         }
     }
@@ -245,7 +341,13 @@ mod tests {
     /// A candidate that is only asked to decide; nothing listens at its address.
     fn candidate() -> (Leadership, Candidate) {
         let client = Client::try_from(Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
-        Candidate::new(Api::default_namespaced(client), "agentfleet", "me", Timing::default()).unwrap()
+        Candidate::new(
+            Api::default_namespaced(client),
+            "agentfleet",
+            "me",
+            Timing::default(),
+        )
+        .unwrap()
     }
 
     fn held_by(holder: &str, seconds: i32) -> Lease {
@@ -256,7 +358,10 @@ mod tests {
             renew_time: Some(MicroTime(Timestamp::UNIX_EPOCH)),
             ..LeaseSpec::default()
         };
-        Lease { metadata: ObjectMeta::default(), spec: Some(spec) }
+        Lease {
+            metadata: ObjectMeta::default(),
+            spec: Some(spec),
+        }
     }
 
     #[tokio::test]
@@ -276,8 +381,14 @@ mod tests {
         let (start, lease) = (Instant::now(), Duration::from_secs(15));
         let record = held_by("other", 15);
 
-        assert_eq!(me.decide(Some(&record), start), Move::WaitUntil(start + lease));
-        assert_eq!(me.decide(Some(&record), start + lease / 2), Move::WaitUntil(start + lease));
+        assert_eq!(
+            me.decide(Some(&record), start),
+            Move::WaitUntil(start + lease)
+        );
+        assert_eq!(
+            me.decide(Some(&record), start + lease / 2),
+            Move::WaitUntil(start + lease)
+        );
         assert_eq!(me.decide(Some(&record), start + lease), Move::TakeOver);
     }
 
@@ -287,9 +398,13 @@ mod tests {
         let (start, lease) = (Instant::now(), Duration::from_secs(15));
         me.decide(Some(&held_by("other", 15)), start);
         let mut renewed = held_by("other", 15);
-        renewed.spec.as_mut().unwrap().renew_time = Some(MicroTime(Timestamp::UNIX_EPOCH + Duration::from_secs(5)));
+        renewed.spec.as_mut().unwrap().renew_time =
+            Some(MicroTime(Timestamp::UNIX_EPOCH + Duration::from_secs(5)));
 
-        assert_eq!(me.decide(Some(&renewed), start + lease), Move::WaitUntil(start + lease * 2));
+        assert_eq!(
+            me.decide(Some(&renewed), start + lease),
+            Move::WaitUntil(start + lease * 2)
+        );
     }
 
     #[tokio::test]
@@ -297,7 +412,10 @@ mod tests {
         let (_, mut me) = candidate();
         let start = Instant::now();
 
-        assert_eq!(me.decide(Some(&held_by("other", 60)), start), Move::WaitUntil(start + Duration::from_secs(60)));
+        assert_eq!(
+            me.decide(Some(&held_by("other", 60)), start),
+            Move::WaitUntil(start + Duration::from_mins(1))
+        );
     }
 
     #[tokio::test]
@@ -308,7 +426,14 @@ mod tests {
         let renewed = me.record(Some(&first), &Move::Renew);
         let taken = me.record(Some(&renewed), &Move::TakeOver);
 
-        assert_eq!((first.lease_transitions, renewed.lease_transitions, taken.lease_transitions), (Some(0), Some(0), Some(1)));
+        assert_eq!(
+            (
+                first.lease_transitions,
+                renewed.lease_transitions,
+                taken.lease_transitions
+            ),
+            (Some(0), Some(0), Some(1))
+        );
         assert_eq!(renewed.acquire_time, first.acquire_time);
         assert_eq!(taken.lease_duration_seconds, Some(15));
     }
@@ -319,7 +444,9 @@ mod tests {
         me.set(Some(Instant::now() + Duration::from_millis(20)));
         assert!(leadership.holds());
 
-        tokio::time::timeout(Duration::from_secs(5), leadership.lost()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), leadership.lost())
+            .await
+            .unwrap();
 
         assert!(!leadership.holds());
     }
@@ -329,8 +456,15 @@ mod tests {
         let (_, me) = candidate();
         let seconds = Duration::from_secs;
         for (renew, deadline, lease) in [(5, 15, 15), (10, 10, 15), (0, 0, 0)] {
-            let timing = Timing { lease: seconds(lease), renew: seconds(renew), deadline: seconds(deadline) };
-            assert!(Candidate::new(me.leases.clone(), "agentfleet", "me", timing).is_err(), "{timing:?}");
+            let timing = Timing {
+                lease: seconds(lease),
+                renew: seconds(renew),
+                deadline: seconds(deadline),
+            };
+            assert!(
+                Candidate::new(me.leases.clone(), "agentfleet", "me", timing).is_err(),
+                "{timing:?}"
+            );
         }
     }
 }

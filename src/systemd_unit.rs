@@ -447,7 +447,7 @@ mod tests {
             restart_sec: Some(Duration::from_secs(5)),
             restart_steps: Some(4),
             restart_max_delay_sec: Some(Duration::from_millis(90_500)),
-            start_limit_interval_sec: Some(Duration::from_secs(300)),
+            start_limit_interval_sec: Some(Duration::from_mins(5)),
             start_limit_burst: Some(7),
             timeout_stop_sec: Some(Duration::from_secs(30)),
             kill_mode: Some(KillMode::Mixed),

@@ -4,7 +4,6 @@
 //! are in the second half only.
 
 use secrecy::ExposeSecret as _;
-use sha2::{Digest as _, Sha256};
 
 use super::desired::{Agent, Identity};
 use crate::{
@@ -187,12 +186,11 @@ pub fn secret_files(
         .map(|file| secret_file(file, &spec.user, secret, keys))
         .collect();
     let files = made?;
-    let all: Vec<String> = files
+    let tags = files
         .iter()
-        .map(|file| format!("{}={}", file.path, file.tag))
-        .collect();
-    let whole = keys.tag("*", &Sha256::digest(all.join("\n")));
-    Ok((files, whole[..16].to_owned()))
+        .map(|file| (file.path.as_str(), file.tag.as_str()));
+    let tag = keys.secrets_tag(tags);
+    Ok((files, tag))
 }
 
 fn secret_file(
@@ -201,11 +199,10 @@ fn secret_file(
     secret: &SecretData,
     keys: &ServerKeys,
 ) -> Result<SecretFile, UnmadeFile> {
-    let content =
-        secret_files::render(form(file), secret).map_err(|source| UnmadeFile {
-            path: file.path.clone(),
-            source,
-        })?;
+    let content = secret_files::render(form(file), secret).map_err(|source| UnmadeFile {
+        path: file.path.clone(),
+        source,
+    })?;
     Ok(SecretFile {
         path: file.path.clone(),
         mode: file.mode.clone(),

@@ -4,14 +4,14 @@
 //! records of the status.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use jiff::Timestamp;
 
-use super::world::{Attempt, GuestView, Known, LookUp, SecretsView, SendOutcome, Trouble};
+use super::world::{Attempt, GuestView, LookUp, SecretsView, SendOutcome, Trouble};
 use crate::{api::ProvisioningRecord, error::Setback};
 
 /// What is remembered of one instance.
@@ -23,12 +23,8 @@ pub struct Memory {
     pub fresh_epoch: Option<i64>,
     /// The guests of its servers, by server id.
     pub guests: BTreeMap<i64, GuestMemory>,
-    /// Servers of which Hetzner said that they are gone.
-    pub gone: BTreeSet<i64>,
-    /// Servers that no longer carry our labels.
-    pub relabelled: BTreeSet<i64>,
-    /// The version of the object that our last write replaced: a view of it is out of date.
-    pub replaced: Option<String>,
+    /// Versions of the object that our own writes have replaced: a view of one of them is out of date.
+    pub replaced: Vec<String>,
     /// The Secret as it was measured last: what it was measured by, and the outcome.
     pub secrets: Option<(String, SecretsView)>,
     trouble: Option<Trouble>,
@@ -42,6 +38,8 @@ pub struct GuestMemory {
     pub view: GuestView,
     /// The progress that it told last.
     pub progress: String,
+    /// Whether its program is not the one that this operator brings.
+    pub outdated: bool,
 }
 
 impl Memory {
@@ -50,7 +48,11 @@ impl Memory {
         let incarnation = u32::try_from(record.incarnation).unwrap_or_default();
         if self.attempt.incarnation != incarnation {
             let unsettled_until = record.at.0.checked_add(settle).ok();
-            self.attempt = Attempt { incarnation, unsettled_until, ..Attempt::default() };
+            self.attempt = Attempt {
+                incarnation,
+                unsettled_until,
+                ..Attempt::default()
+            };
         }
     }
 
@@ -58,7 +60,10 @@ impl Memory {
     pub fn announced(&mut self, record: &ProvisioningRecord) {
         let incarnation = u32::try_from(record.incarnation).unwrap_or_default();
         if self.attempt.incarnation != incarnation {
-            self.attempt = Attempt { incarnation, ..Attempt::default() };
+            self.attempt = Attempt {
+                incarnation,
+                ..Attempt::default()
+            };
         }
         self.attempt.announced = Some(record.at.0);
         self.attempt.looked_up = None;
@@ -69,7 +74,10 @@ impl Memory {
         self.attempt.sent = Some(record.at.0);
         self.attempt.outcome = SendOutcome::Unknown;
         self.attempt.looked_up = None;
-        self.attempt.unsettled_until = self.attempt.unsettled_until.max(now.checked_add(settle).ok());
+        self.attempt.unsettled_until = self
+            .attempt
+            .unsettled_until
+            .max(now.checked_add(settle).ok());
     }
 
     /// The answer to that request. After a plain refusal nothing can come of it any more; `before` is what earlier requests left open.
@@ -83,17 +91,6 @@ impl Memory {
     /// What a look-up by name, begun at `at`, has found.
     pub fn looked_up(&mut self, at: Timestamp, foreign: Option<i64>) {
         self.attempt.looked_up = Some(LookUp { at, foreign });
-    }
-
-    /// What became of the server in the status, when no inventory shows it.
-    pub fn known(&self, id: i64) -> Known {
-        if self.gone.contains(&id) {
-            Known::Gone
-        } else if self.relabelled.contains(&id) {
-            Known::Relabelled
-        } else {
-            Known::Unseen
-        }
     }
 
     /// The guest of a server.

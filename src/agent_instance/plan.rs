@@ -8,7 +8,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 use std::time::Duration;
 
 use super::{
-    desired::{Agent, Desired, Identity, Offer, Want},
+    desired::{Agent, Desired, Identity, Want},
     step::Step,
     world::{
         Attempt, ClassView, ContactProblem, Hello, InstallPhase, Known, Power, ProjectView,
@@ -16,6 +16,7 @@ use super::{
     },
 };
 use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
+use crate::hetzner::Place;
 
 mod creation;
 mod removal;

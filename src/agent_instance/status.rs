@@ -12,9 +12,7 @@ use super::{
     plan::Stage,
     world::{ServerView, World},
 };
-use crate::api::{
-    AgentInstanceStatus, ConditionType, ServerStatus, condition, set_condition,
-};
+use crate::api::{AgentInstanceStatus, ConditionType, ServerStatus, condition, set_condition};
 
 /// The status to be, records left as they are.
 pub fn status(
@@ -81,7 +79,9 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
 }
 
 fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Condition; 7] {
-    use ConditionType::{Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate};
+    use ConditionType::{
+        Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate,
+    };
     let serves = matches!(stage, Stage::Serving(_) | Stage::Updating);
     let active = serves && current.and_then(active).unwrap_or(true);
     let spoken = current.is_some_and(|server| world.spoken(server).is_some());
@@ -118,7 +118,9 @@ fn found(kind: ConditionType, holds: bool, because: &str, stage: &Stage) -> Cond
 fn active(server: &ServerView) -> Option<bool> {
     let configured = server.guest.configured.as_ref();
     let said = || server.guest.hello.as_ref().map(|hello| hello.active);
-    configured.map(|configured| configured.outcome == Ok(true)).or_else(said)
+    configured
+        .map(|configured| configured.outcome == Ok(true))
+        .or_else(said)
 }
 
 /// Reason and message of a stage.
@@ -131,9 +133,14 @@ pub fn words(stage: &Stage) -> (&str, String) {
         Stage::ConfigureFailed(reason, message) => (reason, message.clone()),
         Stage::Creating => ("Creating", "a server is being asked for".into()),
         Stage::Booting(message) => ("Booting", message.clone()),
-        Stage::Installing => ("Installing", "the agent is being installed and given its secrets".into()),
+        Stage::Installing => (
+            "Installing",
+            "the agent is being installed and given its secrets".into(),
+        ),
         Stage::InstallFailed(message) => ("InstallFailed", message.clone()),
-        Stage::Updating => ("Updating", "the agent is being given what has changed".into()),
+        Stage::Updating => (
+            "Updating",
+            "the agent is being given what has changed".into(),
         ),
         Stage::Serving(Some((reason, message))) => (reason, message.clone()),
         Stage::Serving(None) => ("UnitInactive", "the agent's unit is not active".into()),

@@ -12,7 +12,8 @@ mod duration;
 mod hetzner_project;
 
 pub use agent::{
-    AgentSpec, EnvFile, KillMode, PlainFile, ProtectSystem, Restart, SecretFile, SecretKey, Service, Source,
+    AgentSpec, EnvFile, KillMode, PlainFile, ProtectSystem, Restart, SecretFile, SecretKey,
+    Service, Source,
 };
 pub use agent_class::{
     AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall,

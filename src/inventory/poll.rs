@@ -3,7 +3,7 @@
 //!
 //! It is the one place that may wait for a permit, since nothing else runs in it.
 
-use super::store::ListFacts;
+use super::snapshot::ListFacts;
 use super::{Change, Inventory};
 use crate::hetzner::{Budget, Client, Error, Lane, Permit, RetryAt};
 use std::convert::Infallible;

@@ -14,7 +14,7 @@ use kube::{Config, ResourceExt as _};
 
 use agentfleet::kube_ext::{Clients, clients};
 
-const START_DEADLINE: Duration = Duration::from_secs(120);
+const START_DEADLINE: Duration = Duration::from_mins(2);
 
 struct ControlPlane {
     kubeconfig: PathBuf,
@@ -26,9 +26,13 @@ struct ControlPlane {
 pub async fn config() -> Config {
     static RUNNING: OnceLock<ControlPlane> = OnceLock::new();
     static PREPARED: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
-    let running = tokio::task::spawn_blocking(|| RUNNING.get_or_init(start)).await.unwrap();
+    let running = tokio::task::spawn_blocking(|| RUNNING.get_or_init(start))
+        .await
+        .unwrap();
     let kubeconfig = Kubeconfig::read_from(&running.kubeconfig).unwrap();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .unwrap();
     PREPARED.get_or_init(|| install_crds(config.clone())).await;
     config
 }
@@ -43,15 +47,35 @@ pub async fn clients_and_namespace() -> (Clients, String) {
 async fn namespace(clients: &Clients) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
+    let metadata = ObjectMeta {
+        name: Some(name.clone()),
+        ..ObjectMeta::default()
+    };
     let namespaces: Api<Namespace> = Api::all(clients.write.clone());
-    namespaces.create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() }).await.unwrap();
+    namespaces
+        .create(
+            &PostParams::default(),
+            &Namespace {
+                metadata,
+                ..Namespace::default()
+            },
+        )
+        .await
+        .unwrap();
     name
 }
 
+/// Excludes the other tests that have instances, or ask for all instances of the cluster.
+pub async fn only_user_of_instances() -> tokio::sync::MutexGuard<'static, ()> {
+    static INSTANCES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    INSTANCES.lock().await
+}
+
 fn start() -> ControlPlane {
-    let program = std::env::var_os("AGENTFLEET_TEST_CONTROL_PLANE")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/control-plane/control-plane"), PathBuf::from);
+    let program = std::env::var_os("AGENTFLEET_TEST_CONTROL_PLANE").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/control-plane/control-plane"),
+        PathBuf::from,
+    );
     assert!(
         program.is_file(),
         "no control plane at {}: build it with `make control-plane` or name it in AGENTFLEET_TEST_CONTROL_PLANE",
@@ -66,17 +90,27 @@ fn start() -> ControlPlane {
         .arg("--ready-file")
         .arg(&ready)
         .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let deadline = Instant::now() + START_DEADLINE;
     while !ready.is_file() {
-        assert!(child.try_wait().unwrap().is_none(), "the control plane ended before it was ready");
-        assert!(Instant::now() < deadline, "the control plane is not ready after {START_DEADLINE:?}");
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "the control plane ended before it was ready"
+        );
+        assert!(
+            Instant::now() < deadline,
+            "the control plane is not ready after {START_DEADLINE:?}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     std::fs::remove_file(&ready).unwrap();
-    ControlPlane { kubeconfig: dir.join("admin.kubeconfig"), _child: child }
+    ControlPlane {
+        kubeconfig: dir.join("admin.kubeconfig"),
+        _child: child,
+    }
 }
 
 async fn install_crds(config: Config) {
@@ -86,8 +120,14 @@ async fn install_crds(config: Config) {
         crds.create(&PostParams::default(), &crd).await.unwrap();
         let is_established = async || {
             let crd = crds.get(&crd.name_any()).await.unwrap();
-            let conditions = crd.status.unwrap_or_default().conditions.unwrap_or_default();
-            conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True")
+            let conditions = crd
+                .status
+                .unwrap_or_default()
+                .conditions
+                .unwrap_or_default();
+            conditions
+                .iter()
+                .any(|condition| condition.type_ == "Established" && condition.status == "True")
         };
         eventually("the resource is established", is_established).await;
     }
@@ -100,5 +140,10 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(30), asked).await.is_ok(), "not within 30 s: {what}");
+    assert!(
+        tokio::time::timeout(Duration::from_secs(30), asked)
+            .await
+            .is_ok(),
+        "not within 30 s: {what}"
+    );
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use agentfleet::kube_ext::clients;
 use agentfleet::leader::{Candidate, Leadership, Timing};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, Config};
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -15,9 +15,16 @@ use crate::control_plane::{clients_and_namespace, config, eventually};
 use crate::partition::{Link, link};
 
 const LEASE: &str = "agentfleet";
-const SHORT: Timing = Timing { lease: Duration::from_secs(3), renew: Duration::from_millis(500), deadline: Duration::from_secs(2) };
+const SHORT: Timing = Timing {
+    lease: Duration::from_secs(3),
+    renew: Duration::from_millis(500),
+    deadline: Duration::from_secs(2),
+};
 /// Nobody gets this Lease by waiting, so who gets it was given it.
-const LONG: Timing = Timing { lease: Duration::from_hours(1), ..SHORT };
+const LONG: Timing = Timing {
+    lease: Duration::from_hours(1),
+    ..SHORT
+};
 
 struct Running {
     leadership: Leadership,
@@ -33,11 +40,17 @@ fn run(leases: Api<Lease>, identity: &str, timing: Timing) -> Running {
     let (leadership, candidate) = Candidate::new(leases, LEASE, identity, timing).unwrap();
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(candidate.run(async { drop(stopped.await) }));
-    Running { leadership, stop, task }
+    Running {
+        leadership,
+        stop,
+        task,
+    }
 }
 
 async fn acquired(leadership: &Leadership) {
-    tokio::time::timeout(Duration::from_secs(30), leadership.acquired()).await.expect("the lease is not acquired within 30 s");
+    tokio::time::timeout(Duration::from_secs(30), leadership.acquired())
+        .await
+        .expect("the lease is not acquired within 30 s");
 }
 
 #[tokio::test]
@@ -63,7 +76,10 @@ async fn only_one_of_two_candidates_holds_the_lease() {
     }
 
     let last = record().await;
-    assert_eq!((last.holder_identity, last.lease_transitions), (first.holder_identity, first.lease_transitions));
+    assert_eq!(
+        (last.holder_identity, last.lease_transitions),
+        (first.holder_identity, first.lease_transitions)
+    );
 }
 
 #[tokio::test]
@@ -79,7 +95,17 @@ async fn released_lease_is_taken_without_waiting_for_its_end() {
 
     assert!(!one.leadership.holds());
     acquired(&two.leadership).await;
-    assert_eq!(leases.get(LEASE).await.unwrap().spec.unwrap().holder_identity.as_deref(), Some("two"));
+    assert_eq!(
+        leases
+            .get(LEASE)
+            .await
+            .unwrap()
+            .spec
+            .unwrap()
+            .holder_identity
+            .as_deref(),
+        Some("two")
+    );
 }
 
 #[tokio::test]
@@ -93,7 +119,17 @@ async fn stopping_a_standby_leaves_the_lease_with_its_holder() {
     two.stop.send(()).unwrap();
     two.task.await.unwrap();
 
-    assert_eq!(leases.get(LEASE).await.unwrap().spec.unwrap().holder_identity.as_deref(), Some("one"));
+    assert_eq!(
+        leases
+            .get(LEASE)
+            .await
+            .unwrap()
+            .spec
+            .unwrap()
+            .holder_identity
+            .as_deref(),
+        Some("one")
+    );
 }
 
 #[tokio::test]
@@ -104,10 +140,25 @@ async fn holder_stops_when_another_is_written_into_the_record() {
     acquired(&one.leadership).await;
 
     let person = json!({"spec": {"holderIdentity": "person"}});
-    leases.patch(LEASE, &PatchParams::default(), &Patch::Merge(person)).await.unwrap();
+    leases
+        .patch(LEASE, &PatchParams::default(), &Patch::Merge(person))
+        .await
+        .unwrap();
 
-    tokio::time::timeout(Duration::from_secs(30), one.leadership.lost()).await.unwrap();
-    assert_eq!(leases.get(LEASE).await.unwrap().spec.unwrap().holder_identity.as_deref(), Some("person"));
+    tokio::time::timeout(Duration::from_secs(30), one.leadership.lost())
+        .await
+        .unwrap();
+    assert_eq!(
+        leases
+            .get(LEASE)
+            .await
+            .unwrap()
+            .spec
+            .unwrap()
+            .holder_identity
+            .as_deref(),
+        Some("person")
+    );
 }
 
 #[tokio::test]
@@ -117,9 +168,15 @@ async fn deleted_lease_is_made_again_by_its_holder() {
     let one = run(leases.clone(), "one", LONG);
     acquired(&one.leadership).await;
 
-    leases.delete(LEASE, &Default::default()).await.unwrap();
+    leases
+        .delete(LEASE, &DeleteParams::default())
+        .await
+        .unwrap();
 
-    eventually("the lease is there again", async || leases.get_opt(LEASE).await.unwrap().is_some()).await;
+    eventually("the lease is there again", async || {
+        leases.get_opt(LEASE).await.unwrap().is_some()
+    })
+    .await;
     acquired(&one.leadership).await;
 }
 
@@ -127,7 +184,11 @@ async fn deleted_lease_is_made_again_by_its_holder() {
 async fn partition(how: Link) -> (Instant, Instant) {
     let (clients_of_two, namespace) = clients_and_namespace().await;
     let (linked, state): (Config, _) = link(&config().await).await;
-    let one = run(leases(clients(&linked).unwrap().write, &namespace), "one", SHORT);
+    let one = run(
+        leases(clients(&linked).unwrap().write, &namespace),
+        "one",
+        SHORT,
+    );
     acquired(&one.leadership).await;
     let two = run(leases(clients_of_two.write, &namespace), "two", SHORT);
 
@@ -161,7 +222,11 @@ async fn holder_whose_connections_break_has_lost_before_another_wins() {
 async fn holder_that_was_cut_off_comes_back_as_a_standby() {
     let (clients_of_two, namespace) = clients_and_namespace().await;
     let (linked, state) = link(&config().await).await;
-    let one = run(leases(clients(&linked).unwrap().write, &namespace), "one", SHORT);
+    let one = run(
+        leases(clients(&linked).unwrap().write, &namespace),
+        "one",
+        SHORT,
+    );
     acquired(&one.leadership).await;
     let two = run(leases(clients_of_two.write, &namespace), "two", SHORT);
     state.send_replace(Link::Closed);

@@ -19,10 +19,18 @@ pub enum Link {
 
 /// Makes a link to the API server of `config` and a configuration that uses it.
 pub async fn link(config: &Config) -> (Config, watch::Sender<Link>) {
-    let server: SocketAddr = config.cluster_url.authority().unwrap().as_str().parse().unwrap();
+    let server: SocketAddr = config
+        .cluster_url
+        .authority()
+        .unwrap()
+        .as_str()
+        .parse()
+        .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut linked = config.clone();
-    linked.cluster_url = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+    linked.cluster_url = format!("https://{}", listener.local_addr().unwrap())
+        .parse()
+        .unwrap();
     let (sender, state) = watch::channel(Link::Open);
     tokio::spawn(async move {
         while let Ok((connection, _)) = listener.accept().await {

@@ -227,6 +227,12 @@ impl Look<'_> {
 
     /// Each `configure` carries an epoch that was written down first, so that a late one can be told from the present (I11, I13).
     fn configure(&self, server: &ServerView) -> Plan {
+        if server.guest.hello.is_none() {
+            return Plan {
+                stage: self.applying(server),
+                ..self.contact(server, "")
+            };
+        }
         let voice = self
             .world
             .voice()
