@@ -53,6 +53,8 @@ pub type Refusal = (&'static str, String);
 /// Whether a project may be believed and changed, and what every server there needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
+    /// Whether anything was found out about the project through this token yet.
+    pub looked_at: bool,
     /// Why nothing may be changed there; none once the project's identity was seen.
     pub refused: Option<Refusal>,
     /// Why no server may be created there, though all else may be done.
@@ -72,6 +74,7 @@ pub struct Standing {
 impl Default for Standing {
     fn default() -> Self {
         Self {
+            looked_at: false,
             refused: Some(("ProjectUnproven", "the project's identity was not seen yet".into())),
             creates_held: None,
             key: None,

@@ -107,7 +107,10 @@ fn trust(ctx: &Context, desired: &Desired, observed: &Observed, plan: &Plan) {
     let known = connections.get(&desired.name).and_then(Result::ok);
     let changed = match (&plan.trust, known) {
         (Trust::AsBefore, _) => false,
-        (Trust::Refused(reason, message), Some(connection)) => connection.update(|standing| standing.refused = Some((reason, message.clone()))),
+        (Trust::Refused(reason, message), Some(connection)) => connection.update(|standing| {
+            standing.looked_at = true;
+            standing.refused = Some((reason, message.clone()));
+        }),
         (Trust::Refused(reason, message), None) => {
             let refusal = Err((*reason, message.clone()));
             let changed = connections.get(&desired.name).map(|before| before.err()) != Some(refusal.as_ref().err().cloned());
@@ -118,9 +121,10 @@ fn trust(ctx: &Context, desired: &Desired, observed: &Observed, plan: &Plan) {
             let seen = observed.world.seen.as_ref();
             let admin_keys = desired.ssh_keys.iter().filter_map(|name| seen?.admin_keys.get(name)?.clone()).collect();
             connection.update(|standing| {
+                standing.looked_at = true;
                 standing.refused = None;
                 standing.creates_held.clone_from(creates_held);
-                standing.key = key.and_then(|key| u64::try_from(key).ok()).map(SshKeyId);
+                standing.key = key.map(SshKeyId::from);
                 standing.admin_keys = admin_keys;
                 standing.max_servers = desired.max_servers;
             })

@@ -104,7 +104,7 @@ fn others(ctx: &Context, name: &str) -> BTreeMap<i64, String> {
 
 fn claim(instance: &AgentInstance, project: &str, connection: &Connection, memory: &Memory) -> Option<Claim> {
     let server = instance.status.as_ref()?.server.as_ref().filter(|server| server.project == project)?;
-    let id = ServerId(u64::try_from(server.id).ok()?);
+    let id = ServerId::from(server.id);
     let listed = matches!(connection.inventory.presence(id), Presence::Listed | Presence::Deleting);
     Some(Claim { id: server.id, listed, answered: memory.answered.get(&server.id).copied() })
 }
@@ -132,7 +132,7 @@ fn seen(ctx: &Context, connection: &Connection, memory: &Memory) -> Seen {
 fn firewall_view(ctx: &Context, firewall: &Firewall) -> FirewallView {
     let class = labels::text(&firewall.labels, labels::CLASS);
     FirewallView {
-        id: i64::try_from(firewall.id.0).unwrap_or(i64::MAX),
+        id: firewall.id.number(),
         class_exists: ctx.stores.classes.get(&ObjectRef::<AgentClass>::new(&class)).is_some(),
         applied: !firewall.applied_to.is_empty(),
     }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     api::{FINALIZER, HetznerProject},
     context::Context,
-    hetzner::{Client, FirewallId, Labels, Lane, Outcome, ServerId, SshKey, SshKeyId},
+    hetzner::{Client, FirewallId, Labels, Lane, Outcome, SshKey},
     inventory::{Config, Inventory, KeyLabels, Periods},
     kube_ext::{CallError, add_finalizer, call, remove_finalizer},
     labels, naming,
@@ -170,7 +170,7 @@ impl Hetzner<'_> {
 
     async fn look_up_identity(&self, id: i64) -> Result<(), Failure> {
         let asked = Asked { lane: Lane::Other, who: "project", route: "GET /ssh_keys/{id}" };
-        let found = found(self.connection.read(asked, async |client, permit| client.get_ssh_key(permit, SshKeyId(number(id))).await).await)?;
+        let found = found(self.connection.read(asked, async |client, permit| client.get_ssh_key(permit, id.into()).await).await)?;
         let key = found.map(|key| view(&key, self.fleet()));
         self.connection.memory().looked_up(id, key, self.own());
         Ok(())
@@ -191,7 +191,7 @@ impl Hetzner<'_> {
 
     async fn look_up_server(&self, id: i64) -> Result<(), Failure> {
         let asked = Asked { lane: Lane::Other, who: "project", route: "GET /servers/{id}" };
-        let found = found(self.connection.read(asked, async |client, permit| client.get_server(permit, ServerId(number(id))).await).await)?;
+        let found = found(self.connection.read(asked, async |client, permit| client.get_server(permit, id.into()).await).await)?;
         let ours = found.is_some_and(|server| labels::text(&server.labels, labels::FLEET) == self.fleet());
         self.connection.memory().answered.insert(id, ours);
         Ok(())
@@ -236,14 +236,14 @@ impl Hetzner<'_> {
         let labels = self.labels(holder);
         let asked = Asked { lane: Lane::Other, who: "project", route: "PUT /ssh_keys/{id}" };
         self.connection
-            .mutate(&self.ctx.leadership, asked, async |client, permit| client.update_ssh_key_labels(permit, SshKeyId(number(key)), &labels).await)
+            .mutate(&self.ctx.leadership, asked, async |client, permit| client.update_ssh_key_labels(permit, key.into(), &labels).await)
             .await?;
         self.connection.memory().marked(key, holder, self.own());
         Ok(())
     }
 
     async fn delete_firewall(&self, id: i64) -> Result<(), Failure> {
-        let id = FirewallId(number(id));
+        let id = FirewallId::from(id);
         let asked = Asked { lane: Lane::Delete, who: "project", route: "DELETE /firewalls/{id}" };
         found(self.connection.mutate(&self.ctx.leadership, asked, async |client, permit| client.delete_firewall(permit, id).await).await)?;
         self.connection.firewalls.change(|all| all.retain(|firewall| firewall.id != id));
@@ -252,7 +252,7 @@ impl Hetzner<'_> {
 
     async fn delete_key(&self, id: i64) -> Result<(), Failure> {
         let asked = Asked { lane: Lane::Delete, who: "project", route: "DELETE /ssh_keys/{id}" };
-        found(self.connection.mutate(&self.ctx.leadership, asked, async |client, permit| client.delete_ssh_key(permit, SshKeyId(number(id))).await).await)?;
+        found(self.connection.mutate(&self.ctx.leadership, asked, async |client, permit| client.delete_ssh_key(permit, id.into()).await).await)?;
         self.connection.memory().lost_key(id);
         Ok(())
     }
@@ -260,14 +260,10 @@ impl Hetzner<'_> {
 
 fn view(key: &SshKey, fleet: &str) -> KeyView {
     KeyView {
-        id: i64::try_from(key.id.0).unwrap_or(i64::MAX),
+        id: key.id.number(),
         ours: labels::text(&key.labels, labels::FLEET) == fleet,
         holder: key.labels.get(labels::HOLDER).cloned(),
     }
-}
-
-fn number(id: i64) -> u64 {
-    u64::try_from(id).unwrap_or_default()
 }
 
 /// What Hetzner says is not there is an answer, too.
