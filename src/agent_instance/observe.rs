@@ -254,7 +254,7 @@ impl Look<'_> {
             ),
         };
         self.ctx.memories.with(&self.identity.uid, |memory| {
-            memory.secrets = Some((measure, view.clone()))
+            memory.secrets = Some((measure, view.clone()));
         });
         Ok(view)
     }

@@ -32,6 +32,7 @@ use crate::{
     hetzner_project::connection::Connection,
     keys::ServerKeys,
     kube_ext, labels,
+    secret_files::SecretData,
 };
 
 /// The field manager of the write-ahead records.
@@ -284,7 +285,7 @@ impl Performer<'_> {
         {
             Ok(server) => connection.inventory.record_updated(server, Instant::now()),
             Err(error) if error.class() == Class::NotFound => {
-                connection.inventory.record_gone(id.into(), Instant::now())
+                connection.inventory.record_gone(id.into(), Instant::now());
             }
             Err(error) => return Err(error.into()),
         }
@@ -458,7 +459,7 @@ impl Performer<'_> {
             Some(name) => read_secret(self.ctx, &self.identity().namespace, name)
                 .await?
                 .unwrap_or_default(),
-            None => Default::default(),
+            None => SecretData::default(),
         };
         let unusable = |error: &(dyn std::error::Error + 'static)| {
             Setback::lasting("SecretUnusable", kube_ext::error_chain(error))

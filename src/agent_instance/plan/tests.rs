@@ -1,5 +1,7 @@
 //! Each line of the plan, as a table.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
 use super::*;
 use crate::{
     agent_instance::world::{Attempt, ConfigureFailure, Configured, GuestView, LookUp},
