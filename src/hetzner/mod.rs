@@ -19,6 +19,7 @@ mod error;
 mod error_code;
 mod firewalls;
 mod offer;
+mod networks;
 mod redact;
 mod server_calls;
 mod servers;
