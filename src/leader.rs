@@ -189,7 +189,7 @@ impl Candidate {
                     spec: Some(spec),
                     ..lease
                 })
-                .await?
+                .await?;
             }
             (_, None) => {
                 let metadata = ObjectMeta {

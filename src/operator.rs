@@ -132,6 +132,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Operat
         stores: watches.stores(),
         connections: hetzner_project::connection::Connections::default(),
         memories: agent_instance::memory::Memories::default(),
+        classes: agent_class::memory::Memories::default(),
         talks,
         program: Program::new(include_str!("guest/program.py"))?,
         wake,
@@ -384,7 +385,7 @@ impl Watches {
             watched(
                 classes.run(
                     agent_class::reconcile,
-                    agent_class::error_policy,
+                    hetzner_project::error_policy,
                     ctx.clone()
                 ),
                 &liveness

@@ -83,7 +83,11 @@ pub struct FirewallView {
 
 /// The labels of a class's firewall.
 pub fn firewall_labels(fleet: &str, class: &str) -> Labels {
-    [(labels::FLEET.to_owned(), fleet.to_owned()), (labels::CLASS.to_owned(), class.to_owned())].into()
+    [
+        (labels::FLEET.to_owned(), fleet.to_owned()),
+        (labels::CLASS.to_owned(), class.to_owned()),
+    ]
+    .into()
 }
 
 impl FirewallView {
@@ -92,12 +96,15 @@ impl FirewallView {
     pub fn of(firewall: &Firewall, desired: &Desired, fleet: &str) -> Option<Self> {
         let class = firewall.labels.get(labels::CLASS);
         let named = firewall.name == naming::firewall_name(fleet, &desired.name);
-        if class != Some(&desired.name) && (!named || class.is_some_and(|class| !class.is_empty())) {
+        if class != Some(&desired.name) && (!named || class.is_some_and(|class| !class.is_empty()))
+        {
             return None;
         }
         Some(Self {
             id: firewall.id.number(),
-            labelled: firewall_labels(fleet, &desired.name).iter().all(|(key, value)| firewall.labels.get(key) == Some(value)),
+            labelled: firewall_labels(fleet, &desired.name)
+                .iter()
+                .all(|(key, value)| firewall.labels.get(key) == Some(value)),
             ruled: firewall.has_rules(&desired.rules),
             applied: !firewall.applied_to.is_empty(),
         })
