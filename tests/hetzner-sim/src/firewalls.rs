@@ -1,0 +1,535 @@
+//! Firewalls: their rules, and what they are applied to.
+//!
+//! A firewall applied directly beats one that reaches the same server through a label selector; a
+//! selector is evaluated whenever somebody looks.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::api::{Ask, Call, Reply, rfc3339, unknown_ask};
+use crate::error::ApiError;
+use crate::labels::{Labels, Selector};
+use crate::paging::{self, Listed};
+use crate::request::{Input, required};
+use crate::servers::Server;
+use crate::state::Project;
+
+/// Most firewalls on one server.
+pub(crate) const MAX_PER_SERVER: usize = 5;
+/// Most rules of one firewall.
+const MAX_RULES: usize = 50;
+/// Most CIDRs of one rule.
+const MAX_CIDRS: usize = 100;
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rule {
+    description: Option<String>,
+    direction: String,
+    protocol: String,
+    port: Option<String>,
+    source_ips: Vec<String>,
+    destination_ips: Vec<String>,
+}
+
+/// What a firewall is applied to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Server(u64),
+    LabelSelector(String),
+}
+
+/// A firewall.
+#[derive(Debug, Clone)]
+pub(crate) struct Firewall {
+    id: u64,
+    name: String,
+    labels: Labels,
+    created: Timestamp,
+    rules: Vec<Rule>,
+    applied_to: Vec<Target>,
+}
+
+impl Listed for Firewall {
+    fn id(&self) -> u64 {
+        self.id
+    }
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn created(&self) -> Timestamp {
+        self.created
+    }
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.labels)
+    }
+}
+
+impl Rule {
+    fn read(input: &Input) -> Result<Self, ApiError> {
+        let one_of = |field: &str, allowed: &[&str]| {
+            let value = required(field, input.text(field)?)?;
+            if !allowed.contains(&value) {
+                return Err(ApiError::invalid(
+                    field,
+                    format!("must be one of {}", allowed.join(", ")),
+                ));
+            }
+            Ok(value.to_owned())
+        };
+        let rule = Self {
+            description: input.text("description")?.map(str::to_owned),
+            direction: one_of("direction", &["in", "out"])?,
+            protocol: one_of("protocol", &["tcp", "udp", "icmp", "esp", "gre"])?,
+            port: input.text("port")?.map(str::to_owned),
+            source_ips: read_cidrs(input, "source_ips")?,
+            destination_ips: read_cidrs(input, "destination_ips")?,
+        };
+        rule.check()?;
+        Ok(rule)
+    }
+
+    fn check(&self) -> Result<(), ApiError> {
+        if self
+            .description
+            .as_ref()
+            .is_some_and(|text| text.len() > 255)
+        {
+            return Err(ApiError::invalid("description", "is too long"));
+        }
+        let with_port = matches!(self.protocol.as_str(), "tcp" | "udp");
+        match &self.port {
+            Some(port) if with_port => check_port(port)?,
+            None if !with_port => {}
+            Some(_) => {
+                return Err(ApiError::invalid(
+                    "port",
+                    "is not allowed for this protocol",
+                ));
+            }
+            None => return Err(ApiError::invalid("port", "is required for this protocol")),
+        }
+        let (needed, other) = match self.direction.as_str() {
+            "in" => (("source_ips", &self.source_ips), &self.destination_ips),
+            _ => (("destination_ips", &self.destination_ips), &self.source_ips),
+        };
+        if needed.1.is_empty() || !other.is_empty() {
+            let complaint = format!(
+                "must be given for direction {}, and nothing else",
+                self.direction
+            );
+            return Err(ApiError::invalid(needed.0, complaint));
+        }
+        Ok(())
+    }
+
+    fn show(&self) -> Value {
+        json!({
+            "description": self.description,
+            "direction": self.direction,
+            "protocol": self.protocol,
+            "port": self.port,
+            "source_ips": self.source_ips,
+            "destination_ips": self.destination_ips,
+        })
+    }
+}
+
+fn check_port(port: &str) -> Result<(), ApiError> {
+    let (from, to) = port.split_once('-').unwrap_or((port, port));
+    match (from.parse::<u16>(), to.parse::<u16>()) {
+        (Ok(from), Ok(to)) if from > 0 && from <= to => Ok(()),
+        _ if port == "any" => Ok(()),
+        _ => Err(ApiError::invalid(
+            "port",
+            "is not a port or a range of ports",
+        )),
+    }
+}
+
+fn read_cidrs(input: &Input, field: &str) -> Result<Vec<String>, ApiError> {
+    let cidrs = input.texts(field)?;
+    if cidrs.len() > MAX_CIDRS {
+        return Err(ApiError::invalid(
+            field,
+            format!("at most {MAX_CIDRS} CIDRs per rule"),
+        ));
+    }
+    cidrs
+        .iter()
+        .map(|cidr| canonical_cidr(cidr))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| ApiError::invalid(field, "must hold networks in CIDR notation"))
+}
+
+/// The network in its canonical form (RFC 5952 for IPv6); nothing when host bits are set.
+fn canonical_cidr(cidr: &str) -> Option<String> {
+    let (address, length) = cidr.split_once('/')?;
+    let (address, length) = (address.parse::<IpAddr>().ok()?, length.parse::<u32>().ok()?);
+    let host_bits = match address {
+        IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32_u32.checked_sub(length)?),
+        IpAddr::V6(v6) => (v6.to_bits(), 128_u32.checked_sub(length)?),
+    };
+    let mask = 1_u128
+        .checked_shl(host_bits.1)
+        .map_or(u128::MAX, |bit| bit - 1);
+    (host_bits.0 & mask == 0).then(|| format!("{address}/{length}"))
+}
+
+fn read_rules(input: &Input) -> Result<Vec<Rule>, ApiError> {
+    let rules = input.objects("rules")?;
+    if rules.len() > MAX_RULES {
+        return Err(ApiError::invalid(
+            "rules",
+            format!("at most {MAX_RULES} rules per firewall"),
+        ));
+    }
+    rules.iter().map(Rule::read).collect()
+}
+
+fn read_targets(call: &Call, input: &Input, field: &str) -> Result<Vec<Target>, ApiError> {
+    let entries = input.objects(field)?;
+    entries
+        .iter()
+        .map(|entry| read_target(call, entry, field))
+        .collect()
+}
+
+fn read_target(call: &Call, entry: &Input, field: &str) -> Result<Target, ApiError> {
+    match required("type", entry.text("type")?)? {
+        "server" => {
+            let server = required("server", entry.object("server")?)?;
+            let id = required("server", server.id("id")?)?;
+            if !call.project().servers.contains_key(&id) {
+                let message = format!("server {id} not found");
+                return Err(ApiError::new(404, "firewall_resource_not_found", message));
+            }
+            Ok(Target::Server(id))
+        }
+        "label_selector" => {
+            let selector = required("label_selector", entry.object("label_selector")?)?;
+            let selector = required("selector", selector.text("selector")?)?;
+            Selector::parse(selector)?;
+            Ok(Target::LabelSelector(selector.to_owned()))
+        }
+        _ => Err(ApiError::invalid(
+            field,
+            "type must be server or label_selector",
+        )),
+    }
+}
+
+impl Target {
+    fn reaches(&self, server: &Server) -> bool {
+        match self {
+            Self::Server(id) => *id == server.id,
+            Self::LabelSelector(selector) => {
+                Selector::parse(selector).is_ok_and(|selector| selector.matches(&server.labels))
+            }
+        }
+    }
+
+    fn show(&self, project: &Project) -> Value {
+        match self {
+            Self::Server(id) => json!({"type": "server", "server": {"id": id}}),
+            Self::LabelSelector(selector) => {
+                let reached = project
+                    .servers
+                    .values()
+                    .filter(|server| self.reaches(server));
+                let reached =
+                    reached.map(|server| json!({"type": "server", "server": {"id": server.id}}));
+                json!({
+                    "type": "label_selector",
+                    "label_selector": {"selector": selector},
+                    "applied_to_resources": reached.collect::<Vec<_>>(),
+                })
+            }
+        }
+    }
+}
+
+impl Firewall {
+    fn show(&self, project: &Project) -> Value {
+        json!({
+            "id": self.id,
+            "name": self.name,
+            "labels": self.labels,
+            "created": rfc3339(self.created),
+            "rules": self.rules.iter().map(Rule::show).collect::<Vec<_>>(),
+            "applied_to": self.applied_to.iter().map(|t| t.show(project)).collect::<Vec<_>>(),
+        })
+    }
+
+    fn reaches(&self, server: &Server) -> bool {
+        self.applied_to.iter().any(|target| target.reaches(server))
+    }
+}
+
+/// The firewalls of a server, as it shows them below `public_net`.
+pub(crate) fn of_server(project: &Project, server: &Server) -> Vec<Value> {
+    let on = project
+        .firewalls
+        .values()
+        .filter(|firewall| firewall.reaches(server));
+    on.map(|firewall| json!({"id": firewall.id, "status": "applied"}))
+        .collect()
+}
+
+/// Applies firewalls to a server, as `POST /servers` does.
+pub(crate) fn attach(project: &mut Project, firewalls: &[u64], server: u64) {
+    for id in firewalls {
+        if let Some(firewall) = project.firewalls.get_mut(id) {
+            firewall.applied_to.push(Target::Server(server));
+        }
+    }
+}
+
+/// Takes a server that goes away off all firewalls.
+pub(crate) fn detach_everywhere(project: &mut Project, server: u64) {
+    for firewall in project.firewalls.values_mut() {
+        firewall
+            .applied_to
+            .retain(|target| *target != Target::Server(server));
+    }
+}
+
+pub(crate) fn answer(call: &mut Call, ask: &Ask) -> Result<Reply, ApiError> {
+    match ask {
+        Ask::List => {
+            let firewalls = paging::select(call.request, call.project().firewalls.values())?;
+            let show = |firewall: &Firewall| firewall.show(call.project());
+            paging::page(call.request, "firewalls", firewalls, show)
+        }
+        Ask::Create => create(call),
+        Ask::Get(id) => shown(call, *id).map(Reply::ok),
+        Ask::Update(id) => update(call, *id),
+        Ask::Delete(id) => delete(call, *id),
+        Ask::Act(id, "set_rules") => set_rules(call, *id),
+        Ask::Act(id, "apply_to_resources") => apply(call, *id),
+        Ask::Act(id, "remove_from_resources") => remove(call, *id),
+        Ask::Act(..) | Ask::Members(_) => Err(unknown_ask()),
+    }
+}
+
+fn find<'a>(call: &'a Call, id: u64) -> Result<&'a Firewall, ApiError> {
+    call.project()
+        .firewalls
+        .get(&id)
+        .ok_or_else(|| ApiError::not_found("firewall"))
+}
+
+fn find_mut<'a>(call: &'a mut Call, id: u64) -> Result<&'a mut Firewall, ApiError> {
+    let found = call.project_mut().firewalls.get_mut(&id);
+    found.ok_or_else(|| ApiError::not_found("firewall"))
+}
+
+fn shown(call: &Call, id: u64) -> Result<Value, ApiError> {
+    Ok(json!({"firewall": find(call, id)?.show(call.project())}))
+}
+
+fn check_name(call: &Call, name: &str, but: Option<u64>) -> Result<(), ApiError> {
+    let mut others = call
+        .project()
+        .firewalls
+        .values()
+        .filter(|other| Some(other.id) != but);
+    if others.any(|other| other.name == name) {
+        return Err(ApiError::not_unique(
+            "name",
+            "firewall name is already used",
+        ));
+    }
+    Ok(())
+}
+
+fn create(call: &mut Call) -> Result<Reply, ApiError> {
+    let input = call.request.input()?;
+    let name = input.name()?.to_owned();
+    let (labels, rules) = (input.labels()?.unwrap_or_default(), read_rules(&input)?);
+    let applied_to = read_targets(call, &input, "apply_to")?;
+    check_name(call, &name, None)?;
+    let targets = applied_to.clone();
+    let id = call.state.new_id();
+    let firewall = Firewall {
+        id,
+        name,
+        labels,
+        created: call.now,
+        rules,
+        applied_to,
+    };
+    call.project_mut().firewalls.insert(id, firewall);
+    let mut actions = vec![begin(call, "set_firewall_rules", id, None)];
+    actions.extend(
+        targets
+            .iter()
+            .map(|target| begin(call, "apply_firewall", id, Some(target))),
+    );
+    let mut body = shown(call, id)?;
+    body["actions"] = json!(actions);
+    Ok(Reply::created(body))
+}
+
+fn begin(call: &mut Call, command: &str, id: u64, target: Option<&Target>) -> Value {
+    let mut resources = vec![("firewall", id)];
+    if let Some(Target::Server(server)) = target {
+        resources.push(("server", *server));
+    }
+    let action = call.begin(command, resources);
+    action.show(call.now)
+}
+
+fn update(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
+    let input = call.request.input()?;
+    let (name, labels) = (input.text("name")?, input.labels()?);
+    if let Some(name) = name {
+        check_name(call, name, Some(id))?;
+    }
+    let firewall = find_mut(call, id)?;
+    firewall.name = name.map_or_else(|| firewall.name.clone(), str::to_owned);
+    firewall.labels = labels.unwrap_or_else(|| firewall.labels.clone());
+    shown(call, id).map(Reply::ok)
+}
+
+fn delete(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
+    if !find(call, id)?.applied_to.is_empty() {
+        let message = format!("firewall with ID '{id}' is still in use");
+        return Err(ApiError::unprocessable("resource_in_use", message));
+    }
+    call.project_mut().firewalls.remove(&id);
+    Ok(Reply::no_content())
+}
+
+/// Replaces all rules; answers an action for them and one for each server they reach.
+fn set_rules(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
+    find(call, id)?;
+    let input = call.request.input()?;
+    if !input.has("rules") {
+        return Err(ApiError::invalid(
+            "rules",
+            "Missing data for required field.",
+        ));
+    }
+    let rules = read_rules(&input)?;
+    let firewall = find_mut(call, id)?;
+    firewall.rules = rules;
+    let targets = firewall.applied_to.clone();
+    let mut actions = vec![begin(call, "set_firewall_rules", id, None)];
+    actions.extend(
+        targets
+            .iter()
+            .map(|target| begin(call, "apply_firewall", id, Some(target))),
+    );
+    Ok(Reply::created(json!({"actions": actions})))
+}
+
+fn apply(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
+    find(call, id)?;
+    let input = call.request.input()?;
+    let targets = read_targets(call, &input, "apply_to")?;
+    if targets
+        .iter()
+        .any(|target| find(call, id).is_ok_and(|f| f.applied_to.contains(target)))
+    {
+        let message = "firewall is already applied to this resource";
+        return Err(ApiError::unprocessable("firewall_already_applied", message));
+    }
+    let full = |target: &Target| match target {
+        Target::Server(server) => {
+            let server = call.project().servers.get(server);
+            server.is_some_and(|server| of_server(call.project(), server).len() >= MAX_PER_SERVER)
+        }
+        Target::LabelSelector(_) => false,
+    };
+    if targets.iter().any(full) {
+        return Err(ApiError::invalid(
+            "apply_to",
+            "at most 5 firewalls per server",
+        ));
+    }
+    find_mut(call, id)?
+        .applied_to
+        .extend(targets.iter().cloned());
+    let actions: Vec<Value> = targets
+        .iter()
+        .map(|target| begin(call, "apply_firewall", id, Some(target)))
+        .collect();
+    Ok(Reply::created(json!({"actions": actions})))
+}
+
+fn remove(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
+    find(call, id)?;
+    let input = call.request.input()?;
+    let targets = read_targets(call, &input, "remove_from")?;
+    for target in &targets {
+        check_removable(call, id, target)?;
+    }
+    find_mut(call, id)?
+        .applied_to
+        .retain(|target| !targets.contains(target));
+    let actions: Vec<Value> = targets
+        .iter()
+        .map(|target| begin(call, "remove_firewall", id, Some(target)))
+        .collect();
+    Ok(Reply::created(json!({"actions": actions})))
+}
+
+fn check_removable(call: &Call, id: u64, target: &Target) -> Result<(), ApiError> {
+    let firewall = find(call, id)?;
+    if firewall.applied_to.contains(target) {
+        return Ok(());
+    }
+    let by_selector = match target {
+        Target::Server(server) => call
+            .project()
+            .servers
+            .get(server)
+            .is_some_and(|s| firewall.reaches(s)),
+        Target::LabelSelector(_) => false,
+    };
+    if by_selector {
+        let message = "firewall is applied through a label selector";
+        return Err(ApiError::unprocessable(
+            "firewall_managed_by_label_selector",
+            message,
+        ));
+    }
+    let message = "firewall is not applied to this resource";
+    Err(ApiError::new(404, "firewall_resource_not_found", message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_written_in_canonical_form_and_host_bits_are_refused() {
+        assert_eq!(canonical_cidr("10.0.0.0/8").as_deref(), Some("10.0.0.0/8"));
+        assert_eq!(canonical_cidr("0.0.0.0/0").as_deref(), Some("0.0.0.0/0"));
+        assert_eq!(canonical_cidr("::/0").as_deref(), Some("::/0"));
+        assert_eq!(
+            canonical_cidr("2001:0db8:0:0::/64").as_deref(),
+            Some("2001:db8::/64")
+        );
+        for bad in ["10.0.0.1/8", "10.0.0.1", "10.0.0.0/33", "x/8", "::1/64"] {
+            assert_eq!(canonical_cidr(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports_are_single_or_ranges() {
+        assert!(
+            ["22", "1-65535", "any"]
+                .iter()
+                .all(|port| check_port(port).is_ok())
+        );
+        assert!(
+            ["0", "5-2", "ssh", "70000"]
+                .iter()
+                .all(|port| check_port(port).is_err())
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! Servers: what they are, how they are shown, and all calls but create and actions.
+//!
+//! A server's status is planned ahead, as a list of times and states, and read off by the clock.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::api::{Ask, Call, Reply, rfc3339, unknown_ask};
+use crate::catalogue::{Location, ServerType};
+use crate::error::ApiError;
+use crate::labels::Labels;
+use crate::machines::{Order, What};
+use crate::paging::{self, Listed};
+use crate::primary_ips;
+use crate::state::{Project, State};
+use crate::{firewalls, server_create};
+
+/// Status of a server, in Hetzner's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Initializing,
+    Starting,
+    Running,
+    Stopping,
+    Off,
+    Migrating,
+    Rebuilding,
+}
+
+impl Status {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Off => "off",
+            Self::Migrating => "migrating",
+            Self::Rebuilding => "rebuilding",
+        }
+    }
+}
+
+/// A server's place in a network.
+#[derive(Debug, Clone)]
+pub(crate) struct PrivateNet {
+    pub(crate) network: u64,
+    pub(crate) ip: String,
+    pub(crate) alias_ips: Vec<String>,
+}
+
+/// A server.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) created: Timestamp,
+    pub(crate) labels: Labels,
+    pub(crate) server_type: &'static ServerType,
+    pub(crate) location: &'static Location,
+    pub(crate) image: Option<u64>,
+    pub(crate) disk: u32,
+    pub(crate) user_data: Option<String>,
+    pub(crate) ipv4: Option<u64>,
+    pub(crate) ipv6: Option<u64>,
+    pub(crate) private_net: Vec<PrivateNet>,
+    pub(crate) placement_group: Option<u64>,
+    pub(crate) delete_protected: bool,
+    pub(crate) rebuild_protected: bool,
+    pub(crate) has_ssh_keys: bool,
+    /// It does not react to a shutdown request.
+    pub(crate) ignores_acpi: bool,
+    pub(crate) locked_until: Timestamp,
+    /// When which status begins, in order; never empty.
+    pub(crate) plan: Vec<(Timestamp, Status)>,
+}
+
+impl Listed for Server {
+    fn id(&self) -> u64 {
+        self.id
+    }
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn created(&self) -> Timestamp {
+        self.created
+    }
+    fn labels(&self) -> Option<&Labels> {
+        Some(&self.labels)
+    }
+}
+
+impl Server {
+    pub(crate) fn status(&self, now: Timestamp) -> Status {
+        let begun = self.plan.iter().take_while(|(from, _)| *from <= now);
+        begun
+            .last()
+            .or(self.plan.first())
+            .map_or(Status::Off, |(_, status)| *status)
+    }
+
+    pub(crate) fn is_locked(&self, now: Timestamp) -> bool {
+        now < self.locked_until
+    }
+
+    /// The address that its machine answers on.
+    pub(crate) fn address(&self, project: &Project) -> Option<std::net::Ipv4Addr> {
+        project.primary_ips.get(&self.ipv4?)?.ip.parse().ok()
+    }
+
+    pub(crate) fn show(&self, state: &State, project: &Project, now: Timestamp) -> Value {
+        let ip = |id: Option<u64>| Some(project.primary_ips.get(&id?)?.show_in_server());
+        let image = self.image.and_then(|id| {
+            let known = state.system_images.iter().find(|image| image.id == id);
+            known
+                .or_else(|| project.snapshots.get(&id))
+                .map(crate::images::Image::show)
+        });
+        let group = self
+            .placement_group
+            .and_then(|id| project.placement_groups.get(&id));
+        let nets = self.private_net.iter().map(|net| net.show(self.id));
+        json!({
+            "id": self.id,
+            "name": self.name,
+            "status": self.status(now).name(),
+            "created": rfc3339(self.created),
+            "public_net": {
+                "ipv4": ip(self.ipv4),
+                "ipv6": ip(self.ipv6),
+                "floating_ips": [],
+                "firewalls": firewalls::of_server(project, self),
+            },
+            "private_net": nets.collect::<Vec<_>>(),
+            "server_type": self.server_type.show(state),
+            "location": self.location.show(),
+            "image": image,
+            "iso": null,
+            "rescue_enabled": false,
+            "locked": self.is_locked(now),
+            "backup_window": null,
+            "outgoing_traffic": 0,
+            "ingoing_traffic": 0,
+            "included_traffic": 20_u64 << 40,
+            "protection": {"delete": self.delete_protected, "rebuild": self.rebuild_protected},
+            "labels": self.labels,
+            "volumes": [],
+            "load_balancers": [],
+            "primary_disk_size": self.disk,
+            "placement_group": group.map(|group| group.show(project)),
+        })
+    }
+}
+
+impl PrivateNet {
+    fn show(&self, server: u64) -> Value {
+        let [.., a, b, c] = server.to_be_bytes();
+        json!({
+            "network": self.network,
+            "ip": self.ip,
+            "alias_ips": self.alias_ips,
+            "mac_address": format!("86:00:ff:{a:02x}:{b:02x}:{c:02x}"),
+        })
+    }
+}
+
+pub(crate) fn answer(call: &mut Call, ask: &Ask) -> Result<Reply, ApiError> {
+    match ask {
+        Ask::List => list(call),
+        Ask::Get(id) => Ok(Reply::ok(json!({"server": shown(call, *id)?}))),
+        Ask::Update(id) => update(call, *id),
+        Ask::Delete(id) => delete(call, *id),
+        Ask::Create | Ask::Act(..) | Ask::Members(_) => Err(unknown_ask()),
+    }
+}
+
+pub(crate) fn find<'a>(call: &'a Call, id: u64) -> Result<&'a Server, ApiError> {
+    call.project()
+        .servers
+        .get(&id)
+        .ok_or_else(|| ApiError::not_found("server"))
+}
+
+pub(crate) fn find_mut<'a>(call: &'a mut Call, id: u64) -> Result<&'a mut Server, ApiError> {
+    let found = call.project_mut().servers.get_mut(&id);
+    found.ok_or_else(|| ApiError::not_found("server"))
+}
+
+pub(crate) fn shown(call: &Call, id: u64) -> Result<Value, ApiError> {
+    Ok(find(call, id)?.show(call.state, call.project(), call.now))
+}
+
+fn list(call: &Call) -> Result<Reply, ApiError> {
+    let request = call.request;
+    let (ids, statuses) = (
+        request.ids("id")?,
+        request.params("status").collect::<Vec<_>>(),
+    );
+    let mut servers = paging::select(request, call.project().servers.values())?;
+    servers.retain(|server| {
+        (ids.is_empty() || ids.contains(&server.id))
+            && (statuses.is_empty() || statuses.contains(&server.status(call.now).name()))
+    });
+    let show = |server: &Server| server.show(call.state, call.project(), call.now);
+    paging::page(request, "servers", servers, show)
+}
+
+fn update(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
+    find(call, id)?;
+    let input = call.request.input()?;
+    let (name, labels) = (input.text("name")?, input.labels()?);
+    if let Some(name) = name {
+        server_create::check_name(call, name, Some(id))?;
+    }
+    let server = find_mut(call, id)?;
+    server.name = name.map_or_else(|| server.name.clone(), str::to_owned);
+    server.labels = labels.unwrap_or_else(|| server.labels.clone());
+    Ok(Reply::ok(json!({"server": shown(call, id)?})))
+}
+
+fn delete(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
+    let server = find(call, id)?;
+    if server.is_locked(call.now) {
+        return Err(ApiError::locked("server"));
+    }
+    if server.delete_protected {
+        return Err(ApiError::protected("server"));
+    }
+    remove(call.state, call.project_number, id, call.now);
+    let action = call.begin("delete_server", vec![("server", id)]);
+    Ok(Reply::ok(json!({"action": action.show(call.now)})))
+}
+
+/// Takes a server out of the world: firewalls are detached, automatic addresses go with it.
+pub(crate) fn remove(state: &mut State, project: usize, id: u64, now: Timestamp) {
+    let home = &mut state.projects[project];
+    home.servers.remove(&id);
+    firewalls::detach_everywhere(home, id);
+    primary_ips::release_of(home, id);
+    state.forget_unused_addresses();
+    state.ledger.died(id, now);
+    state.orders.push(Order {
+        server: id,
+        what: What::Delete,
+    });
+}

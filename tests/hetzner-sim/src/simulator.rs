@@ -1,0 +1,210 @@
+//! Start and end of a simulator.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::any;
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::cloud::Cloud;
+use crate::config::{Config, MachineKind};
+use crate::connection::{Reset, ResettableListener};
+use crate::control::Control;
+use crate::machines::fleet::{Fleet, FleetError};
+use crate::state::State;
+use crate::{control_http, http};
+
+/// Why a simulator could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no project without a token.
+    #[error("no token given: each --token makes a project")]
+    NoToken,
+    /// The API's address cannot be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// No network for the machines is free.
+    #[error("no machine network 127.N.0.0/16 is free on port {port}")]
+    NoNetwork {
+        /// The port of SSH.
+        port: u16,
+    },
+    /// This is not a network for machines.
+    #[error("'{0}' is not a machine network: it must be 127.N.0.0/16 with N from 1 to 254")]
+    BadNetwork(String),
+    /// The machines cannot be prepared.
+    #[error("cannot prepare the machines")]
+    Machines(#[from] FleetError),
+    /// The ready file cannot be written.
+    #[error("cannot write {path}")]
+    ReadyFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A running simulator. When it is dropped, API and machines are gone.
+pub struct Simulator {
+    cloud: Arc<Cloud>,
+    address: SocketAddr,
+    network: u8,
+    ssh_port: u16,
+    api: Option<JoinHandle<io::Result<()>>>,
+    /// Held so that no other simulator takes the same network.
+    _claim: TcpListener,
+}
+
+impl Simulator {
+    /// Starts a simulator on the current runtime.
+    ///
+    /// # Errors
+    /// When an address cannot be had, or the machines cannot be prepared.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        if config.tokens.is_empty() {
+            return Err(StartError::NoToken);
+        }
+        let (network, claim) = claim_network(&config).await?;
+        let address = config.listen;
+        let listen = |source| StartError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let fleet = match config.machines {
+            MachineKind::Fake => Some(Fleet::start(&config, network)?),
+            MachineKind::None => None,
+        };
+        let state = State::new(&config, network, Timestamp::now());
+        let cloud = Arc::new(Cloud::new(state, fleet));
+        let api = Some(tokio::spawn(serve(Arc::clone(&cloud), listener)));
+        let ssh_port = config.ssh_port;
+        let simulator = Self {
+            cloud,
+            address,
+            network,
+            ssh_port,
+            api,
+            _claim: claim,
+        };
+        simulator.tell_ready(&config)?;
+        Ok(simulator)
+    }
+
+    /// Base URL of the API, as clients take it: `http://127.0.0.1:PORT/v1`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    /// Base URL of the control endpoints: `http://127.0.0.1:PORT/_sim`.
+    pub fn control_endpoint(&self) -> String {
+        format!("http://{}/_sim", self.address)
+    }
+
+    /// Network of the servers' addresses.
+    pub fn machine_net(&self) -> String {
+        format!("127.{}.0.0/16", self.network)
+    }
+
+    /// Port on which machines answer SSH.
+    pub fn ssh_port(&self) -> u16 {
+        self.ssh_port
+    }
+
+    /// Control over what goes wrong, and the ground truth of what happened.
+    pub fn control(&self) -> Control {
+        Control::new(Arc::clone(&self.cloud))
+    }
+
+    /// Ends the simulator and waits until all of it is gone.
+    pub async fn shutdown(mut self) {
+        self.cloud.stop();
+        if let Some(api) = self.api.take() {
+            // It can only fail by a panic, which the runtime has reported.
+            let _ = api.await;
+        }
+        if let Some(fleet) = &self.cloud.fleet {
+            fleet.gone().await;
+        }
+    }
+
+    fn tell_ready(&self, config: &Config) -> Result<(), StartError> {
+        let Some(path) = &config.ready_file else {
+            return Ok(());
+        };
+        let text = json!({
+            "endpoint": self.endpoint(),
+            "control": self.control_endpoint(),
+            "machineNet": self.machine_net(),
+            "sshPort": self.ssh_port,
+        });
+        let partial = path.with_extension("partial");
+        let written = std::fs::write(&partial, text.to_string());
+        let written = written.and_then(|()| std::fs::rename(&partial, path));
+        written.map_err(|source| StartError::ReadyFile {
+            path: path.clone(),
+            source,
+        })
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.cloud.stop();
+    }
+}
+
+async fn serve(cloud: Arc<Cloud>, listener: TcpListener) -> io::Result<()> {
+    let stopped = Arc::clone(&cloud);
+    let router = Router::new()
+        .route("/v1", any(http::v1))
+        .route("/v1/{*path}", any(http::v1))
+        .merge(control_http::router())
+        .with_state(cloud);
+    axum::serve(
+        ResettableListener(listener),
+        router.into_make_service_with_connect_info::<Reset>(),
+    )
+    .with_graceful_shutdown(async move { stopped.stopped().await })
+    .await
+}
+
+/// Takes the wanted network, or the first free one, by holding its first address.
+async fn claim_network(config: &Config) -> Result<(u8, TcpListener), StartError> {
+    let wanted = config
+        .machine_net
+        .as_deref()
+        .map(parse_network)
+        .transpose()?;
+    let candidates = wanted.map_or(32..=250, |number| number..=number);
+    for number in candidates {
+        let first = SocketAddr::from((Ipv4Addr::new(127, number, 0, 1), config.ssh_port));
+        if let Ok(claim) = TcpListener::bind(first).await {
+            return Ok((number, claim));
+        }
+    }
+    Err(StartError::NoNetwork {
+        port: config.ssh_port,
+    })
+}
+
+fn parse_network(text: &str) -> Result<u8, StartError> {
+    let number = text
+        .strip_prefix("127.")
+        .and_then(|rest| rest.strip_suffix(".0.0/16"));
+    let number = number.and_then(|number| number.parse().ok());
+    let usable = number.filter(|number| (1..=254).contains(number));
+    usable.ok_or_else(|| StartError::BadNetwork(text.to_owned()))
+}
