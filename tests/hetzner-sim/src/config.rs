@@ -89,12 +89,12 @@ pub struct Config {
     pub python: PathBuf,
 
     /// The machine host: a program that runs the guest program for all machines.
-    #[arg(long, value_name = "PATH")]
-    pub machine_host: Option<PathBuf>,
+    #[arg(long, value_name = "PATH", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/machine_host.py"))]
+    pub machine_host: PathBuf,
 
-    /// The guest program that machines run.
-    #[arg(long, value_name = "PATH")]
-    pub guest: Option<PathBuf>,
+    /// The guest program, as the machine host is to load it beforehand.
+    #[arg(long, value_name = "PATH", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../src/guest/program.py"))]
+    pub guest: PathBuf,
 
     /// Directory for the machines' scratch directories; by default one that goes with the simulator.
     #[arg(long, value_name = "DIR")]

@@ -504,6 +504,7 @@ fn check_removable(call: &Call, id: u64, target: &Target) -> Result<(), ApiError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::World;
 
     #[test]
     fn networks_are_written_in_canonical_form_and_host_bits_are_refused() {
@@ -531,5 +532,75 @@ mod tests {
                 .iter()
                 .all(|port| check_port(port).is_err())
         );
+    }
+
+    fn rule(sources: &[&str]) -> Value {
+        json!({"direction": "in", "protocol": "tcp", "port": "22", "source_ips": sources})
+    }
+
+    #[test]
+    fn a_label_selector_reaches_servers_that_come_later() {
+        let mut world = World::new();
+        let selector =
+            json!({"type": "label_selector", "label_selector": {"selector": "class=web"}});
+        let made = json!({"name": "f", "rules": [rule(&["0.0.0.0/0"])], "apply_to": [selector]});
+        let firewall = world.ok("POST", "/firewalls", &made)["firewall"]["id"].clone();
+        let id = world.server_with(&json!({"labels": {"class": "web"}}));
+        world.server("b");
+        let shown = world.get(&format!("/firewalls/{firewall}"));
+        let reached = &shown["firewall"]["applied_to"][0]["applied_to_resources"];
+        assert_eq!(*reached, json!([{"type": "server", "server": {"id": id}}]));
+        let server = world.get(&format!("/servers/{id}"));
+        assert_eq!(
+            server["server"]["public_net"]["firewalls"][0]["status"],
+            "applied"
+        );
+        let remove = json!({"remove_from": [{"type": "server", "server": {"id": id}}]});
+        let url = format!("/firewalls/{firewall}/actions/remove_from_resources");
+        let managed = world.refusal("POST", &url, &remove);
+        assert_eq!(
+            managed,
+            (422, "firewall_managed_by_label_selector".to_owned())
+        );
+    }
+
+    #[test]
+    fn rules_are_replaced_as_a_whole_and_counted() {
+        let mut world = World::new();
+        let firewall =
+            world.ok("POST", "/firewalls", &json!({"name": "f"}))["firewall"]["id"].clone();
+        let url = format!("/firewalls/{firewall}/actions/set_rules");
+        world.ok(
+            "POST",
+            &url,
+            &json!({"rules": [rule(&["10.0.0.0/8"]), rule(&["::/0"])]}),
+        );
+        world.ok("POST", &url, &json!({"rules": [rule(&["10.0.0.0/8"])]}));
+        let shown = world.get(&format!("/firewalls/{firewall}"));
+        assert_eq!(shown["firewall"]["rules"].as_array().unwrap().len(), 1);
+        let many: Vec<Value> = (0..51).map(|_| rule(&["10.0.0.0/8"])).collect();
+        assert_eq!(world.refusal("POST", &url, &json!({"rules": many})).0, 422);
+        let wide = vec!["10.0.0.0/8"; 101];
+        assert_eq!(
+            world
+                .refusal("POST", &url, &json!({"rules": [rule(&wide)]}))
+                .0,
+            422
+        );
+    }
+
+    #[test]
+    fn a_firewall_is_applied_once_to_a_server() {
+        let mut world = World::new();
+        let firewall =
+            world.ok("POST", "/firewalls", &json!({"name": "f"}))["firewall"]["id"].clone();
+        let id = world.server("a");
+        let url = format!("/firewalls/{firewall}/actions/apply_to_resources");
+        let apply = json!({"apply_to": [{"type": "server", "server": {"id": id}}]});
+        world.ok("POST", &url, &apply);
+        let again = world.refusal("POST", &url, &apply);
+        assert_eq!(again, (422, "firewall_already_applied".to_owned()));
+        let nobody = json!({"apply_to": [{"type": "server", "server": {"id": 7}}]});
+        assert_eq!(world.refusal("POST", &url, &nobody).0, 404);
     }
 }

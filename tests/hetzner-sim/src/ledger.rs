@@ -272,10 +272,11 @@ fn sha256(text: &str) -> String {
 
 /// The id in the path, or that of what was made.
 fn id_of(request: &Request, reply: &Reply) -> Option<u64> {
-    let in_path = request.segments().iter().find_map(|part| part.parse().ok());
+    let segments = request.segments();
+    let in_path = segments.iter().find_map(|part| part.parse().ok());
     in_path.or_else(|| {
-        let body = reply.body.as_ref()?.as_object()?;
-        body.values().find_map(|value| value.get("id")?.as_u64())
+        let made = segments.first()?.trim_end_matches('s');
+        reply.body.as_ref()?.get(made)?.get("id")?.as_u64()
     })
 }
 

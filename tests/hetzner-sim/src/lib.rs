@@ -41,10 +41,12 @@ mod servers;
 mod simulator;
 mod ssh_keys;
 mod state;
+#[cfg(test)]
+mod testing;
 
 pub use config::{Config, MachineKind, Spread};
 pub use control::{Control, ControlError, ProjectView};
 pub use faults::{ActionFault, Fault, FaultBody, FaultRule, FaultState, WhichAnswer};
 pub use ledger::{Bill, Life, Mutation, Origin, RequestCount};
-pub use machines::fleet::{MachineFaults, MachineView, SshFault};
+pub use machines::fleet::{FleetError, GuestFaults, MachineFaults, MachineView, SshFault, Stage};
 pub use simulator::{Simulator, StartError};

@@ -298,3 +298,184 @@ fn add_to_placement_group(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     server.placement_group = Some(group);
     done(call, id, "add_to_placement_group")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults::ActionFault;
+    use crate::testing::World;
+
+    fn status(world: &mut World, id: u64) -> String {
+        let server = world.get(&format!("/servers/{id}"));
+        server["server"]["status"].as_str().unwrap().to_owned()
+    }
+
+    fn act(world: &mut World, id: u64, command: &str, body: &Value) -> Value {
+        world.ok("POST", &format!("/servers/{id}/actions/{command}"), body)["action"].clone()
+    }
+
+    fn running_server(world: &mut World) -> u64 {
+        let id = world.server("a");
+        world.pass(4);
+        world.state.orders.clear();
+        id
+    }
+
+    #[test]
+    fn an_action_locks_the_server_until_it_is_over() {
+        let mut world = World::new();
+        let id = running_server(&mut world);
+        let action = act(&mut world, id, "poweroff", &Value::Null);
+        assert_eq!(
+            (&action["status"], &action["progress"]),
+            (&json!("running"), &json!(0))
+        );
+        let refused = world.refusal(
+            "POST",
+            &format!("/servers/{id}/actions/poweron"),
+            &Value::Null,
+        );
+        assert_eq!(refused, (423, "locked".to_owned()));
+        world.pass(1);
+        let half = world.get(&format!("/actions/{}", action["id"]));
+        assert_eq!(half["action"]["progress"], 50);
+        assert_eq!(status(&mut world, id), "stopping");
+        world.pass(1);
+        let over = world.get(&format!("/actions?id={}", action["id"]));
+        assert_eq!(over["actions"][0]["status"], "success");
+        assert_eq!(status(&mut world, id), "off");
+        act(&mut world, id, "poweron", &Value::Null);
+        assert_eq!(status(&mut world, id), "starting");
+    }
+
+    #[test]
+    fn shutdown_is_over_before_the_server_is_off_and_a_frozen_one_stays_on() {
+        let mut world = World::new();
+        let id = running_server(&mut world);
+        assert_eq!(
+            act(&mut world, id, "shutdown", &Value::Null)["status"],
+            "success"
+        );
+        assert_eq!(status(&mut world, id), "running");
+        world.pass(2);
+        assert_eq!(status(&mut world, id), "off");
+        act(&mut world, id, "poweron", &Value::Null);
+        world.pass(4);
+        world.state.find_server_mut(id).unwrap().ignores_acpi = true;
+        act(&mut world, id, "shutdown", &Value::Null);
+        world.pass(60);
+        assert_eq!(status(&mut world, id), "running");
+    }
+
+    #[test]
+    fn protection_keeps_a_server_from_deletion_and_rebuild() {
+        let mut world = World::new();
+        let id = running_server(&mut world);
+        act(
+            &mut world,
+            id,
+            "change_protection",
+            &json!({"delete": true, "rebuild": true}),
+        );
+        let delete = world.refusal("DELETE", &format!("/servers/{id}"), &Value::Null);
+        assert_eq!(delete, (423, "protected".to_owned()));
+        let url = format!("/servers/{id}/actions/rebuild");
+        let rebuild = world.refusal("POST", &url, &json!({"image": "debian-13"}));
+        assert_eq!(rebuild, (423, "protected".to_owned()));
+        act(
+            &mut world,
+            id,
+            "change_protection",
+            &json!({"delete": false, "rebuild": false}),
+        );
+        world.ok("DELETE", &format!("/servers/{id}"), &Value::Null);
+    }
+
+    #[test]
+    fn a_type_is_changed_only_when_off_and_starts_the_server() {
+        let mut world = World::new();
+        let id = running_server(&mut world);
+        let url = format!("/servers/{id}/actions/change_type");
+        let bigger = json!({"server_type": "cx33", "upgrade_disk": false});
+        assert_eq!(
+            world.refusal("POST", &url, &bigger),
+            (422, "server_not_stopped".to_owned())
+        );
+        act(&mut world, id, "poweroff", &Value::Null);
+        world.pass(2);
+        let arm = json!({"server_type": "cax21", "upgrade_disk": false});
+        assert_eq!(
+            world.refusal("POST", &url, &arm),
+            (422, "invalid_server_type".to_owned())
+        );
+        act(&mut world, id, "change_type", &bigger);
+        world.pass(2);
+        let server = world.get(&format!("/servers/{id}"));
+        assert_eq!(server["server"]["server_type"]["name"], "cx33");
+        assert_eq!(server["server"]["primary_disk_size"], 40);
+        assert_eq!(server["server"]["status"], "running");
+    }
+
+    #[test]
+    fn rebuild_keeps_id_address_and_user_data_and_orders_a_fresh_disk() {
+        let mut world = World::new();
+        let id = world.server_with(&json!({"user_data": "#cloud-config\n"}));
+        world.pass(4);
+        world.state.orders.clear();
+        let before = world.get(&format!("/servers/{id}"))["server"]["public_net"].clone();
+        act(&mut world, id, "rebuild", &json!({"image": "ubuntu-24.04"}));
+        assert_eq!(status(&mut world, id), "rebuilding");
+        world.pass(2);
+        let server = world.get(&format!("/servers/{id}"))["server"].clone();
+        assert_eq!(
+            (&server["public_net"], &server["status"]),
+            (&before, &json!("running"))
+        );
+        assert_eq!(server["image"]["name"], "ubuntu-24.04");
+        let kept = matches!(&world.state.orders[0].what,
+            What::Rebuild { user_data: Some(text), .. } if text == "#cloud-config\n");
+        assert!(kept);
+    }
+
+    #[test]
+    fn a_failed_action_changes_nothing() {
+        let mut world = World::new();
+        let id = running_server(&mut world);
+        world.action_faults = vec![ActionFault::fails("stop_server", "action_failed")];
+        let action = act(&mut world, id, "poweroff", &Value::Null);
+        world.pass(2);
+        let over = world.get(&format!("/actions/{}", action["id"]));
+        assert_eq!(over["action"]["error"]["code"], "action_failed");
+        assert_eq!(status(&mut world, id), "running");
+        assert!(world.state.orders.is_empty());
+    }
+
+    #[test]
+    fn actions_are_listed_by_id_only_and_by_server() {
+        let mut world = World::new();
+        let id = running_server(&mut world);
+        assert_eq!(world.refusal("GET", "/actions", &Value::Null).0, 410);
+        let of_server = world.get(&format!("/servers/{id}/actions"));
+        assert_eq!(of_server["meta"]["pagination"]["total_entries"], 2);
+        assert_eq!(
+            world.get("/servers/actions?status=running")["actions"],
+            json!([])
+        );
+    }
+
+    #[test]
+    fn a_snapshot_has_no_name_and_boots_by_its_id() {
+        let mut world = World::new();
+        let id = running_server(&mut world);
+        let made = world.ok(
+            "POST",
+            &format!("/servers/{id}/actions/create_image"),
+            &json!({}),
+        );
+        assert_eq!(made["image"]["name"], Value::Null);
+        let image = made["image"]["id"].clone();
+        world.server_with(&json!({"name": "b", "image": image}));
+        let listed = world.get("/images?type=snapshot");
+        assert_eq!(listed["images"][0]["created_from"]["id"], id);
+    }
+}

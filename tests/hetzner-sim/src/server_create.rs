@@ -443,3 +443,189 @@ pub(crate) fn root_password(call: &mut Call, has_ssh_keys: bool) -> Value {
     call.project_mut().root_passwords += 1;
     json!(call.state.new_root_password())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults::ActionFault;
+    use crate::testing::{KEY, World, wish};
+
+    #[test]
+    fn a_new_server_goes_from_initializing_over_starting_to_running() {
+        let mut world = World::new();
+        let created = world.ok("POST", "/servers", &wish(&json!({})));
+        let id = &created["server"]["id"];
+        assert!(
+            created["server"]["public_net"]["ipv4"]["ip"]
+                .as_str()
+                .unwrap()
+                .starts_with("127.99.")
+        );
+        assert_eq!(created["action"]["command"], "create_server");
+        assert_eq!(created["next_actions"][0]["command"], "start_server");
+        let url = format!("/servers/{id}");
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let server = world.get(&url)["server"].clone();
+            seen.push((
+                server["status"].as_str().unwrap().to_owned(),
+                server["locked"].clone(),
+            ));
+            world.pass(2);
+        }
+        let expected = [
+            ("initializing", true),
+            ("starting", true),
+            ("running", false),
+        ];
+        assert_eq!(
+            seen,
+            expected.map(|(status, locked)| (status.to_owned(), json!(locked)))
+        );
+    }
+
+    #[test]
+    fn a_failed_start_leaves_the_server_off_and_the_action_in_error() {
+        let mut world = World::new();
+        world.action_faults = vec![ActionFault::fails("start_server", "unknown_error")];
+        let created = world.ok("POST", "/servers", &wish(&json!({})));
+        world.pass(4);
+        let action = world.get(&format!("/actions/{}", created["next_actions"][0]["id"]));
+        assert_eq!(action["action"]["status"], "error");
+        assert_eq!(action["action"]["error"]["code"], "unknown_error");
+        let server = world.get(&format!("/servers/{}", created["server"]["id"]));
+        assert_eq!(server["server"]["status"], "off");
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_a_request_is_named() {
+        let mut world = World::new();
+        let long = "x".repeat(32 * 1024 + 1);
+        for (field, value) in [
+            ("name", json!("under_score")),
+            ("name", json!(null)),
+            ("server_type", json!("cx99")),
+            ("server_type", json!(true)),
+            ("image", json!("debian-1")),
+            ("image", json!(114_690_389)),
+            ("location", json!("mars1")),
+            ("location", json!("ash")),
+            ("ssh_keys", json!(["nobody"])),
+            ("firewalls", json!([{"firewall": 7}])),
+            ("networks", json!([7])),
+            ("placement_group", json!(7)),
+            ("user_data", json!(long)),
+            ("labels", json!({"k": "a/b"})),
+            ("volumes", json!([7])),
+            ("start_after_create", json!("yes")),
+            (
+                "public_net",
+                json!({"enable_ipv4": false, "enable_ipv6": false}),
+            ),
+        ] {
+            let reply = world.reply("POST", "/servers", &wish(&json!({field: value})));
+            let body = reply.body.unwrap();
+            assert_eq!(
+                (reply.status, &body["error"]["code"]),
+                (422, &json!("invalid_input")),
+                "{field}"
+            );
+            assert_eq!(body["error"]["details"]["fields"][0]["name"], field);
+        }
+        assert!(world.state.projects[0].servers.is_empty());
+    }
+
+    #[test]
+    fn user_data_of_exactly_the_limit_is_taken() {
+        let mut world = World::new();
+        let id = world.server_with(&json!({"user_data": "x".repeat(32 * 1024)}));
+        assert_eq!(
+            world.state.projects[0].servers[&id]
+                .user_data
+                .as_ref()
+                .unwrap()
+                .len(),
+            32 * 1024
+        );
+    }
+
+    #[test]
+    fn a_deprecated_type_cannot_be_ordered_where_it_is_gone() {
+        let mut world = World::new();
+        let gone = wish(&json!({"server_type": "cx22"}));
+        assert_eq!(
+            world.refusal("POST", "/servers", &gone),
+            (422, "invalid_input".to_owned())
+        );
+        world.server_with(&json!({"server_type": "cpx11", "location": "ash"}));
+    }
+
+    #[test]
+    fn a_name_is_unique_in_its_project() {
+        let mut world = World::new();
+        world.server("a");
+        let again = world.refusal("POST", "/servers", &wish(&json!({})));
+        assert_eq!(again, (409, "uniqueness_error".to_owned()));
+        assert_eq!(world.state.projects[0].servers.len(), 1);
+    }
+
+    #[test]
+    fn quota_and_stock_are_refused_as_hetzner_refuses_them() {
+        let mut world = World::new();
+        world.state.projects[0].max_servers = Some(1);
+        world.state.stock.set("cx23", "nbg1", Some(0));
+        let refused = world.refusal("POST", "/servers", &wish(&json!({})));
+        assert_eq!(refused, (412, "resource_unavailable".to_owned()));
+        let types = world.get("/server_types?name=cx23");
+        let nbg1 = types["server_types"][0]["locations"]
+            .as_array()
+            .unwrap()
+            .iter();
+        let nbg1 = nbg1
+            .clone()
+            .find(|location| location["name"] == "nbg1")
+            .unwrap();
+        assert_eq!(nbg1["available"], false);
+        world.server_with(&json!({"location": "hel1"}));
+        let refused = world.refusal("POST", "/servers", &wish(&json!({"name": "b"})));
+        assert_eq!(refused, (403, "resource_limit_exceeded".to_owned()));
+    }
+
+    #[test]
+    fn limited_stock_is_used_up() {
+        let mut world = World::new();
+        world.state.stock.set("cx23", "nbg1", Some(1));
+        world.server("a");
+        let refused = world.refusal("POST", "/servers", &wish(&json!({"name": "b"})));
+        assert_eq!(refused.0, 412);
+    }
+
+    #[test]
+    fn a_root_password_is_given_and_counted_only_without_a_key() {
+        let mut world = World::new();
+        world.ok(
+            "POST",
+            "/ssh_keys",
+            &json!({"name": "k", "public_key": KEY}),
+        );
+        let with_key = world.ok("POST", "/servers", &wish(&json!({"ssh_keys": ["k"]})));
+        assert_eq!(with_key["root_password"], Value::Null);
+        let without = world.ok("POST", "/servers", &wish(&json!({"name": "b"})));
+        assert!(without["root_password"].is_string());
+        assert_eq!(world.state.projects[0].root_passwords, 1);
+    }
+
+    #[test]
+    fn networks_are_attached_by_an_action_of_their_own() {
+        let mut world = World::new();
+        let subnet =
+            json!({"type": "cloud", "network_zone": "eu-central", "ip_range": "10.0.0.0/24"});
+        let network = json!({"name": "n", "ip_range": "10.0.0.0/16", "subnets": [subnet]});
+        let network = world.ok("POST", "/networks", &network)["network"]["id"].clone();
+        let created = world.ok("POST", "/servers", &wish(&json!({"networks": [network]})));
+        assert_eq!(created["next_actions"][1]["command"], "attach_to_network");
+        assert_eq!(created["server"]["private_net"][0]["ip"], "10.0.0.2");
+        let members = world.get(&format!("/networks/{network}/members"));
+        assert_eq!(members["members"][0]["id"], created["server"]["id"]);
+    }
+}

@@ -244,3 +244,119 @@ pub(crate) fn remove(state: &mut State, project: usize, id: u64, now: Timestamp)
         what: What::Delete,
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{World, wish};
+
+    fn names(list: &Value) -> Vec<&str> {
+        let servers = list["servers"].as_array().unwrap().iter();
+        servers
+            .map(|server| server["name"].as_str().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn lists_are_filtered_by_name_labels_and_status() {
+        let mut world = World::new();
+        world.server_with(&json!({"name": "a", "labels": {"fleet": "one"}}));
+        world.pass(4);
+        world.server_with(&json!({"name": "b", "labels": {"fleet": "two"}}));
+        assert_eq!(names(&world.get("/servers?name=b")), ["b"]);
+        assert_eq!(
+            names(&world.get("/servers?label_selector=fleet%3Done")),
+            ["a"]
+        );
+        assert_eq!(
+            names(&world.get("/servers?label_selector=fleet")),
+            ["a", "b"]
+        );
+        assert_eq!(names(&world.get("/servers?status=running")), ["a"]);
+        assert_eq!(
+            names(&world.get("/servers?status=running&status=initializing")),
+            ["a", "b"]
+        );
+        assert_eq!(names(&world.get("/servers?sort=created:desc")), ["b", "a"]);
+    }
+
+    #[test]
+    fn a_deletion_between_two_pages_hides_a_server() {
+        let mut world = World::new();
+        let ids: Vec<u64> = (0..4).map(|n| world.server(&format!("s{n}"))).collect();
+        world.pass(4);
+        let first = world.get("/servers?sort=id:asc&per_page=2");
+        assert_eq!(names(&first), ["s0", "s1"]);
+        world.ok("DELETE", &format!("/servers/{}", ids[0]), &Value::Null);
+        let second = world.get("/servers?sort=id:asc&per_page=2&page=2");
+        assert_eq!(names(&second), ["s3"]);
+        assert_eq!(second["meta"]["pagination"]["total_entries"], 3);
+    }
+
+    #[test]
+    fn a_deleted_server_is_gone_at_once_with_its_addresses_and_off_its_firewalls() {
+        let mut world = World::new();
+        let firewall =
+            world.ok("POST", "/firewalls", &json!({"name": "f"}))["firewall"]["id"].clone();
+        let id = world.server_with(&json!({"firewalls": [{"firewall": firewall}]}));
+        world.pass(4);
+        let in_use = world.refusal("DELETE", &format!("/firewalls/{firewall}"), &Value::Null);
+        assert_eq!(in_use, (422, "resource_in_use".to_owned()));
+        let action = world.ok("DELETE", &format!("/servers/{id}"), &Value::Null);
+        assert_eq!(action["action"]["command"], "delete_server");
+        assert_eq!(
+            world
+                .refusal("GET", &format!("/servers/{id}"), &Value::Null)
+                .0,
+            404
+        );
+        assert!(world.state.projects[0].primary_ips.is_empty());
+        world.ok("DELETE", &format!("/firewalls/{firewall}"), &Value::Null);
+    }
+
+    #[test]
+    fn a_primary_ip_of_ones_own_stays_when_its_server_goes() {
+        let mut world = World::new();
+        let wanted = json!({"name": "mine", "type": "ipv4", "location": "nbg1"});
+        let ip = world.ok("POST", "/primary_ips", &wanted)["primary_ip"]["id"].clone();
+        let id = world.server_with(&json!({"public_net": {"ipv4": ip}}));
+        world.pass(4);
+        let refused = world.refusal("DELETE", &format!("/primary_ips/{ip}"), &Value::Null);
+        assert_eq!(refused, (422, "must_be_unassigned".to_owned()));
+        world.ok("DELETE", &format!("/servers/{id}"), &Value::Null);
+        let left = world.get("/primary_ips");
+        assert_eq!(left["primary_ips"][0]["assignee_type"], "unassigned");
+        assert_eq!(left["meta"]["pagination"]["total_entries"], 1);
+    }
+
+    #[test]
+    fn a_locked_server_is_not_deleted() {
+        let mut world = World::new();
+        let id = world.server("a");
+        let refused = world.refusal("DELETE", &format!("/servers/{id}"), &Value::Null);
+        assert_eq!(refused, (423, "locked".to_owned()));
+        world.pass(4);
+        world.ok("DELETE", &format!("/servers/{id}"), &Value::Null);
+    }
+
+    #[test]
+    fn put_replaces_the_whole_label_map() {
+        let mut world = World::new();
+        let id = world.server_with(&json!({"labels": {"a": "1", "b": "2"}}));
+        let changed = json!({"labels": {"c": "3"}});
+        let server = world.ok("PUT", &format!("/servers/{id}"), &changed);
+        assert_eq!(server["server"]["labels"], json!({"c": "3"}));
+        assert_eq!(server["server"]["name"], "a");
+    }
+
+    #[test]
+    fn a_server_shows_no_datacenter_and_the_route_is_gone() {
+        let mut world = World::new();
+        let created = world.ok("POST", "/servers", &wish(&json!({})));
+        assert!(created["server"].get("datacenter").is_none());
+        let gone = world.refusal("GET", "/datacenters", &Value::Null);
+        assert_eq!(gone, (410, "deprecated_api_endpoint".to_owned()));
+    }
+}

@@ -84,7 +84,7 @@ impl Simulator {
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let fleet = match config.machines {
-            MachineKind::Fake => Some(Fleet::start(&config, network)?),
+            MachineKind::Fake => Some(Fleet::start(&config)?),
             MachineKind::None => None,
         };
         let state = State::new(&config, network, Timestamp::now());

@@ -144,6 +144,7 @@ fn update(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{KEY, World};
 
     #[test]
     fn fingerprints_are_md5_in_colon_form() {
@@ -152,5 +153,31 @@ mod tests {
         assert_eq!(shown.len(), 47);
         assert!(shown.split(':').all(|octet| octet.len() == 2));
         assert_eq!(fingerprint("ssh-ed25519"), None);
+    }
+
+    #[test]
+    fn name_and_fingerprint_are_unique() {
+        let mut world = World::new();
+        let key = world.ok(
+            "POST",
+            "/ssh_keys",
+            &json!({"name": "k", "public_key": KEY}),
+        );
+        let same_key = json!({"name": "other", "public_key": KEY});
+        let reply = world.reply("POST", "/ssh_keys", &same_key);
+        assert_eq!(reply.status, 409);
+        let body = reply.body.unwrap();
+        assert_eq!(
+            body["error"]["message"],
+            "SSH key with the same fingerprint already exists"
+        );
+        let fingerprint = key["ssh_key"]["fingerprint"]
+            .as_str()
+            .unwrap()
+            .replace(':', "%3A");
+        let found = world.get(&format!("/ssh_keys?fingerprint={fingerprint}"));
+        assert_eq!(found["ssh_keys"][0]["name"], "k");
+        let other = json!({"name": "k", "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGQ="});
+        assert_eq!(world.refusal("POST", "/ssh_keys", &other).0, 409);
     }
 }

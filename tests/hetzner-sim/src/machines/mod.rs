@@ -3,7 +3,12 @@
 //! The API only gives orders, with the times at which they take effect; a machine carries them out by
 //! itself. So the API never waits for a machine, as at Hetzner.
 
+mod cloud_init;
+mod fake;
 pub(crate) mod fleet;
+mod host;
+mod phone_home;
+mod ssh;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
