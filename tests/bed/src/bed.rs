@@ -151,6 +151,17 @@ impl Bed {
         Ok(value)
     }
 
+    /// A user who may do everything with the instances of the namespace and is no admin of agentfleet.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn tenant(&self) -> Outcome<Cluster> {
+        for object in manifests::tenant(TENANT, "rachel") {
+            self.cluster.apply(&object).await?;
+        }
+        self.cluster.as_user("rachel")
+    }
+
     /// An instance with a Secret of its own, applied.
     ///
     /// # Errors
@@ -195,7 +206,8 @@ impl Bed {
     /// Fails at the deadline, with the conditions as they are then.
     pub async fn condition(&self, object: (&str, Option<&str>, &str), kind: &str, status: &str, reason: &str) -> Outcome<String> {
         let mut last = Value::Null;
-        let waited = wait::wait_for(&format!("{} {} has {kind}={status}/{reason}", object.0, object.2), async || {
+        let what = format!("{} {} has {kind}={status}/{reason}", object.0, object.2);
+        let waited = wait::wait_for(&what, async || {
             last = self.cluster.get(object.0, object.1, object.2).await?.map_or(Value::Null, |found| found["status"].clone());
             let found = oracle::condition(&last, kind);
             Ok(found.filter(|found| found["status"] == status && found["reason"] == reason).cloned())

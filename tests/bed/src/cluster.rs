@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::control_plane::SYSTEM;
 use crate::failure::{Failure, Outcome, ensure};
+use crate::place;
 
 /// A user of the API server.
 #[derive(Clone)]
@@ -33,8 +34,8 @@ fn resource(kind: &str) -> Outcome<ApiResource> {
         "Secret" => ("", "v1", "secrets"),
         "Event" => ("events.k8s.io", "v1", "events"),
         "Lease" => ("coordination.k8s.io", "v1", "leases"),
+        "ClusterRole" => ("rbac.authorization.k8s.io", "v1", "clusterroles"),
         "RoleBinding" => ("rbac.authorization.k8s.io", "v1", "rolebindings"),
-        "ClusterRoleBinding" => ("rbac.authorization.k8s.io", "v1", "clusterrolebindings"),
         _ => return Err(Failure::new(format!("the bed knows no kind {kind}"))),
     };
     Ok(ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural))
@@ -213,6 +214,7 @@ impl Cluster {
     /// As [`Self::kubectl`].
     pub fn kubectl_with(&self, arguments: &[&str], input: &[u8]) -> Outcome<String> {
         let mut child = Command::new("kubectl")
+            .current_dir(place::project())
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .args(arguments)

@@ -65,6 +65,7 @@ impl Turns {
     pub async fn control_plane(&mut self) -> Outcome<ControlPlane> {
         let turn = self.0.split(1).ok_or_else(|| Failure::new("no turn is left"))?;
         let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let t = std::time::Instant::now(); let was = idle.is_some();
         let plane = match idle {
             Some(plane) => {
                 Cluster::admin(&plane.ready.kubeconfig).await?.empty().await?;
@@ -72,6 +73,7 @@ impl Turns {
             }
             None => Plane::start().await?,
         };
+        eprintln!("TIMING recycled={was} {:?}", t.elapsed());
         Ok(ControlPlane { plane: Some(plane), _turn: turn })
     }
 }

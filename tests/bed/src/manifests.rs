@@ -61,3 +61,21 @@ pub fn instance(namespace: &str, name: &str) -> Value {
         "spec": {"className": CLASS, "secretName": name},
     })
 }
+
+/// A role and its binding: all verbs on instances, each by its name, since `*` is an admin's right.
+pub fn tenant(namespace: &str, user: &str) -> [Value; 2] {
+    let group = "rbac.authorization.k8s.io";
+    let api = "rbac.authorization.k8s.io/v1";
+    let verbs = ["get", "list", "watch", "create", "update", "patch", "delete"];
+    [
+        json!({
+            "apiVersion": api, "kind": "ClusterRole", "metadata": {"name": "tenant"},
+            "rules": [{"apiGroups": ["agentfleet.dev"], "resources": ["agentinstances"], "verbs": verbs}],
+        }),
+        json!({
+            "apiVersion": api, "kind": "RoleBinding", "metadata": {"namespace": namespace, "name": user},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "tenant"},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+        }),
+    ]
+}
