@@ -3,12 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::channel::mpsc;
-use kube::runtime::reflector::{ObjectRef, Store};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    core::PartialObjectMeta,
+    runtime::reflector::{ObjectRef, Store},
+};
 
 use crate::{
-    agent_instance::memory::Memories,
+    agent_instance::{memory::Memories, talk::Talks},
     api::{AgentClass, AgentInstance, HetznerProject},
-    guest::acts::Acts,
+    guest::program::Program,
     hetzner_project::connection::Connections,
     keys::Keyring,
     kube_ext::{Clients, Events},
@@ -34,7 +38,9 @@ pub struct Context {
     /// What is remembered of instances.
     pub memories: Memories,
     /// Acts over SSH that are under way.
-    pub acts: Acts,
+    pub talks: Talks,
+    /// The guest program that this operator brings.
+    pub program: Program,
     /// Asks a controller to look at an object again.
     pub wake: Wake,
 }
@@ -62,6 +68,13 @@ pub struct Settings {
     pub phone_home_url: Option<String>,
 }
 
+impl Settings {
+    /// How long after a request was announced it may still take effect at Hetzner.
+    pub fn window(&self) -> Duration {
+        self.request_timeout + self.settle
+    }
+}
+
 /// The objects of the API server, as its watches tell them.
 #[derive(Clone)]
 pub struct Stores {
@@ -71,6 +84,8 @@ pub struct Stores {
     pub classes: Store<AgentClass>,
     /// All projects.
     pub projects: Store<HetznerProject>,
+    /// All Secrets, without their content.
+    pub secrets: Store<PartialObjectMeta<Secret>>,
 }
 
 /// Asks a controller to look at an object again.
@@ -87,7 +102,9 @@ pub struct Wake {
 impl Wake {
     /// Looks at an instance again. A controller that has ended needs no waking.
     pub fn instance(&self, namespace: &str, name: &str) {
-        let _ended = self.instances.unbounded_send(ObjectRef::new(name).within(namespace));
+        let _ended = self
+            .instances
+            .unbounded_send(ObjectRef::new(name).within(namespace));
     }
 
     /// Looks at a class again.

@@ -52,7 +52,10 @@ mod marks {
             let opened = File::options().append(true).create(true).open(path);
             opened.unwrap_or_else(|error| refuse("AGENTFLEET_CALL_LOG", &error.to_string()))
         });
-        Calls { log, made: Mutex::default() }
+        Calls {
+            log,
+            made: Mutex::default(),
+        }
     });
 
     struct Calls {
@@ -73,21 +76,31 @@ mod marks {
     }
 
     fn crash_if_armed(site: &str, call: &str, moment: &str) {
-        debug_assert!(!call.contains([';', '=']), "not a name for a crash point: {call}");
-        fail::eval(&format!("{site} {call} {moment}"), |_| std::process::abort());
+        debug_assert!(
+            !call.contains([';', '=']),
+            "not a name for a crash point: {call}"
+        );
+        fail::eval(&format!("{site} {call} {moment}"), |_| {
+            std::process::abort()
+        });
     }
 
     impl Calls {
         /// Appends one line in one write: two calls at once must not mix theirs, and an abort right after loses nothing.
         fn record(&self, site: &str, call: &str) {
-            let Some(mut log) = self.log.as_ref() else { return };
+            let Some(mut log) = self.log.as_ref() else {
+                return;
+            };
             let occurrence = {
                 let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
                 let count = made.entry(format!("{site} {call}")).or_default();
                 *count += 1;
                 *count
             };
-            let line = format!("{}\n", serde_json::json!({"site": site, "call": call, "occurrence": occurrence}));
+            let line = format!(
+                "{}\n",
+                serde_json::json!({"site": site, "call": call, "occurrence": occurrence})
+            );
             if let Err(error) = log.write_all(line.as_bytes()) {
                 refuse("AGENTFLEET_CALL_LOG", &error.to_string());
             }
@@ -96,8 +109,14 @@ mod marks {
 
     /// Configures the points of a list `name=actions;name=actions`.
     fn arm(points: &str) -> Result<(), String> {
-        for point in points.split(';').map(str::trim).filter(|point| !point.is_empty()) {
-            let (name, actions) = point.split_once('=').ok_or_else(|| format!("no actions in {point:?}"))?;
+        for point in points
+            .split(';')
+            .map(str::trim)
+            .filter(|point| !point.is_empty())
+        {
+            let (name, actions) = point
+                .split_once('=')
+                .ok_or_else(|| format!("no actions in {point:?}"))?;
             fail::cfg(name.trim(), actions)?;
         }
         Ok(())
@@ -110,7 +129,8 @@ mod marks {
     }
 }
 
-#[cfg(all(test, feature = "failpoints"))]
+#[cfg(feature = "failpoints")]
+#[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::{Command, ExitStatus};
@@ -122,7 +142,13 @@ mod tests {
     fn child(test: &str, failpoints: &str, log: &std::path::Path) -> ExitStatus {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", &format!("crash_point::tests::{test}")]);
-        command.env(CHILD, "1").env("FAILPOINTS", failpoints).env("AGENTFLEET_CALL_LOG", log).output().unwrap().status
+        command
+            .env(CHILD, "1")
+            .env("FAILPOINTS", failpoints)
+            .env("AGENTFLEET_CALL_LOG", log)
+            .output()
+            .unwrap()
+            .status
     }
 
     fn is_child() -> bool {
@@ -153,9 +179,19 @@ mod tests {
         let recorded = std::fs::read_to_string(&log).unwrap();
         std::fs::remove_file(&log).unwrap();
         assert_eq!(status.signal(), Some(SIGABRT));
-        let calls: Vec<serde_json::Value> = recorded.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(calls.len(), 2, "the third call must not be reached: {recorded}");
-        assert_eq!(calls[1], serde_json::json!({"site": "hetzner", "call": "POST /servers", "occurrence": 2}));
+        let calls: Vec<serde_json::Value> = recorded
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(
+            calls.len(),
+            2,
+            "the third call must not be reached: {recorded}"
+        );
+        assert_eq!(
+            calls[1],
+            serde_json::json!({"site": "hetzner", "call": "POST /servers", "occurrence": 2})
+        );
     }
 
     #[tokio::test]
@@ -163,14 +199,25 @@ mod tests {
         let effect = std::env::temp_dir().join(format!("agentfleet-effect-{}", std::process::id()));
         if is_child() {
             let written = std::env::var("AGENTFLEET_CALL_LOG").unwrap() + "-effect";
-            return super::around("guest", "configure", async { std::fs::write(written, "").unwrap() }).await;
+            return super::around("guest", "configure", async {
+                std::fs::write(written, "").unwrap()
+            })
+            .await;
         }
 
-        let status = child("process_aborts_before_the_call_has_any_effect", "guest configure before=return", &effect);
+        let status = child(
+            "process_aborts_before_the_call_has_any_effect",
+            "guest configure before=return",
+            &effect,
+        );
 
         std::fs::remove_file(&effect).unwrap();
         assert_eq!(status.signal(), Some(SIGABRT));
-        assert!(!effect.with_file_name(format!("agentfleet-effect-{}-effect", std::process::id())).exists());
+        assert!(
+            !effect
+                .with_file_name(format!("agentfleet-effect-{}-effect", std::process::id()))
+                .exists()
+        );
     }
 
     #[tokio::test]
@@ -180,7 +227,11 @@ mod tests {
         }
         let log = std::env::temp_dir().join(format!("agentfleet-calls-{}", std::process::id()));
 
-        let status = child("points_that_are_not_armed_do_nothing_and_are_recorded", "", &log);
+        let status = child(
+            "points_that_are_not_armed_do_nothing_and_are_recorded",
+            "",
+            &log,
+        );
 
         let recorded = std::fs::read_to_string(&log).unwrap();
         std::fs::remove_file(&log).unwrap();
@@ -195,7 +246,11 @@ mod tests {
         }
         let log = std::env::temp_dir().join(format!("agentfleet-malformed-{}", std::process::id()));
 
-        let status = child("malformed_fail_points_end_the_process", "hetzner POST /servers before", &log);
+        let status = child(
+            "malformed_fail_points_end_the_process",
+            "hetzner POST /servers before",
+            &log,
+        );
 
         assert_eq!(status.code(), Some(2));
     }

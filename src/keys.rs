@@ -4,6 +4,7 @@
 //! HKDF-SHA-256 (RFC 5869) with `purpose NUL server name` as info, so nothing per instance is
 //! ever written down, and no key tells anything about another. Nothing here prints a secret.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -132,6 +133,11 @@ impl Keyring {
         Ok(Self { current, former })
     }
 
+    /// The fleet that all versions belong to.
+    pub fn fleet(&self) -> &str {
+        self.current.fleet()
+    }
+
     /// The version that new servers get.
     pub fn current(&self) -> &MasterKey {
         &self.current
@@ -174,6 +180,17 @@ impl ServerKeys {
     pub fn tag(&self, path: &str, content: &[u8]) -> String {
         let length = (path.len() as u64).to_be_bytes();
         hex::encode(self.tag.mac(&[&length, path.as_bytes(), content]))
+    }
+
+    /// One tag over all secret files, from the path and tag of each; their order does not count.
+    pub fn secrets_tag<'a>(&self, files: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+        let sorted: BTreeSet<(&str, &str)> = files.into_iter().collect();
+        let list: Vec<String> = sorted
+            .iter()
+            .map(|(path, tag)| format!("{tag} {path}"))
+            .collect();
+        // No file's path is empty, so this is no file's tag.
+        self.tag("", list.join("\0").as_bytes())
     }
 }
 
@@ -367,6 +384,16 @@ mod tests {
         assert_eq!(keys.tag("/a", b"bc"), keys.tag("/a", b"bc"));
         assert_ne!(keys.tag("/a", b"bc"), keys.tag("/ab", b"c"));
         assert_ne!(keys.tag("/a", b"bc"), keys.tag("/a", b"bd"));
+    }
+
+    #[test]
+    fn the_tag_over_all_files_changes_with_any_of_them_and_not_with_their_order() {
+        let keys = key().server_keys("a-1");
+        let both = keys.secrets_tag([("/a", "01"), ("/b", "02")]);
+        assert_eq!(both, keys.secrets_tag([("/b", "02"), ("/a", "01")]));
+        assert_ne!(both, keys.secrets_tag([("/a", "02"), ("/b", "01")]));
+        assert_ne!(both, keys.secrets_tag([("/a", "01")]));
+        assert_ne!(keys.secrets_tag([]), keys.tag("/a", b""));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use kube::ResourceExt as _;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -11,6 +12,7 @@ use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
     Lifecycle, Override, Overrides,
 };
+use crate::hetzner::Place;
 
 /// Who an instance is, whatever its spec says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,13 +51,10 @@ pub struct Want {
 
 impl Desired {
     /// Reads an instance.
-    ///
-    /// # Errors
-    /// When the adopt annotation is no server id.
-    pub fn parse(instance: &AgentInstance) -> Result<Self, InvalidSpec> {
+    pub fn parse(instance: &AgentInstance) -> Self {
         let identity = Identity::of(instance);
         if instance.metadata.deletion_timestamp.is_some() {
-            return Ok(Self::Absent(identity));
+            return Self::Absent(identity);
         }
         let spec = instance.spec.clone();
         let want = Want {
@@ -63,9 +62,9 @@ impl Desired {
             secret: spec.secret_name,
             environment: spec.environment,
             overrides: spec.overrides.unwrap_or_default(),
-            adopt: adopted(instance)?,
+            adopt: adopted(instance),
         };
-        Ok(Self::Present(identity, Box::new(want)))
+        Self::Present(identity, Box::new(want))
     }
 
     /// Who the instance is.
@@ -93,28 +92,9 @@ impl Identity {
     }
 }
 
-/// An annotation of an instance does not say what it must.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the annotation {ADOPT_ANNOTATION} must be the id of a server at Hetzner, not {0:?}")]
-pub struct InvalidSpec(String);
-
-fn adopted(instance: &AgentInstance) -> Result<Option<i64>, InvalidSpec> {
-    let text = instance
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|all| all.get(ADOPT_ANNOTATION));
-    text.map(|text| text.parse().map_err(|_| InvalidSpec(text.clone())))
-        .transpose()
-}
-
-/// A server type in a location.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Offer {
-    /// Server type, such as `cx23`.
-    pub server_type: String,
-    /// Location, such as `nbg1`.
-    pub location: String,
+/// The server id in the adopt annotation; anything else there is as good as none, and the condition that asks for it shows the right one.
+fn adopted(instance: &AgentInstance) -> Option<i64> {
+    instance.annotations().get(ADOPT_ANNOTATION)?.parse().ok()
 }
 
 /// An agent as its class and its instance together describe it.
@@ -124,8 +104,8 @@ pub struct Agent {
     pub class: String,
     /// Projects in order of preference.
     pub projects: Vec<String>,
-    /// Types and locations in order of preference.
-    pub offers: Vec<Offer>,
+    /// Server types in locations, in order of preference.
+    pub places: Vec<Place>,
     /// What only a new server can take up.
     pub boot: Boot,
     /// What runs on the server.
@@ -194,7 +174,7 @@ impl Agent {
         Ok(Self {
             class: class.metadata.name.clone().unwrap_or_default(),
             projects: class.spec.projects.clone(),
-            offers: offers(&class.spec, &want.overrides),
+            places: places(&class.spec, &want.overrides),
             boot,
             spec,
             labels: class.spec.labels.clone(),
@@ -276,7 +256,7 @@ fn effective_spec(class: &AgentClassSpec, want: &Want) -> AgentSpec {
 }
 
 /// All locations of a type before the next type.
-fn offers(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Offer> {
+fn places(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Place> {
     let types = overrides
         .server_types
         .as_ref()
@@ -285,7 +265,7 @@ fn offers(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Offer> {
     types
         .iter()
         .flat_map(|server_type| {
-            locations.iter().map(|location| Offer {
+            locations.iter().map(|location| Place {
                 server_type: server_type.clone(),
                 location: location.clone(),
             })

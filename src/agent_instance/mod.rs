@@ -1,6 +1,219 @@
 //! `AgentInstance`: one agent, one server.
+//!
+//! One look: parse → observe → plan → perform → status → requeue. What is wanted and what is are data, the plan is a pure function of both, and
+//! effects happen in [`perform`] only. Nothing waits here: every wait is a requeue or an event.
+
+mod creation;
+mod description;
 pub mod desired;
+pub mod memory;
+mod observe;
+mod perform;
 pub mod plan;
 pub mod status;
 pub mod step;
+pub mod talk;
 pub mod world;
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Resource as _, ResourceExt as _,
+    runtime::{
+        controller::Action,
+        events::{Event, EventType},
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{
+    api::{AgentInstance, AgentInstanceStatus, ConditionType},
+    context::Context,
+    error::Setback,
+    kube_ext::{CallError, status_changed},
+};
+use desired::Desired;
+use observe::{Moment, observe};
+use perform::Performer;
+use plan::{Plan, Stage, plan};
+
+pub use creation::{Birth, user_data};
+
+/// The field manager of everything in the status but the write-ahead records.
+const STATUS: &str = "agentfleet";
+
+/// Looks at one instance and does what is next.
+///
+/// # Errors
+/// When the API server could not be asked; the controller's error policy tries again.
+pub async fn reconcile(
+    instance: Arc<AgentInstance>,
+    ctx: Arc<Context>,
+) -> Result<Action, CallError> {
+    let version = instance.resource_version().unwrap_or_default();
+    let uid = instance.uid().unwrap_or_default();
+    if ctx
+        .memories
+        .with(&uid, |memory| is_replaced(&mut memory.replaced, &version))
+    {
+        return Ok(Action::await_change());
+    }
+    let (desired, moment) = (Desired::parse(&instance), Moment::now());
+    let world = observe(&ctx, &instance, &desired, moment).await?;
+    let plan = plan(&desired, &world, ctx.keyring.fleet(), moment.wall);
+    tracing::debug!(stage = ?plan.stage, steps = ?plan.steps, "planned");
+    let mut performer = Performer {
+        ctx: &ctx,
+        instance: &instance,
+        desired: &desired,
+        world: &world,
+        moment,
+        version,
+    };
+    let again = perform_all(&mut performer, &plan).await;
+    if plan.stage == Stage::Gone {
+        ctx.memories.forget(&uid);
+        return Ok(Action::await_change());
+    }
+    let reported = report(&mut performer, &plan).await;
+    Ok(requeue(
+        again
+            .or(reported.err())
+            .or_else(|| remaining(&plan, moment)),
+    ))
+}
+
+/// Whether a view is older than our own last write; the watch will bring a newer one.
+fn is_replaced(replaced: &mut Vec<String>, version: &str) -> bool {
+    let known = replaced.iter().any(|old| old == version);
+    if !known {
+        replaced.clear();
+    }
+    known
+}
+
+/// Carries out the steps in order; the first that fails ends the round and says when to look again.
+async fn perform_all(performer: &mut Performer<'_>, plan: &Plan) -> Option<Duration> {
+    let uid = performer.desired.identity().uid.clone();
+    for step in &plan.steps {
+        let outcome = performer.perform(step).await;
+        let failed = performer.ctx.memories.with(&uid, |memory| match outcome {
+            Ok(()) => {
+                memory.succeeded();
+                None
+            }
+            Err(setback) => {
+                tracing::warn!(
+                    ?step,
+                    reason = setback.reason,
+                    message = setback.message,
+                    "step failed"
+                );
+                memory.failed(setback, Moment::now().wall);
+                Some(Duration::ZERO)
+            }
+        });
+        if failed.is_some() {
+            return failed;
+        }
+    }
+    (!plan.steps.is_empty()).then_some(Duration::ZERO)
+}
+
+fn remaining(plan: &Plan, moment: Moment) -> Option<Duration> {
+    let until = plan.look_again?.duration_since(moment.wall);
+    Some(Duration::try_from(until).unwrap_or_default())
+}
+
+fn requeue(after: Option<Duration>) -> Action {
+    after.map_or_else(Action::await_change, Action::requeue)
+}
+
+/// Writes the status if it says anything new, and tells people of transitions.
+async fn report(performer: &mut Performer<'_>, plan: &Plan) -> Result<(), Duration> {
+    let identity = performer.desired.identity();
+    let own = performer
+        .world
+        .servers
+        .iter()
+        .filter(|server| server.uid == identity.uid);
+    let current = own.max_by_key(|server| server.incarnation);
+    let generation = performer.instance.metadata.generation;
+    let next = status::status(
+        performer.world,
+        current,
+        &plan.stage,
+        generation,
+        performer.moment.wall,
+    );
+    let former = &performer.world.status;
+    let (old, new) = (reported(former), reported(&next));
+    if !status_changed(&old, &new) {
+        return Ok(());
+    }
+    let events = transitions(former, &next);
+    match performer.apply_status(STATUS, new).await {
+        Ok(()) => {
+            let object = performer.instance.object_ref(&());
+            events
+                .into_iter()
+                .for_each(|event| performer.ctx.events.publish(&object, event));
+            Ok(())
+        }
+        Err(setback) => {
+            tracing::debug!(message = setback.message, "status not written");
+            Err(setback.pause(1))
+        }
+    }
+}
+
+/// The fields of the status that are reports; the records have a manager of their own.
+fn reported(status: &AgentInstanceStatus) -> Value {
+    let mut fields = json!(status);
+    if let Some(fields) = fields.as_object_mut() {
+        fields.remove("provisioning");
+        fields.remove("voice");
+    }
+    fields
+}
+
+/// One event for each condition that people care about and that has changed its status or its reason.
+fn transitions(old: &AgentInstanceStatus, new: &AgentInstanceStatus) -> Vec<Event> {
+    let told = [ConditionType::Ready, ConditionType::Stalled];
+    let changed = new.conditions.iter().filter(|condition| {
+        let before = old
+            .conditions
+            .iter()
+            .find(|old| old.type_ == condition.type_);
+        let news = before.is_none_or(|before| {
+            (&before.status, &before.reason) != (&condition.status, &condition.reason)
+        });
+        news && told.iter().any(|kind| kind.as_str() == condition.type_)
+            && condition.reason != "NotStalled"
+    });
+    changed
+        .map(|condition| Event {
+            type_: if condition.type_ == "Stalled" {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: condition.reason.clone(),
+            note: Some(condition.message.clone()).filter(|message| !message.is_empty()),
+            action: "Reconcile".into(),
+            secondary: None::<ObjectReference>,
+        })
+        .collect()
+}
+
+/// How long to wait after a look that failed.
+pub fn error_policy(instance: Arc<AgentInstance>, error: &CallError, _: Arc<Context>) -> Action {
+    let setback = Setback::passing("KubernetesUnavailable", crate::kube_ext::error_chain(error));
+    tracing::warn!(
+        instance = instance.name_any(),
+        message = setback.message,
+        "look failed"
+    );
+    Action::requeue(setback.pause(3))
+}

@@ -8,7 +8,7 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 use std::time::Duration;
 
 use super::{
-    desired::{Agent, Desired, Identity, Offer, Want},
+    desired::{Agent, Desired, Identity, Want},
     step::Step,
     world::{
         Attempt, ClassView, ContactProblem, Hello, InstallPhase, Known, Power, ProjectView,
@@ -16,6 +16,7 @@ use super::{
     },
 };
 use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
+use crate::hetzner::Place;
 
 mod creation;
 mod removal;
@@ -48,12 +49,12 @@ pub enum Stage {
     Creating,
     /// The server exists, its guest has not answered yet: message.
     Booting(String),
-    /// The guest installs: the step.
-    Installing(String),
+    /// Its host key is proven; the agent is being installed and given its secrets.
+    Installing,
     /// The installation failed: the step and its last lines.
     InstallFailed(String),
-    /// Configuration and secrets are on their way.
-    Configuring,
+    /// The agent serves, and is being given what has changed.
+    Updating,
     /// The guest refused them, or the agent did not start: reason and message.
     ConfigureFailed(String, String),
     /// The agent serves. None: as declared; else why the declared configuration cannot be applied, or why only a new server could.
@@ -106,6 +107,7 @@ impl Plan {
         let stage = match self.stage {
             stage @ (Stage::Serving(_) | Stage::Stalled(..)) => stage,
             Stage::Deleting(..) => Stage::Deleting(trouble.reason, trouble.message.clone()),
+            Stage::Updating => Stage::Serving(Some((trouble.reason, trouble.message.clone()))),
             _ if trouble.stalled => Stage::Stalled(trouble.reason, trouble.message.clone()),
             _ => Stage::Troubled(trouble.reason, trouble.message.clone()),
         };

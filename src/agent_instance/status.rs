@@ -10,11 +10,9 @@ use k8s_openapi::{
 
 use super::{
     plan::Stage,
-    world::{InstallPhase, ServerView, World},
+    world::{ServerView, World},
 };
-use crate::api::{
-    AgentInstanceStatus, ConditionType, ServerStatus, condition, is_true, set_condition,
-};
+use crate::api::{AgentInstanceStatus, ConditionType, ServerStatus, condition, set_condition};
 
 /// The status to be, records left as they are.
 pub fn status(
@@ -53,11 +51,10 @@ pub fn status(
 fn phase(stage: &Stage) -> &'static str {
     match stage {
         Stage::Waiting(..) => "Pending",
-        Stage::Creating | Stage::Booting(_) | Stage::Installing(_) | Stage::Troubled(..) => {
+        Stage::Creating | Stage::Booting(_) | Stage::Installing | Stage::Troubled(..) => {
             "Provisioning"
         }
-        Stage::Configuring => "Configuring",
-        Stage::Serving(_) => "Ready",
+        Stage::Serving(_) | Stage::Updating => "Ready",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
         Stage::Deleting(..) | Stage::Gone => "Deleting",
     }
@@ -82,104 +79,48 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
 }
 
 fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Condition; 7] {
-    let (reason, message) = words(stage);
-    let serving = matches!(stage, Stage::Serving(_));
-    let spoken = current.and_then(|server| world.spoken(server));
-    let bootstrapped = current.is_some_and(|server| spoken.is_some() || installed(world, server));
-    let step = |kind, done: bool, after: &str| match done {
-        true => condition(kind, Some(true), after, ""),
-        false => condition(kind, Some(false), reason, message.clone()),
+    use ConditionType::{
+        Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate,
     };
+    let serves = matches!(stage, Stage::Serving(_) | Stage::Updating);
+    let active = serves && current.and_then(active).unwrap_or(true);
+    let spoken = current.is_some_and(|server| world.spoken(server).is_some());
+    let proven = current.is_some_and(|server| server_status(world, server).host_key.is_some());
+    let current_as_declared = matches!(stage, Stage::Serving(None));
     [
-        ready(world, spoken.is_some(), stage),
-        step(ConditionType::ServerCreated, current.is_some(), "Created"),
-        step(ConditionType::Bootstrapped, bootstrapped, "Installed"),
-        step(ConditionType::Configured, serving, "Applied"),
-        healthy(world, current, stage),
-        up_to_date(stage),
-        stalled(stage),
+        found(Ready, active, "Serving", stage),
+        found(ServerCreated, current.is_some(), "Created", stage),
+        found(Bootstrapped, proven, "HostKeyProven", stage),
+        found(Configured, serves && spoken, "Applied", stage),
+        found(Healthy, active, "UnitActive", stage),
+        found(UpToDate, current_as_declared, "AsDeclared", stage),
+        match stage {
+            Stage::Stalled(..) | Stage::InstallFailed(_) | Stage::ConfigureFailed(..) => {
+                let (reason, message) = words(stage);
+                condition(Stalled, Some(true), reason, message)
+            }
+            _ => condition(Stalled, Some(false), "NotStalled", ""),
+        },
     ]
 }
 
-/// While a serving agent is given something new, it goes on being Ready: it was told nothing that takes its data away.
-fn ready(world: &World, spoken: bool, stage: &Stage) -> Condition {
+/// True for the given reason, or else false for the stage's own.
+fn found(kind: ConditionType, holds: bool, because: &str, stage: &Stage) -> Condition {
     let (reason, message) = words(stage);
-    let was = is_true(&world.status.conditions, ConditionType::Ready);
-    match stage {
-        Stage::Serving(_) => condition(ConditionType::Ready, Some(true), "Serving", ""),
-        Stage::Configuring if was && spoken => condition(
-            ConditionType::Ready,
-            Some(true),
-            "Serving",
-            "is given its new configuration",
-        ),
-        _ => condition(ConditionType::Ready, Some(false), reason, message),
+    if holds {
+        condition(kind, Some(true), because, "")
+    } else {
+        condition(kind, Some(false), reason, message)
     }
 }
 
-fn healthy(world: &World, current: Option<&ServerView>, stage: &Stage) -> Condition {
-    let (reason, message) = words(stage);
-    let was = is_true(&world.status.conditions, ConditionType::Healthy);
-    let said = current.and_then(|server| {
-        let configured = server
-            .guest
-            .configured
-            .as_ref()
-            .map(|configured| configured.outcome == Ok(true));
-        configured.or_else(|| server.guest.hello.as_ref().map(|hello| hello.active))
-    });
-    match (stage, said) {
-        (Stage::Serving(_), None | Some(true)) => {
-            condition(ConditionType::Healthy, Some(true), "UnitActive", "")
-        }
-        (Stage::Serving(_), Some(false)) => condition(
-            ConditionType::Healthy,
-            Some(false),
-            "UnitInactive",
-            "the agent's unit is not active",
-        ),
-        (Stage::Configuring, _) if was => {
-            condition(ConditionType::Healthy, Some(true), "UnitActive", "")
-        }
-        _ => condition(ConditionType::Healthy, Some(false), reason, message),
-    }
-}
-
-fn up_to_date(stage: &Stage) -> Condition {
-    match stage {
-        Stage::Serving(None) => condition(ConditionType::UpToDate, Some(true), "AsDeclared", ""),
-        Stage::Serving(Some((reason, message))) => condition(
-            ConditionType::UpToDate,
-            Some(false),
-            reason,
-            message.clone(),
-        ),
-        _ => {
-            let (reason, message) = words(stage);
-            condition(ConditionType::UpToDate, Some(false), reason, message)
-        }
-    }
-}
-
-fn stalled(stage: &Stage) -> Condition {
-    let (reason, message) = words(stage);
-    let stuck = matches!(
-        stage,
-        Stage::Stalled(..) | Stage::InstallFailed(_) | Stage::ConfigureFailed(..)
-    );
-    match stuck {
-        true => condition(ConditionType::Stalled, Some(true), reason, message),
-        false => condition(ConditionType::Stalled, Some(false), "Progressing", ""),
-    }
-}
-
-fn installed(world: &World, server: &ServerView) -> bool {
-    world.pinned(server).is_some()
-        && server
-            .guest
-            .hello
-            .as_ref()
-            .is_some_and(|hello| hello.phase == InstallPhase::Done)
+/// Whether the agent's unit is active, by the guest's last word.
+fn active(server: &ServerView) -> Option<bool> {
+    let configured = server.guest.configured.as_ref();
+    let said = || server.guest.hello.as_ref().map(|hello| hello.active);
+    configured
+        .map(|configured| configured.outcome == Ok(true))
+        .or_else(said)
 }
 
 /// Reason and message of a stage.
@@ -192,13 +133,17 @@ pub fn words(stage: &Stage) -> (&str, String) {
         Stage::ConfigureFailed(reason, message) => (reason, message.clone()),
         Stage::Creating => ("Creating", "a server is being asked for".into()),
         Stage::Booting(message) => ("Booting", message.clone()),
-        Stage::Installing(step) => ("Installing", format!("installs: {step}")),
-        Stage::InstallFailed(message) => ("InstallFailed", message.clone()),
-        Stage::Configuring => (
-            "Configuring",
-            "configuration and secrets are on their way".into(),
+        Stage::Installing => (
+            "Installing",
+            "the agent is being installed and given its secrets".into(),
         ),
-        Stage::Serving(_) => ("Serving", String::new()),
+        Stage::InstallFailed(message) => ("InstallFailed", message.clone()),
+        Stage::Updating => (
+            "Updating",
+            "the agent is being given what has changed".into(),
+        ),
+        Stage::Serving(Some((reason, message))) => (reason, message.clone()),
+        Stage::Serving(None) => ("UnitInactive", "the agent's unit is not active".into()),
         Stage::Gone => ("Gone", "nothing of it is left".into()),
     }
 }

@@ -5,8 +5,9 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::desired::{Agent, Offer};
+use super::desired::Agent;
 use crate::api::{AgentInstanceStatus, ProvisioningRecord, VoiceRecord};
+use crate::hetzner::Place;
 
 /// Everything that a plan for one instance may depend on.
 #[derive(Clone, Debug, Default)]
@@ -31,8 +32,6 @@ pub struct World {
     pub fresh_epoch: Option<i64>,
     /// Why the last step failed, until it may be tried again.
     pub trouble: Option<Trouble>,
-    /// How long after a request was sent it may still take effect at Hetzner.
-    pub settle: std::time::Duration,
 }
 
 /// The class of an instance.
@@ -75,8 +74,8 @@ pub struct ProjectView {
     pub listed_at: Option<Timestamp>,
     /// Why no server may be created there now: reason, message, and when to look again.
     pub creates_held: Option<(&'static str, String, Timestamp)>,
-    /// Which of the instance's offers is in stock there, or when to ask again.
-    pub offer: Option<Result<Offer, Timestamp>>,
+    /// Which of the instance's places is in stock there, or when to ask again.
+    pub place: Option<Result<Place, Timestamp>>,
     /// Whether the class's firewall stands there.
     pub firewall: bool,
 }
@@ -196,8 +195,8 @@ pub struct Hello {
 /// Where the installation on a server stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum InstallPhase {
-    /// Under way: the name of the step.
-    Running(String),
+    /// Under way.
+    Running,
     /// Done.
     #[default]
     Done,
@@ -245,14 +244,14 @@ pub struct Attempt {
 }
 
 /// What a request for a server came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SendOutcome {
     /// None was sent, or its answer was lost.
     #[default]
     Unknown,
     /// The server exists.
     Created,
-    /// This offer cannot be had; another may.
+    /// This place cannot be had; another may.
     OutOfStock,
     /// Hetzner said no for a reason that another place cannot cure.
     Refused,

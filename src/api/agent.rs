@@ -199,13 +199,9 @@ pub struct Service {
     /// How long a stop may take before the agent is killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_stop_sec: Option<Duration>,
-    /// KillMode= of the unit: `control-group`, `mixed`, `process` or `none`.
-    #[schemars(
-        length(max = 16),
-        regex(pattern = r"^(control-group|mixed|process|none)$")
-    )]
+    /// What a stop ends beside the agent's main process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kill_mode: Option<String>,
+    pub kill_mode: Option<KillMode>,
     /// KillSignal= of the unit, such as `SIGTERM`.
     #[schemars(length(max = 16), regex(pattern = r"^SIG[A-Z0-9+]+$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -216,10 +212,9 @@ pub struct Service {
     /// Whether the agent and its children can never gain privileges; excludes sudo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_new_privileges: Option<bool>,
-    /// ProtectSystem= of the unit: `true`, `full` or `strict`.
-    #[schemars(length(max = 8), regex(pattern = r"^(true|full|strict)$"))]
+    /// Which parts of the system the agent cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protect_system: Option<String>,
+    pub protect_system: Option<ProtectSystem>,
     /// Directories that stay writable under `protectSystem: strict`.
     #[schemars(
         length(max = 16),
@@ -242,6 +237,28 @@ pub enum Restart {
     OnFailure,
     /// Never.
     No,
+}
+
+/// What a stop ends beside the agent's main process.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KillMode {
+    /// Everything that the agent has started.
+    ControlGroup,
+    /// The main process first, and what is left of the rest afterwards.
+    Mixed,
+    /// The main process alone.
+    Process,
+}
+
+/// Which parts of the system the agent cannot write.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProtectSystem {
+    /// `/usr` and the boot loader.
+    Yes,
+    /// Also `/etc`.
+    Full,
+    /// Everything but `readWritePaths`.
+    Strict,
 }
 
 /// A key that the Secret of an instance holds.

@@ -11,7 +11,10 @@ mod conditions;
 mod duration;
 mod hetzner_project;
 
-pub use agent::{AgentSpec, EnvFile, PlainFile, Restart, SecretFile, SecretKey, Service, Source};
+pub use agent::{
+    AgentSpec, EnvFile, KillMode, PlainFile, ProtectSystem, Restart, SecretFile, SecretKey,
+    Service, Source,
+};
 pub use agent_class::{
     AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall,
     FirewallRule, Lifecycle, Limits, Override, Protocol,

@@ -13,7 +13,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::protocol::{Command, Configured, KeptFile, Upgraded, Verb, expose};
+use super::answers::{Configured, KeptFile, Upgraded, expose};
+use super::protocol::{Command, Verb};
+use super::untrusted::Text;
 use crate::keys::SecretKey32;
 
 /// The agent as the guest installs and updates it: `agent.json`, and part of `configure`.
@@ -104,7 +106,7 @@ pub struct Configure {
     pub secrets_tag: String,
     /// The secret files.
     pub secret_files: Vec<SecretFile>,
-    /// Files that the last holder of the voice gave up.
+    /// Files that the last holder of the voice gave up; see [`Configure::bring_along`].
     pub kept: Vec<KeptFile>,
 }
 
@@ -149,6 +151,24 @@ struct UpgradeRequest {
 }
 
 impl Configure {
+    /// Takes along what the agent made of its files elsewhere.
+    ///
+    /// It comes from a server that the agent may own: only declared files that the agent may
+    /// change are taken, with the declared mode and owner.
+    pub fn bring_along(&mut self, kept: impl IntoIterator<Item = KeptFile>) {
+        for file in kept {
+            let declared =
+                |secret: &&SecretFile| secret.agent_may_change && secret.path == file.path.as_str();
+            if let Some(secret) = self.secret_files.iter().find(declared) {
+                self.kept.push(KeptFile {
+                    mode: Text::new(&secret.mode),
+                    owner: Text::new(&secret.owner),
+                    ..file
+                });
+            }
+        }
+    }
+
     fn request(&self) -> ConfigureRequest<'_> {
         ConfigureRequest {
             epoch: self.epoch,
@@ -240,7 +260,7 @@ fn append(tar: &mut Builder<Vec<u8>>, name: &str, bytes: &[u8]) -> io::Result<()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::keys::MasterKey;
     use std::io::Read;
@@ -269,7 +289,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::guest) fn description() -> Description {
+    pub(crate) fn description() -> Description {
         Description {
             instance: "uid-1".into(),
             incarnation: 1,
@@ -339,6 +359,26 @@ pub(super) mod tests {
         let shown = format!("{asked:?} {:?}", asked.stdin().unwrap());
         assert!(!shown.contains("canary"));
         assert!(!shown.contains(asked.resume_key.to_hex().expose_secret()));
+    }
+
+    #[test]
+    fn only_declared_files_are_brought_along_with_the_declared_mode_and_owner() {
+        let kept = |path: &str| KeptFile {
+            path: Text::new(path),
+            mode: Text::new("4777"),
+            owner: Text::new("root"),
+            declared_tag: Text::new("00"),
+            content: "eA==".into(),
+        };
+        let mut asked = configure();
+        asked.secret_files[1].agent_may_change = false;
+        asked.bring_along([kept("/h/.env"), kept("/h/c"), kept("/etc/shadow")]);
+        let brought: Vec<(&str, &str, &str)> = asked
+            .kept
+            .iter()
+            .map(|file| (file.path.as_str(), file.mode.as_str(), file.owner.as_str()))
+            .collect();
+        assert_eq!(brought, [("/h/.env", "0600", "agent")]);
     }
 
     #[test]

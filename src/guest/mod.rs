@@ -6,9 +6,11 @@
 //! [`Unproven`](proof::Unproven) one can be asked for a proof and nothing else.
 
 pub mod acts;
+pub mod answers;
 pub mod bundle;
 pub mod host_key;
 mod leash;
+pub mod program;
 pub mod proof;
 pub mod protocol;
 #[cfg(test)]

@@ -528,12 +528,29 @@ DESCRIPTION = {
     "environment": environment, "secretPaths": each(PATH),
     "unit": {"name": re.compile(r"[A-Za-z0-9][\w:.@-]{0,200}\.service", re.A), "text": TEXT},
 }
+CONFIGURE = {
+    "epoch": EPOCH, "instance": WORD, "incarnation": COUNT, "resumeKey": TAG, "description": DESCRIPTION,
+    "secretsTag": WORD, "settle?": range(11), "secretFiles": each(
+        PLACE | {"member": re.compile("files/[0-9]{1,3}"), "tag": TAG, "agentMayChange": boolean}),
+    "kept?": each(PLACE | {"declaredTag": TAG, "content": or_null(BASE64)}),
+}
+
+
+def consistent(request: Any, where: str) -> bool:
+    """A configure whose parts belong together."""
+    fit(request, CONFIGURE, where)
+    agent = request["description"]
+    if any(agent[key] != request[key] for key in ("instance", "incarnation")):
+        raise bad("description: of another instance or incarnation")
+    paths = [file["path"] for file in agent["files"] + request["secretFiles"]] + [
+        file.path for file in unit_files(agent)] + [AGENT, IDENTITY, STATE]
+    if len(set(paths)) < len(paths):
+        raise bad("a path is declared twice, or is the guest's own")
+    return True
+
+
 SHAPES |= {
-    "configure": {
-        "epoch": EPOCH, "instance": WORD, "incarnation": COUNT, "resumeKey": TAG, "description": DESCRIPTION,
-        "secretsTag": WORD, "settle?": range(11), "secretFiles": each(
-            PLACE | {"member": re.compile("files/[0-9]{1,3}"), "tag": TAG, "agentMayChange": boolean}),
-        "kept?": each(PLACE | {"declaredTag": TAG, "content": or_null(BASE64)})},
+    "configure": consistent,
     "status": {"epoch": EPOCH},
     "restart": {"epoch": EPOCH, "settle?": range(11)},
     "logs": {"epoch": EPOCH, "lines": range(1, 201)},
@@ -670,7 +687,7 @@ class Guest(Guest):
         """An epoch belongs to one instance."""
         before, instance = state["epoch"], request.get("instance", state["instance"])
         super().claim(request, state)
-        if request["epoch"] == before and instance != state["instance"]:
+        if request["epoch"] == before and state["instance"] not in ("", instance):
             raise Failure("WrongInstance", "another instance has this server: a higher epoch takes it over")
         state["instance"] = instance
 
@@ -721,9 +738,9 @@ class Guest(Guest):
             self.add_packages(sorted(set(new["packages"]) - set(old["packages"])))
             change = [file for file in want if self.differs(file, state)]
             gone = sorted({*state["files"], *(file.path for file in plain_files(old))} - {file.path for file in want})
+            changed = [file.path for file in change if file.path != AGENT] + gone
             with self.staged(change), self.updated(old, new) as moved, self.swapped(request, change, gone):
                 self.arm(request, want)
-            changed = [file.path for file in change if file.path != AGENT] + gone
             return {"changed": changed, **self.speak(request, state, bool(changed or moved))}
 
     def refuse_early(self, agent: dict[str, Any]) -> None:
@@ -755,10 +772,6 @@ class Guest(Guest):
             content = kept.get((file["path"], file["tag"]), content) if change else content
             files.append(File(file["path"], int(file["mode"], 8), file["owner"], content, file["tag"], change))
         files.append(private(AGENT, dump(agent)))
-        if len({file.path for file in files}) < len(files):
-            raise bad("a path is declared twice")
-        if any(agent[key] != request[key] for key in ("instance", "incarnation")):
-            raise bad("description: of another instance or incarnation")
         return files
 
     def kept(self) -> list[dict[str, Any]]:
@@ -801,7 +814,7 @@ class Guest(Guest):
         try:
             if moved:
                 with self.changing() as state:
-                    state["source"] = "unfinished"
+                    state |= {"source": "unfinished", "restart": True}
                 self.fetch(new)
                 for index, command in enumerate(new["update"], 1):
                     self.command(new, command, f"update command {index}")
@@ -818,7 +831,9 @@ class Guest(Guest):
         """Puts staged files in and undeclared ones out; back again if that or the block fails."""
         with self.changing() as state:
             self.claim(request, state)
-            state |= {"pending": {file.path: record(file) for file in files}, "restart": True}
+            restart = state["restart"]
+            state |= {"pending": {file.path: record(file) for file in files},
+                      "restart": restart or any(file.path != AGENT for file in files) or bool(gone)}
         done: list[str] = []
         try:
             for path in [file.path for file in files] + gone:
@@ -829,7 +844,7 @@ class Guest(Guest):
             for path in done:
                 self.files.restore(path)
             with self.changing() as state:
-                state["pending"] = {}
+                state |= {"pending": {}, "restart": restart}
             raise
         for path in gone:
             self.files.tidy(path)

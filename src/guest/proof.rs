@@ -12,8 +12,9 @@ use std::time::Duration;
 use russh::keys::PrivateKey;
 
 use super::GuestError;
+use super::answers::Greeting;
 use super::host_key::HostKey;
-use super::protocol::{self, Answered, Command, Greeting, Hello};
+use super::protocol::{self, Answered, Command, Hello};
 use super::transport::{Call, Pinned, exec};
 use crate::keys::SecretKey32;
 
@@ -173,6 +174,7 @@ pub fn proof_message(fleet: &str, server: &str, nonce: &str, host_key: &HostKey)
 mod tests {
     use super::super::stand_in::*;
     use super::*;
+    use crate::keys::ServerKeys;
     use std::sync::Mutex;
 
     fn unproven(at: SocketAddr) -> Unproven {
@@ -197,8 +199,6 @@ mod tests {
         Accept::Either { boot, resume }
     }
 
-    use crate::keys::ServerKeys;
-
     /// A genuine guest that can make the named proofs.
     async fn genuine(kinds: &'static [&'static str]) -> StandIn {
         let private = host_key();
@@ -208,11 +208,11 @@ mod tests {
             host_keys,
             ..Options::new()
         }
-        .start(move |act| answer(greeting(&nonce(act), &public, kinds)))
+        .start(move |act| answer(&greeting(&nonce(act), &public, kinds)))
         .await
     }
 
-    fn answer(value: serde_json::Value) -> Reply {
+    fn answer(value: &serde_json::Value) -> Reply {
         Reply::Answer(value.to_string().into_bytes())
     }
 
@@ -265,7 +265,7 @@ mod tests {
             accepts: None,
             ..Options::new()
         }
-        .start(move |act| answer(greeting(&nonce(act), &real, &["boot", "resume"])))
+        .start(move |act| answer(&greeting(&nonce(act), &real, &["boot", "resume"])))
         .await;
         let error = unproven(middle.address)
             .prove(&either(), DEADLINE)
@@ -291,7 +291,7 @@ mod tests {
         .start(move |act| {
             let mut first = first.lock().unwrap();
             let made = || greeting(&nonce(act), &public, &["boot"]);
-            answer(first.get_or_insert_with(made).clone())
+            answer(first.get_or_insert_with(made))
         })
         .await;
         let target = unproven(guest.address);

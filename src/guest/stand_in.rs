@@ -103,6 +103,8 @@ impl Options {
         let (address, task) = serve(move |stream| {
             let (config, guest) = (config.clone(), guest.clone());
             async move {
+                // As sshd does; else each act waits for delayed acknowledgements.
+                stream.set_nodelay(true).unwrap();
                 if let Ok(session) = server::run_stream(config, stream, guest).await {
                     let _ = session.await;
                 }

@@ -337,7 +337,7 @@ mod tests {
         AskLogs { epoch: 1, lines: 2 }
     }
 
-    fn said(fields: serde_json::Value) -> Vec<u8> {
+    fn said(fields: &serde_json::Value) -> Vec<u8> {
         let mut answer = json!({"protocol": 1, "guest": "0.1.0", "ok": true});
         for (key, value) in fields.as_object().unwrap() {
             answer[key] = value.clone();
@@ -354,7 +354,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_command_is_one_round_trip() {
-        let guest = StandIn::new(|_| Reply::Answer(said(json!({"journal": ["a", "b"]})))).await;
+        let guest = StandIn::new(|_| Reply::Answer(said(&json!({"journal": ["a", "b"]})))).await;
         let answer = pinned(&guest).run(&logs(), DEADLINE).await.unwrap().answer;
         assert_eq!(answer.journal[1], "b");
         let request = br#"{"epoch":1,"lines":2}"#.to_vec();
@@ -377,8 +377,8 @@ mod tests {
 
     #[tokio::test]
     async fn another_host_key_than_the_pinned_one_is_told_nothing() {
-        let guest = StandIn::new(|_| Reply::Answer(said(json!({"journal": []})))).await;
-        let impostor = StandIn::new(|_| Reply::Answer(said(json!({"journal": []})))).await;
+        let guest = StandIn::new(|_| Reply::Answer(said(&json!({"journal": []})))).await;
+        let impostor = StandIn::new(|_| Reply::Answer(said(&json!({"journal": []})))).await;
         let mut target = pinned(&guest);
         target.address = impostor.address;
         let error = target.run(&configure(), DEADLINE).await.unwrap_err();
@@ -433,7 +433,7 @@ mod tests {
     async fn silence_ends_at_the_deadline_and_says_where() {
         let silent = StandIn::raw(async |stream| {
             let _held = stream;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
         .await;
         let hanging = StandIn::new(|_| Reply::Hang).await;
@@ -494,7 +494,7 @@ mod tests {
         );
 
         let cut = StandIn::new(|_| Reply::CutAfter("{\"protocol\":1")).await;
-        let no_exit = StandIn::new(|_| Reply::NoExit(said(json!({"journal": []})))).await;
+        let no_exit = StandIn::new(|_| Reply::NoExit(said(&json!({"journal": []})))).await;
         for to in [cut, no_exit] {
             let error = fails(&to, DEADLINE).await;
             assert!(
@@ -517,7 +517,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_of_the_largest_size_is_read() {
-        let mut answer = said(json!({"journal": ["x"]}));
+        let mut answer = said(&json!({"journal": ["x"]}));
         answer.resize(MAX_ANSWER, b' ');
         let guest = StandIn::new(move |_| Reply::Answer(answer.clone())).await;
         let answer = pinned(&guest).run(&logs(), DEADLINE).await.unwrap().answer;
@@ -530,7 +530,7 @@ mod tests {
             hasty: true,
             ..Options::new()
         }
-        .start(|_| Reply::Answer(said(json!({"journal": []}))))
+        .start(|_| Reply::Answer(said(&json!({"journal": []}))))
         .await;
         let mut large = configure();
         large.secret_files[0].content = vec![1; 3_000_000].into();
@@ -542,7 +542,7 @@ mod tests {
             stdin: large.stdin().unwrap(),
         };
         let (_, answer) = exec(call, DEADLINE).await.unwrap();
-        assert_eq!(*answer, said(json!({"journal": []})));
+        assert_eq!(*answer, said(&json!({"journal": []})));
     }
 
     #[tokio::test]

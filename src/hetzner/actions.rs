@@ -74,9 +74,9 @@ impl Client {
     /// # Errors
     /// As every request.
     pub async fn actions(&self, permit: Permit, ids: &[ActionId]) -> Result<Vec<Action>, Error> {
-        let call = ids
-            .iter()
-            .fold(Call::new("GET /actions"), |call, id| call.query("id", id));
+        let call = ids.iter().fold(Call::new("GET /actions"), |call, id| {
+            call.query("id", id.to_string())
+        });
         let answer: Actions = self.send(permit, call).await?;
         Ok(answer.actions)
     }

@@ -4,235 +4,14 @@
 //! all classes of a project. Names are never compiled in, because types come and go per location.
 
 use super::error::Error;
-use super::servers::{Meta, PER_PAGE};
+use super::offer::{Image, Location, Offer, ServerType};
 use super::transport::{Call, Client};
-use super::wire::{id, open_enum, or_default, parsed};
+use super::wire::{Meta, PER_PAGE, or_default};
 use super::{Budget, Lane, Permit, RetryAt};
 use serde::Deserialize;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-id! {
-    /// Id of an image.
-    ImageId
-}
-
-open_enum! {
-    /// Instruction set of a server type or an image.
-    Architecture {
-        /// Intel or AMD.
-        X86 = "x86",
-        /// Ampere.
-        Arm = "arm",
-    }
-}
-
-/// One server type.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct ServerType {
-    /// Its name, such as `cx23`.
-    pub name: String,
-    /// Its architecture.
-    #[serde(default)]
-    pub architecture: Option<Architecture>,
-    /// Where it is offered.
-    #[serde(default, deserialize_with = "or_default")]
-    pub locations: Vec<TypeLocation>,
-}
-
-/// A server type in one location.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct TypeLocation {
-    /// Name of the location.
-    pub name: String,
-    /// Whether it is in stock.
-    #[serde(default)]
-    pub available: Option<bool>,
-    /// Set when it will not be offered any longer.
-    #[serde(default)]
-    pub deprecation: Option<Deprecation>,
-}
-
-/// When something goes.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Deprecation {
-    /// No new servers after that.
-    #[serde(default, deserialize_with = "parsed")]
-    pub unavailable_after: Option<jiff::Timestamp>,
-}
-
-/// One location.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Location {
-    /// Its name, such as `nbg1`.
-    pub name: String,
-    /// Its network zone, such as `eu-central`.
-    #[serde(default, deserialize_with = "or_default")]
-    pub network_zone: String,
-}
-
-/// One image.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Image {
-    /// Its id.
-    pub id: ImageId,
-    /// Its name; snapshots have none.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// Its architecture.
-    #[serde(default)]
-    pub architecture: Option<Architecture>,
-}
-
-/// Everything needed to check the places of one class.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Offer {
-    /// All server types.
-    pub server_types: Arc<[ServerType]>,
-    /// All locations.
-    pub locations: Arc<[Location]>,
-    /// Hetzner's own images.
-    pub system_images: Arc<[Image]>,
-    /// The image asked for, as it was written.
-    pub image: String,
-    /// The images that this names: one for each architecture.
-    pub images: Arc<[Image]>,
-}
-
-/// A place that can be ordered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResolvedPlace {
-    /// Name of the server type.
-    pub server_type: String,
-    /// Name of the location.
-    pub location: String,
-    /// The image for this type.
-    pub image: ImageId,
-    /// The architecture of type and image, if told.
-    pub architecture: Option<Architecture>,
-    /// Whether Hetzner says it is in stock.
-    pub available: bool,
-}
-
-/// A value that Hetzner does not offer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {value} is not offered{detail}; valid: {}", valid.join(", "))]
-pub struct Problem {
-    /// The field of the class: `serverTypes`, `locations` or `image`.
-    pub field: &'static str,
-    /// The value that is wrong.
-    pub value: String,
-    /// What it does not fit to, such as ` in nbg1`; empty if it is wrong everywhere.
-    pub detail: String,
-    /// Values that would do.
-    pub valid: Vec<String>,
-}
-
-impl Offer {
-    /// Checks that `server_type` can be ordered in `location` with the image, as of `at`.
-    ///
-    /// # Errors
-    /// The first field that is wrong, and what it may be.
-    pub fn validate(
-        &self,
-        server_type: &str,
-        location: &str,
-        at: jiff::Timestamp,
-    ) -> Result<ResolvedPlace, Problem> {
-        if !self
-            .locations
-            .iter()
-            .any(|offered| offered.name == location)
-        {
-            let names = self.locations.iter().map(|offered| offered.name.as_str());
-            return Err(problem("locations", location, "", names));
-        }
-        let wanted = self
-            .server_types
-            .iter()
-            .find(|offered| offered.name == server_type);
-        let Some(wanted) = wanted else {
-            let here = self.types_in(location, at);
-            return Err(problem("serverTypes", server_type, "", here));
-        };
-        let Some(available) = wanted.stock_in(location, at) else {
-            let here = self.types_in(location, at);
-            return Err(problem(
-                "serverTypes",
-                server_type,
-                &format!(" in {location}"),
-                here,
-            ));
-        };
-        let image = self.image_for(wanted)?;
-        Ok(ResolvedPlace {
-            server_type: server_type.to_owned(),
-            location: location.to_owned(),
-            image: image.id,
-            architecture: wanted.architecture.clone(),
-            available,
-        })
-    }
-
-    fn image_for(&self, server_type: &ServerType) -> Result<&Image, Problem> {
-        let fits = |image: &&Image| match (&image.architecture, &server_type.architecture) {
-            (Some(image), Some(server_type)) => image == server_type,
-            _ => true,
-        };
-        self.images.iter().find(fits).ok_or_else(|| {
-            let named = self
-                .system_images
-                .iter()
-                .filter(fits)
-                .filter_map(|image| image.name.as_deref());
-            let detail = match &server_type.architecture {
-                Some(architecture) if !self.images.is_empty() => format!(" for {architecture}"),
-                _ => String::new(),
-            };
-            problem("image", &self.image, &detail, named)
-        })
-    }
-
-    fn types_in(&self, location: &str, at: jiff::Timestamp) -> impl Iterator<Item = &str> {
-        let here = move |offered: &&ServerType| offered.stock_in(location, at).is_some();
-        self.server_types
-            .iter()
-            .filter(here)
-            .map(|offered| offered.name.as_str())
-    }
-}
-
-impl ServerType {
-    /// Whether it is in stock in `location`; `None` if it is not offered there (any longer).
-    fn stock_in(&self, location: &str, at: jiff::Timestamp) -> Option<bool> {
-        if self.locations.is_empty() {
-            return Some(true);
-        }
-        let here = self.locations.iter().find(|here| here.name == location)?;
-        let gone = here
-            .deprecation
-            .as_ref()
-            .and_then(|deprecation| deprecation.unavailable_after);
-        gone.is_none_or(|gone| at < gone)
-            .then_some(here.available != Some(false))
-    }
-}
-
-fn problem<'a>(
-    field: &'static str,
-    value: &str,
-    detail: &str,
-    valid: impl Iterator<Item = &'a str>,
-) -> Problem {
-    let valid: BTreeSet<&str> = valid.collect();
-    Problem {
-        field,
-        value: value.to_owned(),
-        detail: detail.to_owned(),
-        valid: valid.into_iter().map(str::to_owned).collect(),
-    }
-}
 
 /// Why the catalogue could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -311,16 +90,11 @@ impl Catalogue {
         let system_images = source
             .refresh(&mut cached.system_images, SYSTEM_IMAGES)
             .await?;
-        let named: Arc<[Image]> = system_images
-            .iter()
-            .filter(|offered| offered.name.as_deref() == Some(image))
-            .cloned()
-            .collect();
-        let images = if named.is_empty() {
-            source.other_image(&mut cached.images, image).await?
-        } else {
-            named
-        };
+        let named = |offered: &&Image| offered.name.as_deref() == Some(image);
+        let mut images: Arc<[Image]> = system_images.iter().filter(named).cloned().collect();
+        if images.is_empty() {
+            images = source.other_image(&mut cached.images, image).await?;
+        }
         let image = image.to_owned();
         Ok(Arc::new(Offer {
             server_types,
@@ -362,8 +136,8 @@ impl Source<'_> {
         let mut page = Some(1);
         while let Some(number) = page {
             let call = list_call(route)
-                .query("per_page", PER_PAGE)
-                .query("page", number);
+                .query("per_page", PER_PAGE.to_string())
+                .query("page", number.to_string());
             let answer: ListPage<T> = self.client.send(self.permit()?, call).await?;
             items.extend(answer.items);
             page = answer
@@ -422,7 +196,7 @@ fn list_call(route: &'static str) -> Call {
         return call
             .query("type", "system")
             .query("status", "available")
-            .query("include_deprecated", true);
+            .query("include_deprecated", "true");
     }
     call
 }
@@ -459,8 +233,114 @@ impl Client {
             .query("name", image)
             .query("status", "available");
         let answer: ListPage<Image> = self
-            .send(permit, call.query("include_deprecated", true))
+            .send(permit, call.query("include_deprecated", "true"))
             .await?;
         Ok(answer.items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ImageId;
+    use super::super::stub::{Reply, client, serve};
+    use super::*;
+    use serde_json::json;
+    use std::sync::Mutex;
+
+    /// Answers like the API and notes the paths asked for.
+    async fn api() -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&asked);
+        let endpoint = serve(move |request| {
+            let path = request.split(' ').nth(1).unwrap().to_owned();
+            let body = match path.as_str() {
+                path if path.starts_with("/v1/server_types") => {
+                    let second = path.contains("&page=2");
+                    let next = (!second).then_some(2);
+                    let name = if second { "cx33" } else { "cx23" };
+                    json!({"server_types": [{"name": name}], "meta": {"pagination": {"next_page": next}}})
+                }
+                path if path.starts_with("/v1/locations") => json!({"locations": [{"name": "nbg1"}]}),
+                path if path.contains("type=system") => json!({"images": [{"id": 1, "name": "debian-13"}]}),
+                path if path.contains("name=docker-ce") => json!({"images": [{"id": 5, "name": "docker-ce"}]}),
+                "/v1/images/77" => json!({"image": {"id": 77, "name": null}}),
+                "/v1/images/78" => json!({"error": {"code": "not_found", "message": "no"}}),
+                _ => json!({"images": []}),
+            };
+            let status = if body.get("error").is_some() { "404 Not Found" } else { "200 OK" };
+            noted.lock().unwrap().push(path);
+            Reply::json(status, &body)
+        })
+        .await;
+        (client(&endpoint), asked)
+    }
+
+    #[tokio::test]
+    async fn catalogue_is_read_once_for_all_who_ask_and_again_when_it_is_old() {
+        let (client, asked) = api().await;
+        let (budget, now) = (Budget::new(), Instant::now());
+        let catalogue = Catalogue::new(Duration::from_hours(1));
+        let offer = catalogue
+            .offer(&client, &budget, "debian-13", now)
+            .await
+            .unwrap();
+        assert_eq!(
+            (offer.server_types.len(), offer.images[0].id),
+            (2, ImageId(1))
+        );
+        assert_eq!(asked.lock().unwrap().len(), 4, "the types have two pages");
+        catalogue
+            .offer(&client, &budget, "debian-13", now)
+            .await
+            .unwrap();
+        assert_eq!(asked.lock().unwrap().len(), 4);
+        catalogue
+            .offer(&client, &budget, "debian-13", now + Duration::from_hours(1))
+            .await
+            .unwrap();
+        assert_eq!(asked.lock().unwrap().len(), 8);
+    }
+
+    #[tokio::test]
+    async fn other_images_are_found_by_name_or_id_and_absence_is_kept_shortly() {
+        let (client, asked) = api().await;
+        let (budget, now) = (Budget::new(), Instant::now());
+        let catalogue = Catalogue::new(Duration::from_hours(1));
+        for (image, ids) in [
+            ("docker-ce", vec![5]),
+            ("77", vec![77]),
+            ("78", vec![]),
+            ("nix", vec![]),
+        ] {
+            let offer = catalogue.offer(&client, &budget, image, now).await.unwrap();
+            let found: Vec<u64> = offer.images.iter().map(|image| image.id.0).collect();
+            assert_eq!(found, ids, "{image}");
+        }
+        let requests = asked.lock().unwrap().len();
+        for (later, more) in [(59, 0), (60, 1)] {
+            let then = now + Duration::from_secs(later);
+            catalogue.offer(&client, &budget, "78", then).await.unwrap();
+            assert_eq!(asked.lock().unwrap().len(), requests + more);
+        }
+    }
+
+    #[tokio::test]
+    async fn exhausted_budget_is_told_and_what_was_read_stays() {
+        let (client, asked) = api().await;
+        let (budget, now) = (Budget::new(), Instant::now());
+        let held: Vec<Permit> = (0..3)
+            .map(|_| budget.try_acquire(Lane::Create, "a", now).ok().unwrap())
+            .collect();
+        let catalogue = Catalogue::new(Duration::from_hours(1));
+        let refused = catalogue.offer(&client, &budget, "debian-13", now).await;
+        assert!(matches!(refused, Err(CatalogueError::Budget(RetryAt(at))) if at > now));
+        assert_eq!(asked.lock().unwrap().len(), 0);
+        drop(held);
+        assert!(
+            catalogue
+                .offer(&client, &budget, "debian-13", now)
+                .await
+                .is_ok()
+        );
     }
 }

@@ -4,74 +4,11 @@
 //! Texts of the API are redacted before they enter an [`Error`], so it may stand in logs, events
 //! and conditions.
 
+use super::error_code::ErrorCode;
 use super::redact::redact;
-use super::wire::{open_enum, or_default};
+use super::wire::or_default;
 use serde::Deserialize;
 use std::fmt;
-
-open_enum! {
-    /// An error code of the API, or one of three of our own for requests without a readable answer.
-    ErrorCode {
-        /// Our own: the request never left.
-        NotSent = "not_sent",
-        /// Our own: sent, but no complete answer came.
-        NoAnswer = "no_answer",
-        /// Our own: an answer that is not the API's, such as a gateway's HTML page.
-        Unreadable = "unreadable",
-        /// The request body was not JSON.
-        JsonError = "json_error",
-        /// The token is unknown.
-        Unauthorized = "unauthorized",
-        /// The token may only read.
-        TokenReadonly = "token_readonly",
-        /// The token may not do this.
-        Forbidden = "forbidden",
-        /// The API is being maintained.
-        Maintenance = "maintenance",
-        /// A quota of the account is used up.
-        ResourceLimitExceeded = "resource_limit_exceeded",
-        /// No such resource.
-        NotFound = "not_found",
-        /// A name or fingerprint is taken.
-        UniquenessError = "uniqueness_error",
-        /// The resource changed meanwhile.
-        Conflict = "conflict",
-        /// The server type is out of stock in this location.
-        ResourceUnavailable = "resource_unavailable",
-        /// No host to place the server on.
-        PlacementError = "placement_error",
-        /// A field was refused.
-        InvalidInput = "invalid_input",
-        /// A service behind the API failed.
-        ServiceError = "service_error",
-        /// Another action runs on the resource.
-        Locked = "locked",
-        /// The resource is locked by Hetzner; only support helps.
-        ResourceLocked = "resource_locked",
-        /// The resource is protected against deletion or rebuild.
-        Protected = "protected",
-        /// The request allowance is used up.
-        RateLimitExceeded = "rate_limit_exceeded",
-        /// Old name of `rate_limit_exceeded`.
-        LimitReached = "limit_reached",
-        /// A server must be off for this.
-        ServerNotStopped = "server_not_stopped",
-        /// The firewall is still applied to something.
-        ResourceInUse = "resource_in_use",
-        /// The firewall is already applied to the resource.
-        FirewallAlreadyApplied = "firewall_already_applied",
-        /// The resource a firewall shall be applied to, or removed from, is not there.
-        FirewallResourceNotFound = "firewall_resource_not_found",
-        /// The backend failed.
-        ServerError = "server_error",
-        /// A gateway failed.
-        BadGateway = "bad_gateway",
-        /// The service is not available.
-        Unavailable = "unavailable",
-        /// The backend did not answer in time.
-        Timeout = "timeout",
-    }
-}
 
 /// What became of a failed mutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,7 +125,7 @@ impl Error {
         let envelope: Option<Envelope> = serde_json::from_slice(refusal.body).ok();
         let (code, message, fields) = match envelope {
             Some(Envelope { error }) => (
-                known_shape(error.code),
+                error.code.answered(),
                 redact(&error.message, token),
                 field_errors(&error.details, token),
             ),
@@ -288,25 +225,6 @@ fn class_of_status(code: &ErrorCode, status: Option<u16>) -> Class {
         Some(429) => Class::Throttled,
         Some(400..=499) if !foreign => Class::BlockedUntilPerson,
         _ => Class::Transient,
-    }
-}
-
-/// Keeps an unknown code only if it looks like one: it goes into metrics and conditions.
-fn known_shape(code: ErrorCode) -> ErrorCode {
-    match code {
-        ErrorCode::Other(text) => {
-            let plain = text
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-            let sound = plain && (1..=64).contains(&text.len());
-            ErrorCode::Other(if sound {
-                text
-            } else {
-                "unknown_error".to_owned()
-            })
-        }
-        ErrorCode::NotSent | ErrorCode::NoAnswer => ErrorCode::Unreadable,
-        known => known,
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::actions::{Action, Actions};
 use super::error::Error;
-use super::servers::{PER_PAGE, ServerId};
+use super::servers::ServerId;
 use super::transport::{Call, Client};
-use super::wire::{id, open_enum, or_default};
+use super::wire::{Meta, PER_PAGE, id, open_enum, or_default};
 use super::{Labels, Permit};
 use serde::{Deserialize, Serialize};
 
@@ -163,7 +163,7 @@ struct Many {
     #[serde(deserialize_with = "or_default")]
     firewalls: Vec<Firewall>,
     #[serde(default, deserialize_with = "or_default")]
-    meta: super::servers::Meta,
+    meta: Meta,
 }
 
 impl Client {
@@ -180,9 +180,9 @@ impl Client {
     ) -> Result<(Vec<Firewall>, Option<u32>), Error> {
         let call = Call::new("GET /firewalls").query("label_selector", selector);
         let call = call
-            .query("per_page", PER_PAGE)
+            .query("per_page", PER_PAGE.to_string())
             .query("sort", "id:asc")
-            .query("page", page);
+            .query("page", page.to_string());
         let answer: Many = self.send(permit, call).await?;
         Ok((answer.firewalls, answer.meta.pagination.next_page))
     }

@@ -16,8 +16,11 @@ mod actions;
 mod budget;
 mod catalogue;
 mod error;
+mod error_code;
 mod firewalls;
+mod offer;
 mod redact;
+mod server_calls;
 mod servers;
 mod ssh_keys;
 mod stock;
@@ -28,17 +31,20 @@ mod wire;
 
 pub use actions::{Action, ActionError, ActionId, ActionStatus};
 pub use budget::{Budget, BudgetView, CreateFuse, Lane, Permit, RateLimit, RetryAt, Spend};
-pub use catalogue::{
-    Architecture, Catalogue, CatalogueError, Image, ImageId, Location, Offer, Problem,
-    ResolvedPlace, ServerType, TypeLocation,
-};
-pub use error::{Class, Error, ErrorCode, FieldError, Outcome};
+pub use catalogue::{Catalogue, CatalogueError};
+pub use error::{Class, Error, FieldError, Outcome};
+pub use error_code::ErrorCode;
 pub use firewalls::{
     CreateFirewall, Direction, Firewall, FirewallId, FirewallResource, FirewallRule, Protocol,
 };
+pub use offer::{
+    Architecture, Deprecation, Image, ImageId, Location, Offer, Problem, ResolvedPlace, ServerType,
+    TypeLocation,
+};
+pub use server_calls::{CreateServer, CreatedServer, Page, PublicNetRequest};
 pub use servers::{
-    CreateServer, CreatedServer, Ipv4, Ipv6, Page, PrivateNet, Protection, PublicNet,
-    PublicNetRequest, Server, ServerId, ServerStatus,
+    AppliedFirewall, ImageRef, Ipv4, Ipv6, NameRef, PrivateNet, Protection, PublicNet, Server,
+    ServerId, ServerStatus, TypeRef,
 };
 pub use ssh_keys::{SshKey, SshKeyId};
 pub use stock::{Next, Place, Stock};

@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::transport::{Call, Client};
-use super::wire::{id, or_default};
+use super::wire::{PER_PAGE, id, or_default};
 use super::{Labels, Permit};
 use serde::Deserialize;
 
@@ -93,7 +93,7 @@ impl Client {
     ) -> Result<Vec<SshKey>, Error> {
         let call = Call::new("GET /ssh_keys")
             .query(filter, value)
-            .query("per_page", super::servers::PER_PAGE);
+            .query("per_page", PER_PAGE.to_string());
         let answer: Many = self.send(permit, call).await?;
         Ok(answer.ssh_keys)
     }

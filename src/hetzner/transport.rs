@@ -5,7 +5,8 @@
 //! leaves this module in no other way than in the `Authorization` header.
 
 use super::budget::{Permit, RateLimit};
-use super::error::{Error, ErrorCode, Outcome, Refusal};
+use super::error::{Error, Outcome, Refusal};
+use super::error_code::ErrorCode;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
@@ -64,8 +65,8 @@ impl Call {
     }
 
     /// Adds a query parameter; lists repeat theirs.
-    pub(super) fn query(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.query.push((name, value.to_string()));
+    pub(super) fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.query.push((name, value.into()));
         self
     }
 

@@ -25,6 +25,25 @@ where
     Ok(text.and_then(|text| text.parse().ok()))
 }
 
+/// Items on one page; the API's maximum.
+pub(super) const PER_PAGE: u32 = 50;
+
+/// What stands beside a list.
+#[derive(Default, Deserialize)]
+pub(super) struct Meta {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) pagination: Pagination,
+}
+
+/// Where a page stands in its list.
+#[derive(Default, Deserialize)]
+pub(super) struct Pagination {
+    #[serde(default)]
+    pub(super) next_page: Option<u32>,
+    #[serde(default)]
+    pub(super) total_entries: Option<u64>,
+}
+
 /// Declares an enum of known strings with an `Other` for those the API may add.
 macro_rules! open_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+ }) => {
@@ -86,6 +105,19 @@ macro_rules! id {
         )]
         #[serde(transparent)]
         pub struct $name(pub u64);
+
+        impl $name {
+            /// The id as Kubernetes writes numbers; Hetzner's stay below 2^53.
+            pub fn number(self) -> i64 {
+                i64::try_from(self.0).unwrap_or(i64::MAX)
+            }
+        }
+
+        impl From<i64> for $name {
+            fn from(number: i64) -> Self {
+                Self(number.unsigned_abs())
+            }
+        }
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

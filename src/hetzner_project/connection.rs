@@ -56,12 +56,20 @@ pub struct Standing {
 impl Connection {
     /// A copy of the present standing.
     pub fn standing(&self) -> Standing {
-        self.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.standing
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes the standing; tells whether anything changed is up to the caller.
     pub fn update(&self, change: impl FnOnce(&mut Standing)) {
-        change(&mut self.standing.write().unwrap_or_else(PoisonError::into_inner));
+        change(
+            &mut self
+                .standing
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 }
 
@@ -72,22 +80,34 @@ pub struct Connections(RwLock<BTreeMap<String, Result<Arc<Connection>, Refusal>>
 impl Connections {
     /// The connection of a project, or why there is none.
     pub fn get(&self, project: &str) -> Option<Result<Arc<Connection>, Refusal>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(project).cloned()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(project)
+            .cloned()
     }
 
     /// All connections.
     pub fn all(&self) -> Vec<Arc<Connection>> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.values().filter_map(|found| found.as_ref().ok().cloned()).collect()
+        all.values()
+            .filter_map(|found| found.as_ref().ok().cloned())
+            .collect()
     }
 
     /// Puts a connection, or the reason why there is none, in the place of what was there.
     pub fn put(&self, project: &str, connection: Result<Arc<Connection>, Refusal>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(project.to_owned(), connection);
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(project.to_owned(), connection);
     }
 
     /// Forgets a project.
     pub fn remove(&self, project: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(project);
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(project);
     }
 }

@@ -35,5 +35,58 @@ pub fn clients(config: &Config) -> kube::Result<Clients> {
         config.default_retry = false;
         Client::try_from(config)
     };
-    Ok(Clients { read: bounded(WATCH_READ_TIMEOUT)?, write: bounded(super::CALL_DEADLINE)? })
+    Ok(Clients {
+        read: bounded(WATCH_READ_TIMEOUT)?,
+        write: bounded(super::CALL_DEADLINE)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::Router;
+    use axum::http::{HeaderName, StatusCode};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::{Api, PostParams};
+
+    use super::*;
+
+    /// An API server that is always too busy, and its count of requests.
+    async fn busy_api_server() -> (Config, Arc<AtomicU32>) {
+        let count = Arc::new(AtomicU32::new(0));
+        let counter = count.clone();
+        let busy = Router::new().fallback(async move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            (
+                StatusCode::TOO_MANY_REQUESTS,
+                [(HeaderName::from_static("retry-after"), "0")],
+            )
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async { axum::serve(listener, busy).await });
+        (
+            Config::new(format!("http://{address}").parse().unwrap()),
+            count,
+        )
+    }
+
+    #[tokio::test]
+    async fn each_request_is_sent_once() {
+        let (config, count) = busy_api_server().await;
+        let Clients { read, write } = clients(&config).unwrap();
+
+        Api::<ConfigMap>::default_namespaced(write)
+            .create(&PostParams::default(), &ConfigMap::default())
+            .await
+            .unwrap_err();
+        Api::<ConfigMap>::default_namespaced(read)
+            .get("one")
+            .await
+            .unwrap_err();
+
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+    }
 }

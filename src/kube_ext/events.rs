@@ -45,8 +45,22 @@ impl Events {
     /// Makes the two ends of the queue; `instance` is the pod's name, shown as the events' reporting instance.
     pub fn new(client: Client, instance: &str) -> (Self, EventWriter) {
         let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-        let reporter = Reporter { controller: CONTROLLER.into(), instance: Some(instance.into()) };
-        (Self { queue: sender, told: Arc::default(), repeat_window: REPEAT_WINDOW }, EventWriter { client, reporter, queue: receiver })
+        let reporter = Reporter {
+            controller: CONTROLLER.into(),
+            instance: Some(instance.into()),
+        };
+        (
+            Self {
+                queue: sender,
+                told: Arc::default(),
+                repeat_window: REPEAT_WINDOW,
+            },
+            EventWriter {
+                client,
+                reporter,
+                queue: receiver,
+            },
+        )
     }
 
     /// Tells an event about an object, without waiting; its note is cut to what the API server takes.
@@ -59,16 +73,27 @@ impl Events {
         }
         if let Err(refused) = self.queue.try_send((event, object.clone())) {
             let (event, object) = match &refused {
-                mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost) => lost,
+                mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost) => {
+                    lost
+                }
             };
-            tracing::warn!(reason = event.reason, object = object.name, "event dropped: the queue is full or closed");
+            tracing::warn!(
+                reason = event.reason,
+                object = object.name,
+                "event dropped: the queue is full or closed"
+            );
         }
     }
 
     fn told_already(&self, object: &ObjectReference, event: &Event) -> bool {
         let now = Instant::now();
         // A cluster-scoped object that was made again has another uid; name and kind are not needed beside it.
-        let key = (object.uid.clone(), object.name.clone(), event.reason.clone(), event.note.clone());
+        let key = (
+            object.uid.clone(),
+            object.name.clone(),
+            event.reason.clone(),
+            event.note.clone(),
+        );
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.retain(|_, at| now.duration_since(*at) < self.repeat_window);
         match told.entry(key) {
@@ -88,7 +113,12 @@ impl EventWriter {
             // A recorder for each: one that lives on answers a new message under a known reason by counting up the old message.
             let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
             if let Err(error) = call("POST events", recorder.publish(&event, &object)).await {
-                tracing::warn!(reason = event.reason, object = object.name, error = error_chain(&error), "event not written");
+                tracing::warn!(
+                    reason = event.reason,
+                    object = object.name,
+                    error = error_chain(&error),
+                    "event not written"
+                );
             }
         }
     }
@@ -102,15 +132,32 @@ mod tests {
 
     fn queue() -> (Events, mpsc::Receiver<(Event, ObjectReference)>) {
         let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-        (Events { queue: sender, told: Arc::default(), repeat_window: REPEAT_WINDOW }, receiver)
+        (
+            Events {
+                queue: sender,
+                told: Arc::default(),
+                repeat_window: REPEAT_WINDOW,
+            },
+            receiver,
+        )
     }
 
     fn object(uid: &str) -> ObjectReference {
-        ObjectReference { uid: Some(uid.into()), name: Some("one".into()), ..ObjectReference::default() }
+        ObjectReference {
+            uid: Some(uid.into()),
+            name: Some("one".into()),
+            ..ObjectReference::default()
+        }
     }
 
     fn event(reason: &str, note: &str) -> Event {
-        Event { type_: EventType::Normal, reason: reason.into(), note: Some(note.into()), action: "Create".into(), secondary: None }
+        Event {
+            type_: EventType::Normal,
+            reason: reason.into(),
+            note: Some(note.into()),
+            action: "Create".into(),
+            secondary: None,
+        }
     }
 
     #[test]

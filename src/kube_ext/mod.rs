@@ -72,7 +72,9 @@ pub enum CallError {
 impl CallError {
     fn of(call: &str, source: kube::Error) -> Self {
         let call = call.to_owned();
-        let kube::Error::Api(status) = &source else { return Self::Transient { call, source } };
+        let kube::Error::Api(status) = &source else {
+            return Self::Transient { call, source };
+        };
         match (status.code, status.reason.as_str()) {
             (409, _) => Self::Stale { call, source },
             (404, _) => Self::Gone { call, source },
@@ -88,7 +90,10 @@ impl CallError {
 ///
 /// # Errors
 /// See [`CallError`].
-pub async fn call<T>(label: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
+pub async fn call<T>(
+    label: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, CallError> {
     call_within(CALL_DEADLINE, label, request).await
 }
 
@@ -96,10 +101,17 @@ pub async fn call<T>(label: &str, request: impl Future<Output = kube::Result<T>>
 ///
 /// # Errors
 /// See [`CallError`].
-pub async fn call_within<T>(deadline: Duration, label: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
+pub async fn call_within<T>(
+    deadline: Duration,
+    label: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, CallError> {
     match crash_point::around("kubernetes", label, tokio::time::timeout(deadline, request)).await {
         Ok(outcome) => outcome.map_err(|source| CallError::of(label, source)),
-        Err(_) => Err(CallError::TimedOut { call: label.to_owned(), deadline }),
+        Err(_) => Err(CallError::TimedOut {
+            call: label.to_owned(),
+            deadline,
+        }),
     }
 }
 
@@ -123,15 +135,27 @@ pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
 const CAUSE_MAX_BYTES: usize = 1000;
 
 fn in_one_line(error: &(dyn std::error::Error + 'static)) -> String {
-    let (mut answer, mut unparsed) = (error.downcast_ref::<Box<Status>>(), error.downcast_ref::<serde_json::Error>());
+    let (mut answer, mut unparsed) = (
+        error.downcast_ref::<Box<Status>>(),
+        error.downcast_ref::<serde_json::Error>(),
+    );
     match error.downcast_ref() {
         Some(kube::Error::Api(status)) => answer = Some(status),
         Some(kube::Error::SerdeError(error)) => unparsed = Some(error),
         _ => {}
     }
     let mut text = match (answer, unparsed) {
-        (Some(status), _) => format!("{} ({})", status.message, format!("{} {}", status.code, status.reason).trim_end()),
-        (_, Some(error)) => format!("unexpected JSON ({:?}) at line {} column {}", error.classify(), error.line(), error.column()),
+        (Some(status), _) => format!(
+            "{} ({})",
+            status.message,
+            format!("{} {}", status.code, status.reason).trim_end()
+        ),
+        (_, Some(error)) => format!(
+            "unexpected JSON ({:?}) at line {} column {}",
+            error.classify(),
+            error.line(),
+            error.column()
+        ),
         _ => error.to_string(),
     };
     text.truncate(text.floor_char_boundary(CAUSE_MAX_BYTES));
@@ -174,9 +198,17 @@ mod tests {
 
     #[tokio::test]
     async fn call_without_an_answer_ends_at_the_deadline() {
-        let outcome = call_within::<()>(Duration::from_millis(10), "GET secrets", std::future::pending()).await;
+        let outcome = call_within::<()>(
+            Duration::from_millis(10),
+            "GET secrets",
+            std::future::pending(),
+        )
+        .await;
 
-        assert_eq!(outcome.unwrap_err().to_string(), "GET secrets: no answer within 0.01s");
+        assert_eq!(
+            outcome.unwrap_err().to_string(),
+            "GET secrets: no answer within 0.01s"
+        );
     }
 
     #[test]
@@ -184,25 +216,35 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]
         struct Outer(#[source] std::io::Error);
-        let timeout = kube::Error::Service(Box::new(Outer(std::io::Error::other("read timed\nout"))));
+        let timeout =
+            kube::Error::Service(Box::new(Outer(std::io::Error::other("read timed\nout"))));
 
         let line = error_chain(&CallError::of("PUT leases", timeout));
 
-        assert_eq!(line, "PUT leases: the API server did not do it: ServiceError: outer: read timed out");
+        assert_eq!(
+            line,
+            "PUT leases: the API server did not do it: ServiceError: outer: read timed out"
+        );
     }
 
     #[test]
     fn error_chain_tells_an_answer_once() {
         let line = error_chain(&CallError::of("PUT leases", answer(409, "Conflict")));
 
-        assert_eq!(line, "PUT leases: the object has changed meanwhile: no (409 Conflict)");
+        assert_eq!(
+            line,
+            "PUT leases: the object has changed meanwhile: no (409 Conflict)"
+        );
     }
 
     #[test]
     fn error_chain_does_not_quote_what_could_not_be_parsed() {
         let parse = serde_json::from_str::<u8>(r#""canary""#).unwrap_err();
 
-        let line = error_chain(&CallError::of("GET secrets", kube::Error::SerdeError(parse)));
+        let line = error_chain(&CallError::of(
+            "GET secrets",
+            kube::Error::SerdeError(parse),
+        ));
 
         assert!(!line.contains("canary"), "{line}");
         assert!(line.contains("unexpected JSON (Data) at line 1"), "{line}");

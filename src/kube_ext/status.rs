@@ -60,10 +60,19 @@ pub async fn add_finalizer<K>(api: &Api<K>, object: &K, finalizer: &str) -> Resu
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
 {
-    if object.finalizers().iter().any(|present| present == finalizer) {
+    if object
+        .finalizers()
+        .iter()
+        .any(|present| present == finalizer)
+    {
         return Ok(());
     }
-    let finalizers = object.finalizers().iter().cloned().chain([finalizer.to_owned()]).collect();
+    let finalizers = object
+        .finalizers()
+        .iter()
+        .cloned()
+        .chain([finalizer.to_owned()])
+        .collect();
     patch_finalizers(api, object, "finalizer add", finalizers).await
 }
 
@@ -75,15 +84,29 @@ pub async fn remove_finalizer<K>(api: &Api<K>, object: &K, finalizer: &str) -> R
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
 {
-    if object.finalizers().iter().all(|present| present != finalizer) {
+    if object
+        .finalizers()
+        .iter()
+        .all(|present| present != finalizer)
+    {
         return Ok(());
     }
-    let finalizers = object.finalizers().iter().filter(|present| *present != finalizer).cloned().collect();
+    let finalizers = object
+        .finalizers()
+        .iter()
+        .filter(|present| *present != finalizer)
+        .cloned()
+        .collect();
     patch_finalizers(api, object, "finalizer remove", finalizers).await
 }
 
 /// A merge patch replaces the whole list, which is safe because it is bound to the version whose list was read.
-async fn patch_finalizers<K>(api: &Api<K>, object: &K, what: &str, finalizers: Vec<String>) -> Result<(), CallError>
+async fn patch_finalizers<K>(
+    api: &Api<K>,
+    object: &K,
+    what: &str,
+    finalizers: Vec<String>,
+) -> Result<(), CallError>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
 {
@@ -93,7 +116,15 @@ where
         "finalizers": finalizers,
     }});
     let label = format!("PATCH {} {what}", K::plural(&()));
-    call(&label, api.patch_metadata(&object.name_any(), &PatchParams::default(), &Patch::Merge(body))).await?;
+    call(
+        &label,
+        api.patch_metadata(
+            &object.name_any(),
+            &PatchParams::default(),
+            &Patch::Merge(body),
+        ),
+    )
+    .await?;
     Ok(())
 }
 
@@ -104,9 +135,11 @@ pub fn status_changed(old: &Value, new: &Value) -> bool {
 
 fn without_nulls(value: Value) -> Value {
     match value {
-        Value::Object(fields) => {
-            fields.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name, without_nulls(value))).collect()
-        }
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (name, without_nulls(value)))
+            .collect(),
         Value::Array(items) => items.into_iter().map(without_nulls).collect(),
         scalar => scalar,
     }

@@ -15,7 +15,14 @@ def expected(key: str, nonce: str, blob: bytes = HOST_KEY) -> str:
     return hmac.HMAC(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()
 
 
+# `openssl dgst -mac HMAC` over the protocol's text with BOOT_KEY and the nonce abab…
+KNOWN = "d544e1f7bce58baa313fda8f4d750cfaee13462e194f42c13c638229ddadc5ec"
+
+
 class Hello(GuestTest):
+    def test_the_proof_is_the_one_that_openssl_computes(self) -> None:
+        self.assertEqual(self.machine.hello()["macs"]["boot"], KNOWN)
+
     def test_the_boot_key_proves_the_host_key_before_the_first_configure(self) -> None:
         answer = self.machine.hello()
         self.assertEqual(answer["macs"], {"boot": expected(BOOT_KEY, "ab" * 32)})

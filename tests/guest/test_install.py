@@ -88,7 +88,7 @@ class Install(GuestTest):
         self.assertEqual(self.machine.hello()["phase"], "Installed")
 
     def test_two_installs_at_once_exclude_each_other(self) -> None:
-        with self.machine.system() and guest.Files(self.machine.system()).locked("install.lock", 0):
+        with guest.Files(self.machine.system()).locked("install.lock", 0):
             with self.assertRaises(guest.Failure) as refused:
                 self.machine.install()
         self.assertEqual(refused.exception.error["code"], "Busy")

@@ -131,7 +131,7 @@ impl Look<'_> {
         }
         match looked_up {
             Some(look) if look.foreign.is_some() => self.name_taken(record, look.foreign, look.at),
-            Some(_) if self.still_offered(record, agent) => self.announce(ProvisioningRecord {
+            Some(_) if self.still_listed(record, agent) => self.announce(ProvisioningRecord {
                 at: MicroTime(self.now),
                 ..record.clone()
             }),
@@ -180,10 +180,10 @@ impl Look<'_> {
         }
     }
 
-    fn still_offered(&self, record: &ProvisioningRecord, agent: &Agent) -> bool {
+    fn still_listed(&self, record: &ProvisioningRecord, agent: &Agent) -> bool {
         agent.projects.contains(&record.project)
-            && agent.offers.iter().any(|offer| {
-                offer.server_type == record.server_type && offer.location == record.location
+            && agent.places.iter().any(|place| {
+                place.server_type == record.server_type && place.location == record.location
             })
     }
 
@@ -197,13 +197,13 @@ impl Look<'_> {
         let mut refusals = vec![];
         for name in &agent.projects {
             match self.opening(name) {
-                Ok((project, offer)) => {
+                Ok((project, place)) => {
                     return self.announce(ProvisioningRecord {
                         incarnation: i64::from(incarnation),
                         server_name: self.identity.server_name(self.fleet, incarnation),
                         project: project.name.clone(),
-                        server_type: offer.server_type.clone(),
-                        location: offer.location.clone(),
+                        server_type: place.server_type.clone(),
+                        location: place.location.clone(),
                         at: MicroTime(self.now),
                     });
                 }
@@ -213,7 +213,7 @@ impl Look<'_> {
         no_opening(refusals)
     }
 
-    fn opening(&self, name: &str) -> Result<(&ProjectView, &Offer), Refusal> {
+    fn opening(&self, name: &str) -> Result<(&ProjectView, &Place), Refusal> {
         self.usable(name).map_err(|(reason, message)| Refusal {
             reason,
             message,
@@ -238,15 +238,15 @@ impl Look<'_> {
                 until: None,
             });
         }
-        match &project.offer {
-            Some(Ok(offer)) => Ok((project, offer)),
+        match &project.place {
+            Some(Ok(place)) => Ok((project, place)),
             Some(Err(until)) => Err(Refusal {
                 reason: "OutOfStock",
                 message: format!("no listed server type is in stock in project {name}"),
                 until: Some(*until),
             }),
             None => Err(Refusal {
-                reason: "NoOffer",
+                reason: "NoPlace",
                 message: format!("project {name} has none of the listed types and locations"),
                 until: None,
             }),

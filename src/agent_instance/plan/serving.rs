@@ -58,8 +58,8 @@ impl Look<'_> {
         }
         match hello.map(|hello| &hello.phase) {
             None => self.contact(server, "has not told how far its installation is"),
-            Some(InstallPhase::Running(step)) => Plan {
-                stage: Stage::Installing(step.clone()),
+            Some(InstallPhase::Running) => Plan {
+                stage: Stage::Installing,
                 ..self.contact(server, "")
             },
             Some(InstallPhase::Failed(why)) => Plan {
@@ -74,7 +74,7 @@ impl Look<'_> {
     /// the next look.
     fn bootstrap(&self, server: &ServerView) -> Plan {
         if server.guest.proven.is_some() {
-            return Plan::wait(Stage::Booting("its host key is proven".into()));
+            return Plan::wait(Stage::Installing);
         }
         let waits_for_call = self
             .class()
@@ -181,7 +181,7 @@ impl Look<'_> {
         };
         let wanted = (agent.config_revision.clone(), tag.clone());
         match &server.guest.configured {
-            _ if server.guest.busy => Plan::wait(Stage::Configuring),
+            _ if server.guest.busy => Plan::wait(self.applying(server)),
             Some(configured) if configured.sent == wanted => match &configured.outcome {
                 Err(failure) if failure.lasting => Plan::wait(Stage::ConfigureFailed(
                     failure.reason.clone(),
@@ -202,7 +202,7 @@ impl Look<'_> {
             incarnation: Some(i64::from(server.incarnation)),
             epoch,
         };
-        Plan::act(Step::WriteVoice(voice), Stage::Configuring)
+        Plan::act(Step::WriteVoice(voice), self.applying(server))
     }
 
     fn epoch(&self, server: &ServerView) -> i64 {
@@ -218,8 +218,21 @@ impl Look<'_> {
         }
     }
 
+    fn applying(&self, server: &ServerView) -> Stage {
+        match self.world.spoken(server) {
+            Some(_) => Stage::Updating,
+            None => Stage::Installing,
+        }
+    }
+
     /// Each `configure` carries an epoch that was written down first, so that a late one can be told from the present (I11, I13).
     fn configure(&self, server: &ServerView) -> Plan {
+        if server.guest.hello.is_none() {
+            return Plan {
+                stage: self.applying(server),
+                ..self.contact(server, "")
+            };
+        }
         let voice = self
             .world
             .voice()
@@ -231,14 +244,14 @@ impl Look<'_> {
                     incarnation: server.incarnation,
                     epoch: voice.epoch,
                 },
-                Stage::Configuring,
+                self.applying(server),
             ),
             _ => {
                 let voice = VoiceRecord {
                     incarnation: Some(i64::from(server.incarnation)),
                     epoch: self.epoch(server) + 1,
                 };
-                Plan::act(Step::WriteVoice(voice), Stage::Configuring)
+                Plan::act(Step::WriteVoice(voice), self.applying(server))
             }
         }
     }

@@ -33,7 +33,7 @@ fn want() -> Want {
         "a",
         serde_json::from_value(serde_json::json!({"className": "small"})).unwrap(),
     );
-    match Desired::parse(&instance).unwrap() {
+    match Desired::parse(&instance) {
         Desired::Present(_, want) => *want,
         Desired::Absent(_) => unreachable!("no deletion timestamp"),
     }
@@ -51,8 +51,8 @@ fn agent() -> Agent {
     Agent::of(&class(), &want()).unwrap()
 }
 
-fn offer() -> Offer {
-    Offer {
+fn place() -> Place {
+    Place {
         server_type: "cx23".into(),
         location: "nbg1".into(),
     }
@@ -65,7 +65,7 @@ fn project(name: &str) -> ProjectView {
         synced: true,
         listed_at: Some(at(-5)),
         creates_held: None,
-        offer: Some(Ok(offer())),
+        place: Some(Ok(place())),
         firewall: true,
     }
 }
@@ -77,7 +77,6 @@ fn ready_to_create() -> World {
         class: ClassView::Usable(Box::new(agent())),
         secrets: SecretsView::Met { tag: "tag".into() },
         projects: vec![project("one"), project("two")],
-        settle: Duration::from_secs(120),
         ..World::default()
     }
 }
@@ -223,6 +222,13 @@ fn a_server_is_written_down_before_it_is_asked_for() {
 
 #[test]
 fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
+    let both = |view: ProjectView| {
+        let two = ProjectView {
+            name: "two".into(),
+            ..view.clone()
+        };
+        vec![view, two]
+    };
     let unusable = ProjectView {
         unusable: Some(("WrongProject", "x".into())),
         ..project("one")
@@ -240,7 +246,7 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
         ..project("one")
     };
     let sold_out = ProjectView {
-        offer: Some(Err(at(60))),
+        place: Some(Err(at(60))),
         ..project("one")
     };
     let table = [
@@ -271,16 +277,7 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
             "ProjectMissing",
         ),
         (
-            changed!(
-                ready_to_create(),
-                projects = vec![
-                    unusable.clone(),
-                    ProjectView {
-                        name: "two".into(),
-                        ..unusable
-                    }
-                ]
-            ),
+            changed!(ready_to_create(), projects = both(unusable)),
             "WrongProject",
         ),
         (
@@ -288,18 +285,15 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
             "ProjectNotListed",
         ),
         (
-            changed!(ready_to_create(), projects = vec![held.clone(), held]),
+            changed!(ready_to_create(), projects = both(held)),
             "QuotaExceeded",
         ),
         (
-            changed!(ready_to_create(), projects = vec![bare.clone(), bare]),
+            changed!(ready_to_create(), projects = both(bare)),
             "FirewallNotReady",
         ),
         (
-            changed!(
-                ready_to_create(),
-                projects = vec![sold_out.clone(), sold_out]
-            ),
+            changed!(ready_to_create(), projects = both(sold_out)),
             "OutOfStock",
         ),
     ];
@@ -315,7 +309,7 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
 #[test]
 fn the_next_project_is_taken_when_the_first_cannot_have_a_server() {
     let sold_out = ProjectView {
-        offer: Some(Err(at(60))),
+        place: Some(Err(at(60))),
         ..project("one")
     };
     let plan = present(&changed!(
@@ -496,7 +490,7 @@ fn an_installed_server_gets_the_voice_and_then_its_secrets() {
 #[test]
 fn a_running_or_failed_installation_is_told_and_watched() {
     for (phase, expected) in [
-        (InstallPhase::Running("packages".into()), "Installing"),
+        (InstallPhase::Running, "Installing"),
         (InstallPhase::Failed("clone".into()), "InstallFailed"),
     ] {
         let mut world = installed();
@@ -526,10 +520,34 @@ fn i4_a_serving_instance_is_left_alone() {
 }
 
 #[test]
+fn a_guest_is_greeted_before_it_is_given_anything_new() {
+    let world = changed!(serving(), status.secrets_tag = Some("old".into()));
+    let plan = present(&world);
+    assert_eq!(
+        plan.steps,
+        [Step::Hello {
+            server: 41,
+            incarnation: 1
+        }]
+    );
+    assert_eq!(plan.stage, Stage::Updating);
+}
+
+#[test]
 fn a_changed_secret_or_configuration_is_applied_in_place() {
+    let greeted = |mut world: World| {
+        world.servers[0].guest.hello = Some(Hello {
+            epoch: 3,
+            ..Hello::default()
+        });
+        world
+    };
     for world in [
-        changed!(serving(), status.secrets_tag = Some("old".into())),
-        changed!(serving(), status.config_revision = Some("old".into())),
+        changed!(greeted(serving()), status.secrets_tag = Some("old".into())),
+        changed!(
+            greeted(serving()),
+            status.config_revision = Some("old".into())
+        ),
     ] {
         assert_eq!(
             present(&world).steps,

@@ -75,7 +75,7 @@ mod tests {
                     .is_ok()
             );
         }
-        let later = start + Duration::from_secs(60);
+        let later = start + Duration::from_mins(1);
         assert_eq!(fuse.try_create(3, later).err(), Some(start + WINDOW));
         assert!(
             fuse.try_create(11, later).is_ok(),

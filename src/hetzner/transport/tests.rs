@@ -227,3 +227,90 @@ fn created_id_is_found_in_answers_of_creates() {
     assert_eq!(created_id(br#"{"ssh_key":{"id":9}}"#), Some(9));
     assert_eq!(created_id(br#"{"action":{"id":9}}"#), None);
 }
+
+/// What a subscriber of one test has written.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn mutations_are_logged_with_span_id_and_outcome_and_without_bodies() {
+    let written = Written::default();
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let endpoint = serve(|request| {
+        if request.starts_with("POST /v1/servers ") {
+            return Reply::json(
+                "201 Created",
+                &json!({"server": {"id": 42}, "root_password": "hunter2hunter2"}),
+            );
+        }
+        let refusal =
+            json!({"error": {"code": "locked", "message": format!("token '{}'", &TOKEN[..32])}});
+        Reply::json("423 Locked", &refusal)
+    })
+    .await;
+    let request = super::super::CreateServer {
+        name: "n".into(),
+        server_type: "t".into(),
+        location: "l".into(),
+        image: super::super::ImageId(1),
+        ssh_keys: vec![],
+        user_data: "boot-proof-key".into(),
+        labels: super::super::Labels::new(),
+        firewalls: vec![],
+        networks: vec![],
+        public_net: super::super::PublicNetRequest {
+            enable_ipv4: true,
+            enable_ipv6: true,
+        },
+        start_after_create: true,
+    };
+    let client = client(&endpoint);
+    let span = tracing::info_span!("step", instance = "ns/agent", incarnation = 3);
+    let entered = span.enter();
+    client.create_server(permit(), &request).await.unwrap();
+    client
+        .delete_server(permit(), ServerId(7))
+        .await
+        .unwrap_err();
+    client.get_server(permit(), ServerId(7)).await.unwrap_err();
+    drop(entered);
+    let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("hetzner mutation"))
+        .collect();
+    assert_eq!(lines.len(), 2, "a GET is no mutation: {log}");
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.contains("ns/agent") && line.contains("incarnation=3"))
+    );
+    assert!(
+        lines[0].contains("id=42") && lines[0].contains(r#"outcome="done""#),
+        "{log}"
+    );
+    assert!(lines[0].contains(r#"correlation_id="abc-1""#), "{log}");
+    assert!(
+        lines[1].contains("id=7") && lines[1].contains(r#"outcome="refused""#),
+        "{log}"
+    );
+    for secret in ["boot-proof-key", "hunter2", &TOKEN[..6]] {
+        assert!(!log.contains(secret), "{log}");
+    }
+}

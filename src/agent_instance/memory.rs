@@ -1,0 +1,147 @@
+//! What this process remembers of instances between two looks.
+//!
+//! All of it may be lost at any time: a restart begins with nothing and finds out again what it needs. What must survive is in the write-ahead
+//! records of the status.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::world::{Attempt, GuestView, LookUp, SecretsView, SendOutcome, Trouble};
+use crate::{api::ProvisioningRecord, error::Setback};
+
+/// What is remembered of one instance.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// The requests for the server in the provisioning record.
+    pub attempt: Attempt,
+    /// The epoch that was written ahead and not used yet.
+    pub fresh_epoch: Option<i64>,
+    /// The guests of its servers, by server id.
+    pub guests: BTreeMap<i64, GuestMemory>,
+    /// Versions of the object that our own writes have replaced: a view of one of them is out of date.
+    pub replaced: Vec<String>,
+    /// The Secret as it was measured last: what it was measured by, and the outcome.
+    pub secrets: Option<(String, SecretsView)>,
+    trouble: Option<Trouble>,
+    basis: String,
+}
+
+/// What is remembered of a guest.
+#[derive(Clone, Debug, Default)]
+pub struct GuestMemory {
+    /// What the plan may know.
+    pub view: GuestView,
+    /// The progress that it told last.
+    pub progress: String,
+    /// Whether its program is not the one that this operator brings.
+    pub outdated: bool,
+}
+
+impl Memory {
+    /// Begins with what a record that is found can mean: a request of an earlier process may still be under way (I1).
+    pub fn find_record(&mut self, record: &ProvisioningRecord, settle: Duration) {
+        let incarnation = u32::try_from(record.incarnation).unwrap_or_default();
+        if self.attempt.incarnation != incarnation {
+            let unsettled_until = record.at.0.checked_add(settle).ok();
+            self.attempt = Attempt {
+                incarnation,
+                unsettled_until,
+                ..Attempt::default()
+            };
+        }
+    }
+
+    /// A record was written: it permits one request.
+    pub fn announced(&mut self, record: &ProvisioningRecord) {
+        let incarnation = u32::try_from(record.incarnation).unwrap_or_default();
+        if self.attempt.incarnation != incarnation {
+            self.attempt = Attempt {
+                incarnation,
+                ..Attempt::default()
+            };
+        }
+        self.attempt.announced = Some(record.at.0);
+        self.attempt.looked_up = None;
+    }
+
+    /// The request that a record permitted is sent: from here on it may take effect, whatever is heard of it.
+    pub fn sends(&mut self, record: &ProvisioningRecord, now: Timestamp, settle: Duration) {
+        self.attempt.sent = Some(record.at.0);
+        self.attempt.outcome = SendOutcome::Unknown;
+        self.attempt.looked_up = None;
+        self.attempt.unsettled_until = self
+            .attempt
+            .unsettled_until
+            .max(now.checked_add(settle).ok());
+    }
+
+    /// The answer to that request. After a plain refusal nothing can come of it any more; `before` is what earlier requests left open.
+    pub fn answered(&mut self, outcome: SendOutcome, before: Option<Timestamp>) {
+        if matches!(outcome, SendOutcome::OutOfStock | SendOutcome::Refused) {
+            self.attempt.unsettled_until = before;
+        }
+        self.attempt.outcome = outcome;
+    }
+
+    /// What a look-up by name, begun at `at`, has found.
+    pub fn looked_up(&mut self, at: Timestamp, foreign: Option<i64>) {
+        self.attempt.looked_up = Some(LookUp { at, foreign });
+    }
+
+    /// The guest of a server.
+    pub fn guest(&mut self, server: i64) -> &mut GuestMemory {
+        self.guests.entry(server).or_default()
+    }
+
+    /// The trouble that still matters: a lasting one ends when what it was based on (spec, class, Secret) changes.
+    pub fn trouble(&mut self, basis: &str) -> Option<Trouble> {
+        if self.basis != basis {
+            basis.clone_into(&mut self.basis);
+            self.trouble = self.trouble.take().filter(|trouble| !trouble.stalled);
+        }
+        self.trouble.clone()
+    }
+
+    /// A step has failed; the pause grows with each time in a row.
+    pub fn failed(&mut self, setback: Setback, now: Timestamp) {
+        let times = self.trouble.as_ref().map_or(0, |trouble| trouble.times) + 1;
+        let pause = setback.pause(times);
+        self.trouble = Some(Trouble {
+            reason: setback.reason,
+            message: setback.message,
+            until: now.checked_add(pause).unwrap_or(now),
+            stalled: setback.stalled,
+            times,
+        });
+    }
+
+    /// A step has succeeded.
+    pub fn succeeded(&mut self) {
+        self.trouble = None;
+    }
+}
+
+/// What is remembered of all instances, by UID.
+#[derive(Debug, Default)]
+pub struct Memories(Mutex<HashMap<String, Memory>>);
+
+impl Memories {
+    /// Uses what is remembered of one instance.
+    pub fn with<T>(&self, uid: &str, use_it: impl FnOnce(&mut Memory) -> T) -> T {
+        use_it(self.lock().entry(uid.to_owned()).or_default())
+    }
+
+    /// Forgets an instance that is gone.
+    pub fn forget(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
