@@ -13,11 +13,9 @@ fn class_with(pointer: &str, value: Value) -> Value {
 }
 
 fn with(mut object: Value, pointer: &str, value: Value) -> Value {
-    let (parent, key) = pointer.rsplit_once('/').unwrap();
-    let parent = object.pointer_mut(parent).unwrap();
-    match parent.as_object_mut() {
-        Some(fields) => drop(fields.insert(key.to_owned(), value)),
-        None => parent[key.parse::<usize>().unwrap()] = value,
+    let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
+    if let Some(parent) = object.pointer_mut(parent) {
+        parent[key] = value;
     }
     object
 }

@@ -187,6 +187,25 @@ impl Bed {
         Arc::clone(&self.simulator)
     }
 
+    /// The mutations that the cloud accepted after the one of that number, as `POST /servers`; the holder label, written at each take-over of
+    /// the lease, left out.
+    pub fn mutations_after(&self, seq: u64) -> Vec<String> {
+        let mutations = self.cloud().mutations(seq).into_iter();
+        let told = mutations.map(|mutation| format!("{} {}", mutation.method, mutation.route));
+        told.filter(|mutation| mutation != "PUT /ssh_keys/{id}").collect()
+    }
+
+    /// Number of the latest mutation.
+    pub fn latest_mutation(&self) -> u64 {
+        self.cloud().mutations(0).last().map_or(0, |mutation| mutation.seq)
+    }
+
+    /// How often a route was asked, whatever the answer.
+    pub fn requests_to(&self, method: &str, route: &str) -> u64 {
+        let routes = self.cloud().requests().into_iter();
+        routes.filter(|asked| asked.method == method && asked.route == route).map(|asked| asked.count).sum()
+    }
+
     /// The directory of this bed's files.
     pub fn dir(&self) -> &std::path::Path {
         &self.dir
@@ -218,6 +237,22 @@ impl Bed {
         }
     }
 
+    /// Waits until a condition of an object says all of these words; answers that condition.
+    ///
+    /// # Errors
+    /// Fails at the deadline, with the conditions as they are then.
+    pub async fn told(&self, object: (&str, Option<&str>, &str), words: &[&str]) -> Outcome<Value> {
+        let mut last = Value::Null;
+        let what = format!("{} {} says {words:?}", object.0, object.2);
+        let waited = wait::wait_for(&what, async || {
+            last = self.cluster.get(object.0, object.1, object.2).await?.map_or(Value::Null, |found| found["status"]["conditions"].clone());
+            let says = |found: &&Value| words.iter().all(|word| found["message"].as_str().is_some_and(|message| message.contains(word)));
+            Ok(last.as_array().into_iter().flatten().find(says).cloned())
+        })
+        .await;
+        waited.map_err(|failure| Failure::new(format!("{failure}; its conditions are {last:#}")))
+    }
+
     /// What the operator has written to Kubernetes since the bed began.
     ///
     /// # Errors
@@ -243,6 +278,11 @@ impl Bed {
             ensure(left == (0, 0, 0, 0), || format!("left at Hetzner: {project:?}"))?;
         }
         Ok(())
+    }
+
+    /// Ends the bed without checking anything.
+    pub fn close(mut self) {
+        self.finished = true;
     }
 
     /// Ends the bed after checking what holds in every test: one server, one voice, secrets where they belong, no root password.
@@ -300,7 +340,13 @@ impl Instance<'_> {
     /// # Errors
     /// Fails at the deadline, or when Ready is not the truth.
     pub async fn ready(&self) -> Outcome<u64> {
-        self.condition("Ready", "True", "Serving").await?;
+        let what = format!("{} is Ready", self.name);
+        let waited = wait::wait_until(&what, async || {
+            Ok(oracle::condition(&self.status().await?, "Ready").is_some_and(|ready| ready["status"] == "True"))
+        });
+        if let Err(failure) = waited.await {
+            return Err(Failure::new(format!("{failure}; its status is {:#}", self.status().await?)));
+        }
         let id = self.status().await?["server"]["id"].as_u64().ok_or_else(|| Failure::new("Ready without a server"))?;
         ensure(self.bed.voices.speaks(id)?, || format!("{} is Ready and its agent does not run on server {id}", self.name))?;
         Ok(id)
@@ -312,6 +358,14 @@ impl Instance<'_> {
     /// Fails at the deadline.
     pub async fn condition(&self, kind: &str, status: &str, reason: &str) -> Outcome<String> {
         self.bed.condition(("AgentInstance", Some(TENANT), &self.name), kind, status, reason).await
+    }
+
+    /// Waits until one of its conditions says all of these words; answers that condition.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn told(&self, words: &[&str]) -> Outcome<Value> {
+        self.bed.told(("AgentInstance", Some(TENANT), &self.name), words).await
     }
 
     /// A file on its server.

@@ -1,6 +1,6 @@
 //! What must hold in every test, told from the simulator's ledger, the machines' disks and the audit log, never from the operator's own words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -10,9 +10,11 @@ use base64::Engine as _;
 use hetzner_sim::{Life, Origin, ProjectView};
 use serde_json::Value;
 
+use crate::audit::Write;
 use crate::bed::Bed;
 use crate::failure::{Failure, Outcome, ensure};
 use crate::manifests::SECRET_FILE;
+use crate::wait;
 
 /// A condition in a status.
 pub fn condition<'a>(status: &'a Value, kind: &str) -> Option<&'a Value> {
@@ -47,20 +49,35 @@ pub fn no_root_password(projects: &[ProjectView]) -> Outcome {
     ensure(projects.iter().all(|project| project.root_passwords == 0), || format!("root passwords were handed out: {projects:?}"))
 }
 
-/// Watches for a while, and fails when anything is written: to Hetzner, to Kubernetes (the Lease excepted) or to a server (I4).
+/// How long nothing may be written before it counts as calm: longer than any period of the operator, which is 10 s for a class's counts.
+const CALM: Duration = Duration::from_secs(12);
+
+/// Fails unless writing ends: to Hetzner, to Kubernetes (the Lease excepted) and to servers (I4).
 ///
 /// # Errors
-/// As said.
-pub async fn calm(bed: &Bed, window: Duration) -> Outcome {
-    let before = bed.cloud().mutations(0).len();
-    let writes_before = bed.writes()?.len();
-    let disks_before = disks(bed)?;
-    tokio::time::sleep(window).await;
-    let mutations = bed.cloud().mutations(0).split_off(before);
-    ensure(mutations.is_empty(), || format!("written to Hetzner while nothing changed: {mutations:#?}"))?;
-    let written: Vec<_> = bed.writes()?.split_off(writes_before).into_iter().filter(|write| !write.is_lease()).collect();
-    ensure(written.is_empty(), || format!("written to Kubernetes while nothing changed: {written:#?}"))?;
-    ensure(disks(bed)? == disks_before, || "written to a server while nothing changed".to_owned())
+/// As said, with what was written last.
+pub async fn calm(bed: &Bed) -> Outcome {
+    let mut written = String::new();
+    let waited = wait::wait_until("nothing is written any more", async || {
+        let (mutation, writes, disks) = (bed.latest_mutation(), lasting_writes(bed)?, disks(bed)?);
+        tokio::time::sleep(CALM).await;
+        let mutations: Vec<_> = bed.cloud().mutations(mutation);
+        let since = lasting_writes(bed)?.split_off(writes.len());
+        let changed: Vec<_> = disks_changed(&disks, &self::disks(bed)?);
+        written = format!("to Hetzner: {mutations:#?}; to Kubernetes: {since:#?}; to servers: {changed:#?}");
+        Ok(mutations.is_empty() && since.is_empty() && changed.is_empty())
+    })
+    .await;
+    waited.map_err(|failure| Failure::new(format!("{failure}; written last: {written}")))
+}
+
+fn lasting_writes(bed: &Bed) -> Outcome<Vec<Write>> {
+    Ok(bed.writes()?.into_iter().filter(|write| !write.is_lease()).collect())
+}
+
+fn disks_changed(before: &BTreeMap<PathBuf, Vec<u8>>, after: &BTreeMap<PathBuf, Vec<u8>>) -> Vec<PathBuf> {
+    let paths: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    paths.into_iter().filter(|path| before.get(*path) != after.get(*path)).cloned().collect()
 }
 
 /// Content of all files of all machines.

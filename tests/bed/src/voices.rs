@@ -55,7 +55,7 @@ impl Voices {
         let mut by_instance: BTreeMap<_, Vec<(Speech, u64)>> = BTreeMap::new();
         for life in lives {
             let label = |key: &str| life.labels.get(&format!("agentfleet.dev/{key}")).cloned();
-            let end = life.deleted.map_or(i64::MAX, |at| at.as_millisecond());
+            let end = life.deleted.map_or(i64::MAX, jiff::Timestamp::as_millisecond);
             // A machine that is deleted falls silent with it, whatever its notes say.
             let spoken = self.speeches(life.server)?.into_iter().map(|(from, until)| ((from, until.min(end)), life.server));
             by_instance.entry((label("namespace"), label("name"))).or_default().extend(spoken);

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use crate::failure::{Failure, Outcome};
 
 /// Bounds every wait; it is used up by a failure only.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
