@@ -30,7 +30,10 @@ impl Audit {
     /// # Errors
     /// Fails when there is no log.
     pub fn from_now(path: &std::path::Path) -> Outcome<Self> {
-        Ok(Self { path: path.to_owned(), from: std::fs::metadata(path)?.len() })
+        Ok(Self {
+            path: path.to_owned(),
+            from: std::fs::metadata(path)?.len(),
+        })
     }
 
     /// What was logged since, as text.
@@ -53,26 +56,47 @@ impl Audit {
         let text = self.text()?;
         // The last line may be half written.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let events = whole.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-        Ok(events.into_iter().filter(|event| is_write_of(event, user)).map(Write::of).collect())
+        let events = whole
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<Vec<Value>, _>>()?;
+        Ok(events
+            .into_iter()
+            .filter(|event| is_write_of(event, user))
+            .map(Write::of)
+            .collect())
     }
 }
 
 fn is_write_of(event: &Value, user: &str) -> bool {
     let verb = event["verb"].as_str().unwrap_or_default();
     event["user"]["username"] == user
-        && matches!(verb, "create" | "update" | "patch" | "delete" | "deletecollection")
+        && matches!(
+            verb,
+            "create" | "update" | "patch" | "delete" | "deletecollection"
+        )
         && event["stage"] == "ResponseComplete"
-        && event["responseStatus"]["code"].as_u64().is_some_and(|code| code < 300)
+        && event["responseStatus"]["code"]
+            .as_u64()
+            .is_some_and(|code| code < 300)
 }
 
 impl Write {
     fn of(event: Value) -> Self {
-        let said = |field: &str| event["objectRef"][field].as_str().unwrap_or_default().to_owned();
+        let said = |field: &str| {
+            event["objectRef"][field]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
         let resource = [said("resource"), said("subresource")].join("/");
         let resource = resource.trim_end_matches('/');
         let object = [said("namespace"), said("name")].join("/");
-        let what = format!("{} {resource} {}", event["verb"].as_str().unwrap_or_default(), object.trim_start_matches('/'));
+        let what = format!(
+            "{} {resource} {}",
+            event["verb"].as_str().unwrap_or_default(),
+            object.trim_start_matches('/')
+        );
         Self { what, event }
     }
 

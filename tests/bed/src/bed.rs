@@ -37,13 +37,22 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { simulator: None, cloud: quick_cloud(), operator: true, dir: None }
+        Self {
+            simulator: None,
+            cloud: quick_cloud(),
+            operator: true,
+            dir: None,
+        }
     }
 }
 
 /// A cloud whose machines boot at once.
 pub fn quick_cloud() -> Config {
-    Config { tokens: vec![TOKEN.into()], machines: MachineKind::Fake, ..Config::default() }
+    Config {
+        tokens: vec![TOKEN.into()],
+        machines: MachineKind::Fake,
+        ..Config::default()
+    }
 }
 
 /// All that a test needs.
@@ -88,7 +97,10 @@ impl Bed {
     ///
     /// # Errors
     /// Fails when a part cannot be started.
-    pub async fn pair(first: Options, second: impl FnOnce(&Self) -> Options) -> Outcome<(Self, Self)> {
+    pub async fn pair(
+        first: Options,
+        second: impl FnOnce(&Self) -> Options,
+    ) -> Outcome<(Self, Self)> {
         let mut turns = Turns::take(2).await?;
         let first = Self::on(turns.control_plane().await?, first).await?;
         let options = second(&first);
@@ -105,12 +117,27 @@ impl Bed {
             None => Arc::new(Simulator::start(options.cloud).await?),
         };
         let kubeconfig = dir.join("operator.kubeconfig");
-        write_private(&kubeconfig, &cluster.kubeconfig_of("agentfleet")?.to_string())?;
+        write_private(
+            &kubeconfig,
+            &cluster.kubeconfig_of("agentfleet")?.to_string(),
+        )?;
         let (endpoint, guest_port) = (simulator.endpoint(), simulator.ssh_port());
-        let operator = Operator::new(Setup { kubeconfig, endpoint, guest_port, dir: dir.clone() })?;
+        let operator = Operator::new(Setup {
+            kubeconfig,
+            endpoint,
+            guest_port,
+            dir: dir.clone(),
+        })?;
         let voices = Voices::listen(simulator.control(), dir.join("voices"))?;
         let mut bed = Self {
-            operator, cluster, audit, canaries: Canaries::default(), voices, simulator, dir, finished: false,
+            operator,
+            cluster,
+            audit,
+            canaries: Canaries::default(),
+            voices,
+            simulator,
+            dir,
+            finished: false,
             _control_plane: control_plane,
         };
         bed.cluster.apply(&manifests::namespace(TENANT)).await?;
@@ -126,7 +153,9 @@ impl Bed {
     /// Fails with what the API server says.
     pub async fn apply_basics(&self) -> Outcome {
         self.apply_token(manifests::PROJECT, TOKEN).await?;
-        self.cluster.apply(&manifests::project(manifests::PROJECT)).await?;
+        self.cluster
+            .apply(&manifests::project(manifests::PROJECT))
+            .await?;
         self.cluster.apply(&manifests::class()).await?;
         Ok(())
     }
@@ -136,7 +165,12 @@ impl Bed {
     /// # Errors
     /// Fails with what the API server says.
     pub async fn apply_token(&self, project: &str, token: &str) -> Outcome {
-        let secret = manifests::secret(crate::control_plane::SYSTEM, &manifests::token_secret(project), "token", token);
+        let secret = manifests::secret(
+            crate::control_plane::SYSTEM,
+            &manifests::token_secret(project),
+            "token",
+            token,
+        );
         self.cluster.apply(&secret).await?;
         Ok(())
     }
@@ -147,7 +181,9 @@ impl Bed {
     /// Fails with what the API server says.
     pub async fn apply_secret(&self, name: &str) -> Outcome<String> {
         let value = self.canaries.fresh();
-        self.cluster.apply(&manifests::secret(TENANT, name, "API_KEY", &value)).await?;
+        self.cluster
+            .apply(&manifests::secret(TENANT, name, "API_KEY", &value))
+            .await?;
         Ok(value)
     }
 
@@ -168,13 +204,18 @@ impl Bed {
     /// Fails with what the API server says.
     pub async fn create(&self, name: &str) -> Outcome<Instance<'_>> {
         self.apply_secret(name).await?;
-        self.cluster.apply(&manifests::instance(TENANT, name)).await?;
+        self.cluster
+            .apply(&manifests::instance(TENANT, name))
+            .await?;
         Ok(self.instance(name))
     }
 
     /// An instance of that name, whether or not it exists.
     pub fn instance(&self, name: &str) -> Instance<'_> {
-        Instance { bed: self, name: name.to_owned() }
+        Instance {
+            bed: self,
+            name: name.to_owned(),
+        }
     }
 
     /// Control over the simulated cloud, and its ledger.
@@ -192,18 +233,25 @@ impl Bed {
     pub fn mutations_after(&self, seq: u64) -> Vec<String> {
         let mutations = self.cloud().mutations(seq).into_iter();
         let told = mutations.map(|mutation| format!("{} {}", mutation.method, mutation.route));
-        told.filter(|mutation| mutation != "PUT /ssh_keys/{id}").collect()
+        told.filter(|mutation| mutation != "PUT /ssh_keys/{id}")
+            .collect()
     }
 
     /// Number of the latest mutation.
     pub fn latest_mutation(&self) -> u64 {
-        self.cloud().mutations(0).last().map_or(0, |mutation| mutation.seq)
+        self.cloud()
+            .mutations(0)
+            .last()
+            .map_or(0, |mutation| mutation.seq)
     }
 
     /// How often a route was asked, whatever the answer.
     pub fn requests_to(&self, method: &str, route: &str) -> u64 {
         let routes = self.cloud().requests().into_iter();
-        routes.filter(|asked| asked.method == method && asked.route == route).map(|asked| asked.count).sum()
+        routes
+            .filter(|asked| asked.method == method && asked.route == route)
+            .map(|asked| asked.count)
+            .sum()
     }
 
     /// The directory of this bed's files.
@@ -215,7 +263,11 @@ impl Bed {
     ///
     /// # Errors
     /// Fails at the deadline.
-    pub async fn wait_until(&self, what: &str, look: impl AsyncFnMut() -> Outcome<bool>) -> Outcome {
+    pub async fn wait_until(
+        &self,
+        what: &str,
+        look: impl AsyncFnMut() -> Outcome<bool>,
+    ) -> Outcome {
         wait::wait_until(what, look).await
     }
 
@@ -223,13 +275,25 @@ impl Bed {
     ///
     /// # Errors
     /// Fails at the deadline, with the conditions as they are then.
-    pub async fn condition(&self, object: (&str, Option<&str>, &str), kind: &str, status: &str, reason: &str) -> Outcome<String> {
+    pub async fn condition(
+        &self,
+        object: (&str, Option<&str>, &str),
+        kind: &str,
+        status: &str,
+        reason: &str,
+    ) -> Outcome<String> {
         let mut last = Value::Null;
         let what = format!("{} {} has {kind}={status}/{reason}", object.0, object.2);
         let waited = wait::wait_for(&what, async || {
-            last = self.cluster.get(object.0, object.1, object.2).await?.map_or(Value::Null, |found| found["status"].clone());
+            last = self
+                .cluster
+                .get(object.0, object.1, object.2)
+                .await?
+                .map_or(Value::Null, |found| found["status"].clone());
             let found = oracle::condition(&last, kind);
-            Ok(found.filter(|found| found["status"] == status && found["reason"] == reason).cloned())
+            Ok(found
+                .filter(|found| found["status"] == status && found["reason"] == reason)
+                .cloned())
         });
         match waited.await {
             Ok(found) => Ok(found["message"].as_str().unwrap_or_default().to_owned()),
@@ -245,8 +309,18 @@ impl Bed {
         let mut last = Value::Null;
         let what = format!("{} {} says {words:?}", object.0, object.2);
         let waited = wait::wait_for(&what, async || {
-            last = self.cluster.get(object.0, object.1, object.2).await?.map_or(Value::Null, |found| found["status"]["conditions"].clone());
-            let says = |found: &&Value| words.iter().all(|word| found["message"].as_str().is_some_and(|message| message.contains(word)));
+            last = self
+                .cluster
+                .get(object.0, object.1, object.2)
+                .await?
+                .map_or(Value::Null, |found| found["status"]["conditions"].clone());
+            let says = |found: &&Value| {
+                words.iter().all(|word| {
+                    found["message"]
+                        .as_str()
+                        .is_some_and(|message| message.contains(word))
+                })
+            };
             Ok(last.as_array().into_iter().flatten().find(says).cloned())
         })
         .await;
@@ -269,13 +343,25 @@ impl Bed {
         for kind in ["AgentInstance", "AgentClass", "HetznerProject"] {
             for object in self.cluster.list(kind).await? {
                 let name = object["metadata"]["name"].as_str().unwrap_or_default();
-                self.cluster.delete(kind, object["metadata"]["namespace"].as_str(), name).await?;
+                self.cluster
+                    .delete(kind, object["metadata"]["namespace"].as_str(), name)
+                    .await?;
             }
-            wait::wait_until(&format!("no {kind} is left"), async || Ok(self.cluster.list(kind).await?.is_empty())).await?;
+            wait::wait_until(&format!("no {kind} is left"), async || {
+                Ok(self.cluster.list(kind).await?.is_empty())
+            })
+            .await?;
         }
         for project in self.cloud().projects() {
-            let left = (project.servers, project.firewalls, project.ssh_keys, project.primary_ips);
-            ensure(left == (0, 0, 0, 0), || format!("left at Hetzner: {project:?}"))?;
+            let left = (
+                project.servers,
+                project.firewalls,
+                project.ssh_keys,
+                project.primary_ips,
+            );
+            ensure(left == (0, 0, 0, 0), || {
+                format!("left at Hetzner: {project:?}")
+            })?;
         }
         Ok(())
     }
@@ -306,7 +392,11 @@ impl Drop for Bed {
             // What cannot be removed now is in the way of nobody.
             let _ = std::fs::remove_dir_all(&self.dir);
         } else {
-            eprintln!("the operator's last words (more in {}):\n{}", self.dir.display(), self.operator.last_words());
+            eprintln!(
+                "the operator's last words (more in {}):\n{}",
+                self.dir.display(),
+                self.operator.last_words()
+            );
         }
     }
 }
@@ -324,7 +414,10 @@ impl Instance<'_> {
     /// # Errors
     /// Fails with what the API server says.
     pub async fn object(&self) -> Outcome<Option<Value>> {
-        self.bed.cluster.get("AgentInstance", Some(TENANT), &self.name).await
+        self.bed
+            .cluster
+            .get("AgentInstance", Some(TENANT), &self.name)
+            .await
     }
 
     /// Its status; null when there is none.
@@ -332,7 +425,10 @@ impl Instance<'_> {
     /// # Errors
     /// Fails with what the API server says.
     pub async fn status(&self) -> Outcome<Value> {
-        Ok(self.object().await?.map_or(Value::Null, |object| object["status"].clone()))
+        Ok(self
+            .object()
+            .await?
+            .map_or(Value::Null, |object| object["status"].clone()))
     }
 
     /// Waits until it is Ready, and its agent runs on a machine with the Secret of now; answers the server's id.
@@ -342,13 +438,24 @@ impl Instance<'_> {
     pub async fn ready(&self) -> Outcome<u64> {
         let what = format!("{} is Ready", self.name);
         let waited = wait::wait_until(&what, async || {
-            Ok(oracle::condition(&self.status().await?, "Ready").is_some_and(|ready| ready["status"] == "True"))
+            Ok(oracle::condition(&self.status().await?, "Ready")
+                .is_some_and(|ready| ready["status"] == "True"))
         });
         if let Err(failure) = waited.await {
-            return Err(Failure::new(format!("{failure}; its status is {:#}", self.status().await?)));
+            return Err(Failure::new(format!(
+                "{failure}; its status is {:#}",
+                self.status().await?
+            )));
         }
-        let id = self.status().await?["server"]["id"].as_u64().ok_or_else(|| Failure::new("Ready without a server"))?;
-        ensure(self.bed.voices.speaks(id)?, || format!("{} is Ready and its agent does not run on server {id}", self.name))?;
+        let id = self.status().await?["server"]["id"]
+            .as_u64()
+            .ok_or_else(|| Failure::new("Ready without a server"))?;
+        ensure(self.bed.voices.speaks(id)?, || {
+            format!(
+                "{} is Ready and its agent does not run on server {id}",
+                self.name
+            )
+        })?;
         Ok(id)
     }
 
@@ -357,7 +464,14 @@ impl Instance<'_> {
     /// # Errors
     /// Fails at the deadline.
     pub async fn condition(&self, kind: &str, status: &str, reason: &str) -> Outcome<String> {
-        self.bed.condition(("AgentInstance", Some(TENANT), &self.name), kind, status, reason).await
+        self.bed
+            .condition(
+                ("AgentInstance", Some(TENANT), &self.name),
+                kind,
+                status,
+                reason,
+            )
+            .await
     }
 
     /// Waits until one of its conditions says all of these words; answers that condition.
@@ -365,7 +479,9 @@ impl Instance<'_> {
     /// # Errors
     /// Fails at the deadline.
     pub async fn told(&self, words: &[&str]) -> Outcome<Value> {
-        self.bed.told(("AgentInstance", Some(TENANT), &self.name), words).await
+        self.bed
+            .told(("AgentInstance", Some(TENANT), &self.name), words)
+            .await
     }
 
     /// A file on its server.
@@ -374,7 +490,9 @@ impl Instance<'_> {
     /// Fails when it has no server.
     pub async fn file(&self, path: &str) -> Outcome<Option<String>> {
         let status = self.status().await?;
-        let id = status["server"]["id"].as_u64().ok_or_else(|| Failure::new(format!("{} has no server", self.name)))?;
+        let id = status["server"]["id"]
+            .as_u64()
+            .ok_or_else(|| Failure::new(format!("{} has no server", self.name)))?;
         let root = self.bed.cloud().machine(id)?.root;
         Ok(std::fs::read_to_string(root.join(path.trim_start_matches('/'))).ok())
     }
@@ -384,8 +502,17 @@ impl Instance<'_> {
     /// # Errors
     /// Fails at the deadline.
     pub async fn has_in_file(&self, path: &str, text: &str) -> Outcome {
-        let what = format!("{path} on the server of {} holds what was declared", self.name);
-        wait::wait_until(&what, async || Ok(self.file(path).await?.is_some_and(|content| content.contains(text)))).await
+        let what = format!(
+            "{path} on the server of {} holds what was declared",
+            self.name
+        );
+        wait::wait_until(&what, async || {
+            Ok(self
+                .file(path)
+                .await?
+                .is_some_and(|content| content.contains(text)))
+        })
+        .await
     }
 
     /// Sets an annotation, as the admin.
@@ -394,7 +521,10 @@ impl Instance<'_> {
     /// Fails with what the API server says.
     pub async fn annotate(&self, key: &str, value: &str) -> Outcome {
         let patch = json!({"metadata": {"annotations": {key: value}}});
-        self.bed.cluster.merge("AgentInstance", Some(TENANT), &self.name, patch).await
+        self.bed
+            .cluster
+            .merge("AgentInstance", Some(TENANT), &self.name, patch)
+            .await
     }
 
     /// Asks for its deletion.
@@ -402,7 +532,10 @@ impl Instance<'_> {
     /// # Errors
     /// Fails with what the API server says.
     pub async fn delete(&self) -> Outcome {
-        self.bed.cluster.delete("AgentInstance", Some(TENANT), &self.name).await
+        self.bed
+            .cluster
+            .delete("AgentInstance", Some(TENANT), &self.name)
+            .await
     }
 
     /// Waits until the object is gone.
@@ -411,9 +544,17 @@ impl Instance<'_> {
     /// Fails at the deadline.
     pub async fn gone(&self) -> Outcome {
         let what = format!("{} is gone", self.name);
-        wait::wait_until(&what, async || Ok(self.object().await?.is_none())).await.map_err(|failure| {
-            let left: Vec<_> = self.bed.cloud().servers().iter().map(|server| server["name"].clone()).collect();
-            Failure::new(format!("{failure}; servers left: {left:?}"))
-        })
+        wait::wait_until(&what, async || Ok(self.object().await?.is_none()))
+            .await
+            .map_err(|failure| {
+                let left: Vec<_> = self
+                    .bed
+                    .cloud()
+                    .servers()
+                    .iter()
+                    .map(|server| server["name"].clone())
+                    .collect();
+                Failure::new(format!("{failure}; servers left: {left:?}"))
+            })
     }
 }

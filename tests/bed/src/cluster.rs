@@ -38,11 +38,25 @@ fn resource(kind: &str) -> Outcome<ApiResource> {
         "RoleBinding" => ("rbac.authorization.k8s.io", "v1", "rolebindings"),
         _ => return Err(Failure::new(format!("the bed knows no kind {kind}"))),
     };
-    Ok(ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural))
+    Ok(ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk(group, version, kind),
+        plural,
+    ))
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> Outcome<&'a str> {
-    object.pointer(pointer).and_then(Value::as_str).ok_or_else(|| Failure::new(format!("no {pointer} in {object}")))
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .ok_or_else(|| Failure::new(format!("no {pointer} in {object}")))
+}
+
+/// A YAML document as JSON.
+///
+/// # Errors
+/// Fails when it is none.
+pub fn from_yaml(document: &[u8]) -> Outcome<Value> {
+    Ok(serde_saphyr::from_slice(document)?)
 }
 
 impl Cluster {
@@ -57,7 +71,11 @@ impl Cluster {
     }
 
     fn of(config: Config, kubeconfig: &Path) -> Outcome<Self> {
-        Ok(Self { client: Client::try_from(config.clone())?, config, kubeconfig: kubeconfig.to_owned() })
+        Ok(Self {
+            client: Client::try_from(config.clone())?,
+            config,
+            kubeconfig: kubeconfig.to_owned(),
+        })
     }
 
     /// The same cluster as another user sees it.
@@ -84,7 +102,10 @@ impl Cluster {
     }
 
     fn api_of(&self, object: &Value) -> Outcome<Api<DynamicObject>> {
-        self.api(text(object, "/kind")?, text(object, "/metadata/namespace").ok())
+        self.api(
+            text(object, "/kind")?,
+            text(object, "/metadata/namespace").ok(),
+        )
     }
 
     /// Applies an object; answers it as it is then.
@@ -93,7 +114,14 @@ impl Cluster {
     /// Fails with what the API server says.
     pub async fn apply(&self, object: &Value) -> Outcome<Value> {
         let params = PatchParams::apply("bed").force();
-        let applied = self.api_of(object)?.patch(text(object, "/metadata/name")?, &params, &Patch::Apply(object)).await?;
+        let applied = self
+            .api_of(object)?
+            .patch(
+                text(object, "/metadata/name")?,
+                &params,
+                &Patch::Apply(object),
+            )
+            .await?;
         Ok(serde_json::to_value(applied)?)
     }
 
@@ -102,7 +130,13 @@ impl Cluster {
     /// # Errors
     /// Fails with what the API server says.
     pub async fn create(&self, object: &Value) -> Outcome<Value> {
-        let created = self.api_of(object)?.create(&PostParams::default(), &serde_json::from_value(object.clone())?).await?;
+        let created = self
+            .api_of(object)?
+            .create(
+                &PostParams::default(),
+                &serde_json::from_value(object.clone())?,
+            )
+            .await?;
         Ok(serde_json::to_value(created)?)
     }
 
@@ -111,8 +145,15 @@ impl Cluster {
     /// # Errors
     /// Fails when the object is taken, or for another reason than its content.
     pub async fn refusal(&self, object: &Value) -> Outcome<String> {
-        let params = PostParams { dry_run: true, ..PostParams::default() };
-        match self.api_of(object)?.create(&params, &serde_json::from_value(object.clone())?).await {
+        let params = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        match self
+            .api_of(object)?
+            .create(&params, &serde_json::from_value(object.clone())?)
+            .await
+        {
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => Ok(status.message),
             Err(other) => Err(other.into()),
             Ok(_) => Err(Failure::new(format!("the API server took {object}"))),
@@ -123,7 +164,12 @@ impl Cluster {
     ///
     /// # Errors
     /// Fails with what the API server says.
-    pub async fn get(&self, kind: &str, namespace: Option<&str>, name: &str) -> Outcome<Option<Value>> {
+    pub async fn get(
+        &self,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Outcome<Option<Value>> {
         let found = self.api(kind, namespace)?.get_opt(name).await?;
         Ok(found.map(serde_json::to_value).transpose()?)
     }
@@ -134,15 +180,27 @@ impl Cluster {
     /// Fails with what the API server says.
     pub async fn list(&self, kind: &str) -> Outcome<Vec<Value>> {
         let found = self.api(kind, None)?.list(&ListParams::default()).await?;
-        found.items.into_iter().map(|item| Ok(serde_json::to_value(item)?)).collect()
+        found
+            .items
+            .into_iter()
+            .map(|item| Ok(serde_json::to_value(item)?))
+            .collect()
     }
 
     /// Merges into an object.
     ///
     /// # Errors
     /// Fails with what the API server says.
-    pub async fn merge(&self, kind: &str, namespace: Option<&str>, name: &str, patch: Value) -> Outcome {
-        self.api(kind, namespace)?.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    pub async fn merge(
+        &self,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+        patch: Value,
+    ) -> Outcome {
+        self.api(kind, namespace)?
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
         Ok(())
     }
 
@@ -150,9 +208,17 @@ impl Cluster {
     ///
     /// # Errors
     /// Fails with what the API server says.
-    pub async fn merge_status(&self, kind: &str, namespace: Option<&str>, name: &str, status: Value) -> Outcome {
+    pub async fn merge_status(
+        &self,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+        status: Value,
+    ) -> Outcome {
         let patch = Patch::Merge(json!({"status": status}));
-        self.api(kind, namespace)?.patch_status(name, &PatchParams::default(), &patch).await?;
+        self.api(kind, namespace)?
+            .patch_status(name, &PatchParams::default(), &patch)
+            .await?;
         Ok(())
     }
 
@@ -161,7 +227,11 @@ impl Cluster {
     /// # Errors
     /// Fails with what the API server says.
     pub async fn delete(&self, kind: &str, namespace: Option<&str>, name: &str) -> Outcome {
-        match self.api(kind, namespace)?.delete(name, &DeleteParams::default()).await {
+        match self
+            .api(kind, namespace)?
+            .delete(name, &DeleteParams::default())
+            .await
+        {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             other => Ok(other.map(|_| ())?),
         }
@@ -172,9 +242,18 @@ impl Cluster {
     /// # Errors
     /// Fails with what the API server says.
     pub async fn remove(&self, object: &Value, kind: &str) -> Outcome {
-        let (namespace, name) = (text(object, "/metadata/namespace").ok(), text(object, "/metadata/name")?);
+        let (namespace, name) = (
+            text(object, "/metadata/namespace").ok(),
+            text(object, "/metadata/name")?,
+        );
         if object.pointer("/metadata/finalizers").is_some() {
-            self.merge(kind, namespace, name, json!({"metadata": {"finalizers": null}})).await?;
+            self.merge(
+                kind,
+                namespace,
+                name,
+                json!({"metadata": {"finalizers": null}}),
+            )
+            .await?;
         }
         self.delete(kind, namespace, name).await
     }
@@ -227,7 +306,12 @@ impl Cluster {
         }
         let output = child.wait_with_output()?;
         let words = arguments.join(" ");
-        ensure(output.status.success(), || format!("kubectl {words}: {}", String::from_utf8_lossy(&output.stderr)))?;
+        ensure(output.status.success(), || {
+            format!(
+                "kubectl {words}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
+        })?;
         Ok(String::from_utf8(output.stdout)?)
     }
 
@@ -236,9 +320,19 @@ impl Cluster {
     /// # Errors
     /// Fails when the API server gives no token.
     pub fn kubeconfig_of(&self, service_account: &str) -> Outcome<Value> {
-        let token = self.kubectl(&["create", "token", service_account, "--namespace", SYSTEM, "--duration", "4h"])?;
-        let admin: Value = serde_saphyr::from_slice(&std::fs::read(&self.kubeconfig)?)?;
-        let cluster = admin.pointer("/clusters/0").ok_or_else(|| Failure::new("no cluster in the admin's kubeconfig"))?;
+        let token = self.kubectl(&[
+            "create",
+            "token",
+            service_account,
+            "--namespace",
+            SYSTEM,
+            "--duration",
+            "4h",
+        ])?;
+        let admin = from_yaml(&std::fs::read(&self.kubeconfig)?)?;
+        let cluster = admin
+            .pointer("/clusters/0")
+            .ok_or_else(|| Failure::new("no cluster in the admin's kubeconfig"))?;
         let name = text(cluster, "/name")?;
         Ok(json!({
             "apiVersion": "v1", "kind": "Config", "current-context": service_account,

@@ -63,16 +63,25 @@ impl Turns {
     /// # Errors
     /// Fails when none is left, or the control plane cannot be started or emptied.
     pub async fn control_plane(&mut self) -> Outcome<ControlPlane> {
-        let turn = self.0.split(1).ok_or_else(|| Failure::new("no turn is left"))?;
+        let turn = self
+            .0
+            .split(1)
+            .ok_or_else(|| Failure::new("no turn is left"))?;
         let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let plane = match idle {
             Some(plane) => {
-                Cluster::admin(&plane.ready.kubeconfig).await?.empty().await?;
+                Cluster::admin(&plane.ready.kubeconfig)
+                    .await?
+                    .empty()
+                    .await?;
                 plane
             }
             None => Plane::start().await?,
         };
-        Ok(ControlPlane { plane: Some(plane), _turn: turn })
+        Ok(ControlPlane {
+            plane: Some(plane),
+            _turn: turn,
+        })
     }
 }
 
@@ -94,35 +103,49 @@ impl ControlPlane {
     }
 
     fn ready(&self) -> Outcome<&Ready> {
-        let plane = self.plane.as_ref().ok_or_else(|| Failure::new("the control plane was given back"))?;
+        let plane = self
+            .plane
+            .as_ref()
+            .ok_or_else(|| Failure::new("the control plane was given back"))?;
         Ok(&plane.ready)
     }
 }
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        IDLE.lock().unwrap_or_else(PoisonError::into_inner).extend(self.plane.take());
+        IDLE.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(self.plane.take());
     }
 }
 
 impl Plane {
     async fn start() -> Outcome<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("agentfleet-plane-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "agentfleet-plane-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let dir = std::env::temp_dir().join(name);
         let ready_file = dir.with_extension("ready");
-        let mut child = Command::new(place::built("control-plane/control-plane", "control-plane")?)
-            .args(["run", "--exit-with-stdin", "--dir"])
-            .arg(&dir)
-            .arg("--ready-file")
-            .arg(&ready_file)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?;
+        let mut child = Command::new(place::built(
+            "control-plane/control-plane",
+            "control-plane",
+        )?)
+        .args(["run", "--exit-with-stdin", "--dir"])
+        .arg(&dir)
+        .arg("--ready-file")
+        .arg(&ready_file)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
         let ready = wait::wait_within(START_DEADLINE, "the control plane is ready", async || {
             let ended = child.try_wait()?;
             ensure(ended.is_none(), || format!("it ended: {ended:?}"))?;
-            Ok(std::fs::read(&ready_file).ok().and_then(|text| serde_json::from_slice(&text).ok()))
+            Ok(std::fs::read(&ready_file)
+                .ok()
+                .and_then(|text| serde_json::from_slice(&text).ok()))
         });
         let ready: Ready = ready.await?;
         let plane = Self { child, ready };
@@ -135,11 +158,23 @@ impl Plane {
         let cluster = Cluster::admin(&self.ready.kubeconfig).await?;
         cluster.apply(&crate::manifests::namespace(SYSTEM)).await?;
         let chart = Command::new(place::built("helm/helm", "helm")?)
-            .args(["template", "agentfleet", "charts/agentfleet", "--include-crds", "--namespace", SYSTEM])
+            .args([
+                "template",
+                "agentfleet",
+                "charts/agentfleet",
+                "--include-crds",
+                "--namespace",
+                SYSTEM,
+            ])
             .current_dir(place::project())
             .output()?;
-        ensure(chart.status.success(), || String::from_utf8_lossy(&chart.stderr).into_owned())?;
-        cluster.kubectl_with(&["apply", "--server-side", "--filename", "-"], &chart.stdout)?;
+        ensure(chart.status.success(), || {
+            String::from_utf8_lossy(&chart.stderr).into_owned()
+        })?;
+        cluster.kubectl_with(
+            &["apply", "--server-side", "--filename", "-"],
+            &chart.stdout,
+        )?;
         let established = "customresourcedefinitions/agentinstances.agentfleet.dev";
         for kind in ["hetznerprojects", "agentclasses", "agentinstances"] {
             let crd = established.replace("agentinstances", kind);

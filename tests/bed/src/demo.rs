@@ -14,24 +14,35 @@ const AGENTS: u32 = 3;
 const REQUESTS_PER_LIFECYCLE_MAX: f64 = 12.0;
 
 pub(crate) async fn run() -> Outcome {
-    step("Starting a Kubernetes control plane, a simulated Hetzner Cloud, and the operator under its own ServiceAccount.");
-    let bed = Bed::with(Options { cloud: unhurried_cloud(), ..Options::default() }).await?;
+    step(
+        "Starting a Kubernetes control plane, a simulated Hetzner Cloud, and the operator under its own ServiceAccount.",
+    );
+    let bed = Bed::with(Options {
+        cloud: unhurried_cloud(),
+        ..Options::default()
+    })
+    .await?;
     set_up(&bed).await?;
     let set_up_requests = requests(&bed);
     bed.cloud().forget_requests();
 
     step("Applying three agents, each with a Secret of its own: each becomes a server.");
-    bed.cluster.kubectl(&["apply", "--filename", &example("03-agents.yaml")])?;
+    bed.cluster
+        .kubectl(&["apply", "--filename", &example("03-agents.yaml")])?;
     show_until_ready(&bed).await?;
     change_a_secret(&bed).await?;
-    delete_agents(&bed).await?;
+    delete_agents(&bed)?;
     let per_life = f64::from(requests(&bed)) / f64::from(AGENTS);
     tear_down(&bed).await?;
     bed.finish().await?;
 
     println!("\nservers left: 0");
-    println!("requests per lifecycle: {per_life:.1} ({AGENTS} agents, all shared lists included; set-up: {set_up_requests})");
-    ensure(per_life <= REQUESTS_PER_LIFECYCLE_MAX, || format!("more than {REQUESTS_PER_LIFECYCLE_MAX} requests per lifecycle"))
+    println!(
+        "requests per lifecycle: {per_life:.1} ({AGENTS} agents, all shared lists included; set-up: {set_up_requests})"
+    );
+    ensure(per_life <= REQUESTS_PER_LIFECYCLE_MAX, || {
+        format!("more than {REQUESTS_PER_LIFECYCLE_MAX} requests per lifecycle")
+    })
 }
 
 fn step(text: &str) {
@@ -44,23 +55,45 @@ fn example(file: &str) -> String {
 
 /// Boots that take a few seconds, so that there is something to see.
 fn unhurried_cloud() -> Config {
-    Config { time_factor: 1.0, boot_ssh_s: Spread { from: 2.0, to: 4.0 }, boot_cloud_init_s: Spread { from: 2.0, to: 5.0 }, ..bed::quick_cloud() }
+    Config {
+        time_factor: 1.0,
+        boot_ssh_s: Spread { from: 2.0, to: 4.0 },
+        boot_cloud_init_s: Spread { from: 2.0, to: 5.0 },
+        ..bed::quick_cloud()
+    }
 }
 
 fn requests(bed: &Bed) -> u32 {
-    bed.cloud().requests().iter().map(|route| u32::try_from(route.count).unwrap_or(u32::MAX)).sum()
+    bed.cloud()
+        .requests()
+        .iter()
+        .map(|route| u32::try_from(route.count).unwrap_or(u32::MAX))
+        .sum()
 }
 
 async fn set_up(bed: &Bed) -> Outcome {
     step("Applying a token Secret, a HetznerProject and an AgentClass: what an admin does once.");
-    bed.cluster.apply(&manifests::secret(bed::SYSTEM, "hetzner", "token", bed::TOKEN)).await?;
+    bed.cluster
+        .apply(&manifests::secret(
+            bed::SYSTEM,
+            "hetzner",
+            "token",
+            bed::TOKEN,
+        ))
+        .await?;
     for file in ["01-project.yaml", "02-class.yaml"] {
-        bed.cluster.kubectl(&["apply", "--filename", &example(file)])?;
+        bed.cluster
+            .kubectl(&["apply", "--filename", &example(file)])?;
     }
     for object in ["hetznerproject/quickstart", "agentclass/greeter"] {
-        bed.cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", object])?;
+        bed.cluster
+            .kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", object])?;
     }
-    print!("{}", bed.cluster.kubectl(&["get", "hetznerprojects,agentclasses"])?);
+    print!(
+        "{}",
+        bed.cluster
+            .kubectl(&["get", "hetznerprojects,agentclasses"])?
+    );
     Ok(())
 }
 
@@ -68,7 +101,9 @@ async fn set_up(bed: &Bed) -> Outcome {
 async fn show_until_ready(bed: &Bed) -> Outcome {
     let mut shown = BTreeMap::new();
     wait_for("three agents are Ready", async || {
-        let table = bed.cluster.kubectl(&["get", "agents", "--namespace", NAMESPACE])?;
+        let table = bed
+            .cluster
+            .kubectl(&["get", "agents", "--namespace", NAMESPACE])?;
         let phases = phases(&table);
         if phases != shown {
             print!("{table}");
@@ -79,40 +114,76 @@ async fn show_until_ready(bed: &Bed) -> Outcome {
     })
     .await?;
     let servers = bed.cloud().servers();
-    ensure(servers.len() == AGENTS as usize, || format!("{} servers for {AGENTS} agents", servers.len()))
+    ensure(servers.len() == AGENTS as usize, || {
+        format!("{} servers for {AGENTS} agents", servers.len())
+    })
 }
 
 /// Name and phase in each line but the first: NAME CLASS PHASE …
 fn phases(table: &str) -> BTreeMap<String, String> {
     let rows = table.lines().skip(1).map(|line| line.split_whitespace());
-    rows.filter_map(|mut words| Some((words.next()?.to_owned(), words.nth(1)?.to_owned()))).collect()
+    rows.filter_map(|mut words| Some((words.next()?.to_owned(), words.nth(1)?.to_owned())))
+        .collect()
 }
 
 async fn change_a_secret(bed: &Bed) -> Outcome {
-    step("Changing bob's Secret: the new value goes to his server over SSH, without a request to Hetzner.");
+    step(
+        "Changing bob's Secret: the new value goes to his server over SSH, without a request to Hetzner.",
+    );
     let before = requests_but_lists(bed);
-    bed.cluster.apply(&manifests::secret(NAMESPACE, "bob", "GREETING", "good morning from bob")).await?;
-    let bob = bed.cluster.get("AgentInstance", Some(NAMESPACE), "bob").await?.unwrap_or_default();
+    bed.cluster
+        .apply(&manifests::secret(
+            NAMESPACE,
+            "bob",
+            "GREETING",
+            "good morning from bob",
+        ))
+        .await?;
+    let bob = bed
+        .cluster
+        .get("AgentInstance", Some(NAMESPACE), "bob")
+        .await?
+        .unwrap_or_default();
     let server = bob["status"]["server"]["id"].as_u64().unwrap_or_default();
     let file = bed.cloud().machine(server)?.root.join("home/greeter/.env");
     wait_until("bob's server has the new Secret", async || {
-        Ok(std::fs::read_to_string(&file).is_ok_and(|content| content.contains("good morning from bob")))
+        Ok(std::fs::read_to_string(&file)
+            .is_ok_and(|content| content.contains("good morning from bob")))
     })
     .await?;
-    ensure(requests_but_lists(bed) == before, || "a changed Secret cost a request to Hetzner".into())?;
-    println!("/home/greeter/.env on server {server}: {}", std::fs::read_to_string(&file)?.trim());
+    ensure(requests_but_lists(bed) == before, || {
+        "a changed Secret cost a request to Hetzner".into()
+    })?;
+    println!(
+        "/home/greeter/.env on server {server}: {}",
+        std::fs::read_to_string(&file)?.trim()
+    );
     Ok(())
 }
 
 fn requests_but_lists(bed: &Bed) -> u64 {
-    bed.cloud().requests().iter().filter(|route| (route.method.as_str(), route.route.as_str()) != ("GET", "/servers")).map(|route| route.count).sum()
+    bed.cloud()
+        .requests()
+        .iter()
+        .filter(|route| (route.method.as_str(), route.route.as_str()) != ("GET", "/servers"))
+        .map(|route| route.count)
+        .sum()
 }
 
-async fn delete_agents(bed: &Bed) -> Outcome {
+fn delete_agents(bed: &Bed) -> Outcome {
     step("Deleting the agents: their servers go with them.");
-    bed.cluster.kubectl(&["delete", "agents", "--all", "--namespace", NAMESPACE, "--timeout=60s"])?;
+    bed.cluster.kubectl(&[
+        "delete",
+        "agents",
+        "--all",
+        "--namespace",
+        NAMESPACE,
+        "--timeout=60s",
+    ])?;
     let left = bed.cloud().servers();
-    ensure(left.is_empty(), || format!("the agents are gone and {} servers are left", left.len()))?;
+    ensure(left.is_empty(), || {
+        format!("the agents are gone and {} servers are left", left.len())
+    })?;
     for life in bed.cloud().lives() {
         println!("server {} ({}) deleted", life.server, life.name);
     }
@@ -124,7 +195,13 @@ async fn tear_down(bed: &Bed) -> Outcome {
     for object in ["agentclass/greeter", "hetznerproject/quickstart"] {
         bed.cluster.kubectl(&["delete", object, "--timeout=60s"])?;
     }
-    bed.cluster.kubectl(&["delete", "secret/hetzner", "--namespace", bed::SYSTEM, "--timeout=60s"])?;
+    bed.cluster.kubectl(&[
+        "delete",
+        "secret/hetzner",
+        "--namespace",
+        bed::SYSTEM,
+        "--timeout=60s",
+    ])?;
     bed.delete_all().await
 }
 
@@ -136,6 +213,11 @@ mod tests {
     fn phases_are_the_third_column() {
         let table = "NAME    CLASS     PHASE          READY   IP\nalice   greeter   Provisioning   False\nbob     greeter   Ready   True   127.32.0.2\n";
         let expected = [("alice", "Provisioning"), ("bob", "Ready")];
-        assert_eq!(phases(table), expected.map(|(name, phase)| (name.to_owned(), phase.to_owned())).into());
+        assert_eq!(
+            phases(table),
+            expected
+                .map(|(name, phase)| (name.to_owned(), phase.to_owned()))
+                .into()
+        );
     }
 }

@@ -66,7 +66,9 @@ pub fn instance(namespace: &str, name: &str) -> Value {
 pub fn tenant(namespace: &str, user: &str) -> [Value; 2] {
     let group = "rbac.authorization.k8s.io";
     let api = "rbac.authorization.k8s.io/v1";
-    let verbs = ["get", "list", "watch", "create", "update", "patch", "delete"];
+    let verbs = [
+        "get", "list", "watch", "create", "update", "patch", "delete",
+    ];
     [
         json!({
             "apiVersion": api, "kind": "ClusterRole", "metadata": {"name": "tenant"},

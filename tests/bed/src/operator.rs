@@ -18,8 +18,26 @@ use crate::{place, wait};
 const SIGABRT: i32 = 6;
 /// Windows and periods short enough that no test waits for them.
 const FLAGS: [&str; 20] = [
-    "--settle", "1s", "--request-timeout", "5s", "--inventory-fast", "500ms", "--inventory-slow", "2s", "--project-period", "1s",
-    "--lease-duration", "3s", "--log-format", "json", "--log-level", "info", "--namespace", SYSTEM, "--fleet", FLEET,
+    "--settle",
+    "1s",
+    "--request-timeout",
+    "5s",
+    "--inventory-fast",
+    "500ms",
+    "--inventory-slow",
+    "2s",
+    "--project-period",
+    "1s",
+    "--lease-duration",
+    "3s",
+    "--log-format",
+    "json",
+    "--log-level",
+    "info",
+    "--namespace",
+    SYSTEM,
+    "--fleet",
+    FLEET,
 ];
 /// Name of the fleet in all beds.
 pub const FLEET: &str = "bed";
@@ -67,14 +85,25 @@ impl Call {
             Moment::Before => "before",
             Moment::After => "after",
         };
-        format!("{} {} {moment}={}*off->return", self.site, self.call, self.occurrence - 1)
+        format!(
+            "{} {} {moment}={}*off->return",
+            self.site,
+            self.call,
+            self.occurrence - 1
+        )
     }
 }
 
 impl Operator {
     pub(crate) fn new(setup: Setup) -> Outcome<Self> {
-        let local = || Ok::<_, Failure>(SocketAddr::from((Ipv4Addr::LOCALHOST, place::free_port()?)));
-        Ok(Self { setup, child: None, http: local()?, phone_home: local()? })
+        let local =
+            || Ok::<_, Failure>(SocketAddr::from((Ipv4Addr::LOCALHOST, place::free_port()?)));
+        Ok(Self {
+            setup,
+            child: None,
+            http: local()?,
+            phone_home: local()?,
+        })
     }
 
     /// Starts it, with more settings in its environment.
@@ -83,12 +112,20 @@ impl Operator {
     /// Fails when it runs already or cannot be started.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Outcome {
         ensure(self.child.is_none(), || "the operator runs already".into())?;
-        let log = File::options().create(true).append(true).open(self.log_file())?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_file())?;
         let child = Command::new(place::operator()?)
             .arg("run")
             .args(FLAGS)
             .args(["--guest-port", &self.setup.guest_port.to_string()])
-            .args(["--http-listen", &self.http.to_string(), "--phone-home-listen", &self.phone_home.to_string()])
+            .args([
+                "--http-listen",
+                &self.http.to_string(),
+                "--phone-home-listen",
+                &self.phone_home.to_string(),
+            ])
             .args(["--phone-home-url", &format!("http://{}", self.phone_home)])
             .env("KUBECONFIG", &self.setup.kubeconfig)
             .env("HCLOUD_ENDPOINT", &self.setup.endpoint)
@@ -133,7 +170,12 @@ impl Operator {
     /// # Errors
     /// Fails when it does not end.
     pub async fn stop(&mut self) -> Outcome<ExitStatus> {
-        let id = self.child.as_ref().ok_or_else(not_running)?.id().to_string();
+        let id = self
+            .child
+            .as_ref()
+            .ok_or_else(not_running)?
+            .id()
+            .to_string();
         let told = Command::new("kill").args(["-TERM", &id]).status()?;
         ensure(told.success(), || "kill -TERM failed".into())?;
         self.end().await
@@ -156,9 +198,13 @@ impl Operator {
     /// Fails when it ended in another way, or does not run.
     pub fn has_crashed(&mut self) -> Outcome<bool> {
         let child = self.child.as_mut().ok_or_else(not_running)?;
-        let Some(status) = child.try_wait()? else { return Ok(false) };
+        let Some(status) = child.try_wait()? else {
+            return Ok(false);
+        };
         self.child = None;
-        ensure(status.signal() == Some(SIGABRT), || format!("the operator ended by itself: {status}"))?;
+        ensure(status.signal() == Some(SIGABRT), || {
+            format!("the operator ended by itself: {status}")
+        })?;
         Ok(true)
     }
 
@@ -176,9 +222,17 @@ impl Operator {
     /// # Errors
     /// As said.
     pub fn check_alive(&mut self) -> Outcome {
-        let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
+        let ended = self
+            .child
+            .as_mut()
+            .map(Child::try_wait)
+            .transpose()?
+            .flatten();
         match ended {
-            Some(status) => Err(Failure::new(format!("the operator ended: {status}; it said last: {}", self.last_words()))),
+            Some(status) => Err(Failure::new(format!(
+                "the operator ended: {status}; it said last: {}",
+                self.last_words()
+            ))),
             None => Ok(()),
         }
     }
@@ -212,7 +266,11 @@ impl Operator {
 
     /// Status code of a GET; none when nobody answers.
     pub async fn get(&self, path: &str) -> Option<u16> {
-        status_of(self.http, &format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n")).await
+        status_of(
+            self.http,
+            &format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n"),
+        )
+        .await
     }
 
     /// Where its calls are recorded, when it was built with fail points.
@@ -226,7 +284,10 @@ impl Operator {
     /// Fails when a line is none.
     pub fn calls(&self) -> Outcome<Vec<Call>> {
         let text = std::fs::read_to_string(self.call_log()).unwrap_or_default();
-        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+        Ok(text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()?)
     }
 }
 
@@ -250,13 +311,22 @@ pub async fn status_of(address: SocketAddr, request: &str) -> Option<u16> {
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.ok()?;
-    String::from_utf8_lossy(&answer).split_whitespace().nth(1)?.parse().ok()
+    String::from_utf8_lossy(&answer)
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 /// Writes a file that only we can read.
 pub(crate) fn write_private(path: &Path, text: &str) -> Outcome {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     Ok(file.write_all(text.as_bytes())?)
 }

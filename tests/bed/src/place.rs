@@ -18,7 +18,9 @@ pub fn project() -> PathBuf {
 /// Fails when it was not built.
 pub fn built(path: &str, how: &str) -> Outcome<PathBuf> {
     let program = project().join("target").join(path);
-    ensure(program.is_file(), || format!("{} is missing: run `make {how}`", program.display()))?;
+    ensure(program.is_file(), || {
+        format!("{} is missing: run `make {how}`", program.display())
+    })?;
     Ok(program)
 }
 
@@ -28,9 +30,15 @@ pub fn built(path: &str, how: &str) -> Outcome<PathBuf> {
 /// Fails when it was not built.
 pub fn operator() -> Outcome<PathBuf> {
     let this = std::env::current_exe()?;
-    let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("agentfleet"));
+    let beside = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("agentfleet"));
     let found = beside.into_iter().find(|program| program.is_file());
-    found.ok_or_else(|| crate::Failure::new("the operator is not built: run `cargo build --workspace --bins`"))
+    found.ok_or_else(|| {
+        crate::Failure::new("the operator is not built: run `cargo build --workspace --bins`")
+    })
 }
 
 /// A new directory under `target/bed/`, for what one run leaves to look at when it fails.
@@ -39,7 +47,11 @@ pub fn operator() -> Outcome<PathBuf> {
 /// Fails when it cannot be made.
 pub fn scratch(purpose: &str) -> Outcome<PathBuf> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("{purpose}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let name = format!(
+        "{purpose}-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
     let dir = project().join("target/bed").join(name);
     std::fs::create_dir_all(&dir)?;
     Ok(dir)

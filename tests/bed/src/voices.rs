@@ -43,7 +43,10 @@ impl Voices {
     /// Fails when its notes are no notes.
     pub fn speaks(&self, server: u64) -> Outcome<bool> {
         keep(&self.cloud, &self.dir);
-        Ok(self.speeches(server)?.last().is_some_and(|(_, until)| *until == i64::MAX))
+        Ok(self
+            .speeches(server)?
+            .last()
+            .is_some_and(|(_, until)| *until == i64::MAX))
     }
 
     /// Fails when two servers of one instance ever spoke at once (I13).
@@ -55,17 +58,27 @@ impl Voices {
         let mut by_instance: BTreeMap<_, Vec<(Speech, u64)>> = BTreeMap::new();
         for life in lives {
             let label = |key: &str| life.labels.get(&format!("agentfleet.dev/{key}")).cloned();
-            let end = life.deleted.map_or(i64::MAX, jiff::Timestamp::as_millisecond);
+            let end = life
+                .deleted
+                .map_or(i64::MAX, jiff::Timestamp::as_millisecond);
             // A machine that is deleted falls silent with it, whatever its notes say.
-            let spoken = self.speeches(life.server)?.into_iter().map(|(from, until)| ((from, until.min(end)), life.server));
-            by_instance.entry((label("namespace"), label("name"))).or_default().extend(spoken);
+            let spoken = self
+                .speeches(life.server)?
+                .into_iter()
+                .map(|(from, until)| ((from, until.min(end)), life.server));
+            by_instance
+                .entry((label("namespace"), label("name")))
+                .or_default()
+                .extend(spoken);
         }
         for (instance, mut speeches) in by_instance {
             speeches.sort_unstable();
             for pair in speeches.windows(2) {
                 let ((_, first_end), first) = pair[0];
                 let ((second_start, _), second) = pair[1];
-                ensure(first_end <= second_start, || format!("two voices of {instance:?} at once: servers {first} and {second}"))?;
+                ensure(first_end <= second_start, || {
+                    format!("two voices of {instance:?} at once: servers {first} and {second}")
+                })?;
             }
         }
         Ok(())

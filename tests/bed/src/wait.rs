@@ -23,7 +23,11 @@ pub async fn wait_for<T>(what: &str, look: impl AsyncFnMut() -> Outcome<Option<T
 ///
 /// # Errors
 /// As [`wait_for`].
-pub async fn wait_within<T>(deadline: Duration, what: &str, mut look: impl AsyncFnMut() -> Outcome<Option<T>>) -> Outcome<T> {
+pub async fn wait_within<T>(
+    deadline: Duration,
+    what: &str,
+    mut look: impl AsyncFnMut() -> Outcome<Option<T>>,
+) -> Outcome<T> {
     let end = Instant::now() + deadline;
     loop {
         if let Some(answer) = look().await.map_err(|failure| failure.during(what))? {
