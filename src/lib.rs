@@ -18,6 +18,8 @@ pub mod kube_ext;
 pub mod labels;
 pub mod leader;
 pub mod naming;
+pub mod operator;
+pub mod render;
 pub mod secret_files;
 pub mod systemd_unit;
 pub mod telemetry;

@@ -1,7 +1,206 @@
-//! crds
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    for (f, t) in agentfleet::api::crds()? {
-        std::fs::write(format!("crds/{f}"), t)?;
+//! The command line of agentfleet: parse, put together, call in.
+
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+
+use agentfleet::{
+    api,
+    context::Settings,
+    http::Listener,
+    kube_ext::error_chain,
+    leader::Timing,
+    operator::{self, Options},
+    render,
+    telemetry::{self, LogFormat},
+};
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Gives every AI agent a Hetzner Cloud server of its own.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the operator
+    Run(Box<Run>),
+    /// Write the custom resource definitions
+    Crds {
+        /// Directory to write them to
+        #[arg(long, default_value = "crds")]
+        dir: PathBuf,
+    },
+    /// Print the user-data that a server of an instance would get; secrets are left out
+    Render {
+        /// A YAML file with an AgentClass and an AgentInstance
+        #[arg(short, long)]
+        file: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// Namespace of the operator itself
+    #[arg(long, env = "POD_NAMESPACE", default_value = "agentfleet-system")]
+    namespace: String,
+    /// Name of this process among others
+    #[arg(long, env = "POD_NAME", default_value = "agentfleet")]
+    name: String,
+    /// Name of the fleet, at its first start; the UID of the namespace kube-system when unset
+    #[arg(long)]
+    fleet: Option<String>,
+    /// Base URL of the Hetzner Cloud API
+    #[arg(
+        long,
+        env = "HCLOUD_ENDPOINT",
+        default_value = "https://api.hetzner.cloud/v1"
+    )]
+    hcloud_endpoint: String,
+    /// Where /healthz and /readyz are served
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    http_listen: String,
+    /// Where servers post their host keys; needed for classes with bootstrap PhoneHome
+    #[arg(long, requires = "phone_home_url")]
+    phone_home_listen: Option<String>,
+    /// URL under which servers reach that address
+    #[arg(long, requires = "phone_home_listen")]
+    phone_home_url: Option<String>,
+    /// Port of SSH on servers
+    #[arg(long, default_value_t = 22)]
+    guest_port: u16,
+    /// How long a request to Hetzner may take
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    request_timeout: Duration,
+    /// How long after a request ended without an answer it may still take effect
+    #[arg(long, default_value = "2m", value_parser = duration)]
+    settle: Duration,
+    /// Pause between lists of servers while something is in flux
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    inventory_fast: Duration,
+    /// Pause between lists of servers otherwise
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    inventory_slow: Duration,
+    /// Pause between looks at a project and its firewalls
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    project_period: Duration,
+    /// How long others wait for a holder of the Lease that is silent
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    lease_duration: Duration,
+    /// How long nothing may be heard of Kubernetes before /healthz turns red
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    silence_max: Duration,
+    /// Form of the log
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Level of the log, such as info or info,agentfleet::hetzner=debug
+    #[arg(long, default_value = "info")]
+    log_level: String,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Some(milliseconds) = text.strip_suffix("ms") {
+        return milliseconds
+            .parse()
+            .map(Duration::from_millis)
+            .map_err(|_| {
+                format!("{text:?} is not a duration; write one such as 500ms, 90s or 5m")
+            });
     }
+    text.parse()
+        .map(api::Duration::get)
+        .map_err(|invalid: api::InvalidDuration| invalid.to_string())
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let _already_installed = rustls::crypto::ring::default_provider().install_default();
+    let ended = match Cli::parse().command {
+        Command::Run(flags) => run(*flags).await,
+        Command::Crds { dir } => write_crds(&dir),
+        Command::Render { file } => print_user_data(&file),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("agentfleet: {}", error_chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Ended = Result<(), Box<dyn std::error::Error>>;
+
+async fn run(flags: Run) -> Ended {
+    telemetry::init(flags.log_format, &flags.log_level)?;
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    let phone_home = match &flags.phone_home_listen {
+        Some(address) => Some(Listener::bind(address).await?),
+        None => None,
+    };
+    let options = Options {
+        http: Listener::bind(&flags.http_listen).await?,
+        phone_home,
+        fleet: flags.fleet.clone(),
+        identity: format!("{}-{:08x}", flags.name, rand::random::<u32>()),
+        lease: timing(flags.lease_duration),
+        silence_max: flags.silence_max,
+        settings: settings(flags),
+    };
+    Ok(operator::run(options, stop).await?)
+}
+
+/// A holder renews three times in the life of its Lease, and stops while a third of it is left.
+fn timing(lease: Duration) -> Timing {
+    Timing {
+        lease,
+        renew: lease / 3,
+        deadline: lease * 2 / 3,
+    }
+}
+
+fn settings(flags: Run) -> Settings {
+    Settings {
+        endpoint: flags.hcloud_endpoint,
+        namespace: flags.namespace,
+        guest_port: flags.guest_port,
+        request_timeout: flags.request_timeout,
+        settle: flags.settle,
+        inventory_fast: flags.inventory_fast,
+        inventory_slow: flags.inventory_slow,
+        project_period: flags.project_period,
+        phone_home_url: flags.phone_home_url,
+    }
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+}
+
+fn write_crds(dir: &std::path::Path) -> Ended {
+    fs::create_dir_all(dir)?;
+    for (file, text) in api::crds()? {
+        fs::write(dir.join(file), text)?;
+    }
+    Ok(())
+}
+
+fn print_user_data(file: &std::path::Path) -> Ended {
+    print!("{}", render::user_data(&fs::read_to_string(file)?)?);
     Ok(())
 }

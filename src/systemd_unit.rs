@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
+/// The home directory of the unit's user, as a working directory (systemd.exec(5)).
+pub const HOME: &str = "~";
+
 /// The command of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExecStart {
@@ -68,6 +71,7 @@ pub struct Service {
     pub description: String,
     pub user: String,
     pub exec_start: ExecStart,
+    /// Absolute, or [`HOME`].
     pub working_directory: Option<String>,
     pub environment: BTreeMap<String, String>,
     /// Absolute paths; one with `-` before it may be absent.
@@ -168,7 +172,12 @@ impl Service {
 
     fn render_command(&self, unit: &mut Text) -> Result<(), UnitError> {
         if let Some(directory) = &self.working_directory {
-            let directory = path("WorkingDirectory", directory)?;
+            let home = directory == HOME;
+            let directory = if home {
+                HOME.to_owned()
+            } else {
+                path("WorkingDirectory", directory)?
+            };
             unit.set("WorkingDirectory", directory);
         }
         for (name, value) in &self.environment {

@@ -112,7 +112,9 @@ fn rendered(spec: &AgentSpec, command: Vec<String>) -> Service {
     let source = spec.source.as_ref().map(|source| source.directory.clone());
     let count = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok());
     Service {
-        working_directory: working_directory.or(source).or(Some("~".into())),
+        working_directory: working_directory
+            .or(source)
+            .or(Some(systemd_unit::HOME.into())),
         environment_files,
         restart: Some(restart.map_or(systemd_unit::Restart::Always, restarts)),
         restart_sec: restart_sec.map(api::Duration::get),

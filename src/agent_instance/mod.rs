@@ -9,6 +9,7 @@ pub mod desired;
 pub mod memory;
 mod observe;
 mod perform;
+pub mod phone_home;
 pub mod plan;
 pub mod status;
 pub mod step;

@@ -54,7 +54,7 @@ class Failure(Exception):
         if isinstance(error, Failure):
             return error
         if isinstance(error, OSError):
-            number = error.errno or 0
+            number, path = error.errno or 0, path or error.filename
             if number in (errno.ENOSPC, errno.EDQUOT):
                 return cls("DiskFull", f"{path}: no space left, free some")
             hint = "remove the link in its way" if number in (errno.ELOOP, errno.ENOTDIR) else "check path and disk"
@@ -882,7 +882,7 @@ class Guest(Guest):
             if ran.code != 0:
                 raise self.unit_failed(name, f"systemctl {arguments[0]} failed", ran.tail)
         unit = self.system.unit_state(name)
-        restarts, until = unit["restarts"], self.system.now() + request.get("settle", 2)
+        restarts, until = unit["restarts"], self.system.now() + request.get("settle", 0.5)
         while unit["active"] == "active" and unit["restarts"] == restarts:
             if self.system.now() >= until:
                 with self.changing() as state:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from unittest import mock
 
@@ -27,10 +28,10 @@ class Configure(GuestTest):
 
     def test_the_same_again_changes_and_restarts_nothing(self) -> None:
         self.machine.configure(1)
-        before = self.machine.hello()["progress"]
+        before = {path: path.stat().st_ino for path in self.machine.root.rglob("*") if path.is_file()}
         answer = self.assert_done(self.machine.configure(1))
         self.assertEqual((answer["changed"], answer["restarted"]), ([], False))
-        self.assertEqual(self.machine.hello()["progress"], before)
+        self.assertEqual({path: path.stat().st_ino for path in self.machine.root.rglob("*") if path.is_file()}, before)
         self.assertEqual(self.machine.voice(), ["start"])
 
     def test_a_revision_that_the_unit_does_not_see_restarts_nothing(self) -> None:
@@ -98,6 +99,10 @@ class Configure(GuestTest):
         self.assertFalse(self.machine.exists(TOKEN) or self.machine.exists("/etc/agent.conf"))
         self.assertTrue(self.machine.exists("/home/agent/own"))
 
+    def test_a_file_of_the_install_that_the_first_configure_drops_is_removed(self) -> None:
+        self.assertEqual(self.machine.configure(1, files=[])["changed"][-1], "/etc/agent.conf")
+        self.assertFalse(self.machine.exists("/etc/agent.conf"))
+
     def test_a_renamed_unit_leaves_nothing_of_the_old_one(self) -> None:
         self.machine.configure(1)
         self.machine.configure(2, unit={"name": "other.service", "text": "[Service]\n"})
@@ -157,6 +162,11 @@ class Source(GuestTest):
         self.machine.configure(2, source=SOURCE | {"ref": "v2"}, update=["exit 3"])
         self.machine.configure(3, source=SOURCE, update=["echo up >> updates"])
         self.assertEqual(self.machine.text("/home/agent/app/updates"), "up\nup\n")
+
+    def test_a_source_folder_that_the_agent_removed_is_named(self) -> None:
+        shutil.rmtree(self.machine.path("/home/agent/app"))
+        answer = self.machine.call("probe", {"epoch": 1, "command": "true", "timeout": 1})
+        self.assertIn("/home/agent/app: No such file", self.assert_refused(answer, "WriteFailed")["message"])
 
     def test_a_hanging_update_is_stopped_and_named(self) -> None:
         with mock.patch.object(machine_host, "COMMAND_TIMEOUT", 0.3):
@@ -240,6 +250,19 @@ class Refusals(GuestTest):
         self.assert_refused(first[0], "StaleEpoch")
         self.assertEqual(self.machine.text(SECRET), "KEY=one")
 
+    def test_a_configure_overtaken_while_it_swaps_puts_everything_back(self) -> None:
+        self.machine.configure(1)
+        swap = guest.Files.swap
+
+        def overtaken(files, path: str) -> None:
+            with guest.Guest(self.machine.system()).changing() as state:
+                state["epoch"] = 3
+            swap(files, path)
+        with mock.patch.object(guest.Files, "swap", overtaken):
+            self.assert_refused(self.machine.configure(2, {SECRET: b"two"}, configRevision="rev-2"), "StaleEpoch")
+        self.assertEqual(self.machine.text(SECRET), "KEY=one")
+        self.assertEqual(self.machine.hello()["applied"]["configRevision"], "rev-1")
+
     def test_a_missing_user_is_named(self) -> None:
         self.machine.faults["userMissing"] = True
         self.assertIn("agent", self.assert_refused(self.machine.configure(), "UserMissing")["message"])
@@ -276,6 +299,12 @@ class Refusals(GuestTest):
         error = self.assert_refused(self.machine.configure(1), "UnitFailed")
         self.assertIn("auto-restart", error["message"])
         self.assertIn("status=1/FAILURE", error["tail"][-1])
+
+    def test_a_unit_that_systemd_brought_up_again_meanwhile_did_not_stay_up(self) -> None:
+        system = self.machine.system()
+        real, asked = system.unit_state, []
+        system.unit_state = lambda name: asked.append(name) or real(name) | {"restarts": len(asked) // 4}
+        self.assert_refused(self.machine.configure(1, system=system), "UnitFailed")
 
     def test_a_unit_whose_secret_is_missing_is_not_called_up(self) -> None:
         self.assert_refused(self.machine.configure(1, secretPaths=["/home/agent/absent"]), "UnitFailed")
