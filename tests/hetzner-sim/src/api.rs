@@ -130,7 +130,7 @@ pub(crate) fn answer(call: &mut Call) -> Reply {
 
 fn route(call: &mut Call, path: &[&str]) -> Result<Reply, ApiError> {
     match path {
-        ["actions"] => only_get(call, |call| actions::by_ids(call)),
+        ["actions"] => only_get(call, actions::by_ids),
         ["actions", id] => {
             let id = number(id)?;
             only_get(call, |call| actions::get(call, id))

@@ -9,16 +9,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::api::Call;
 use crate::cloud::Cloud;
 use crate::faults::{FaultRule, FaultState};
-use crate::labels::{self, Labels};
-use crate::ledger::{Bill, Life, Mutation, Origin, RequestCount};
-use crate::machines::fleet::{MachineFaults, MachineView};
-use crate::machines::{Order, What};
-use crate::request::Request;
-use crate::server_create;
-use crate::servers::{self, Server, Status};
+use crate::ledger::{Bill, Life, Mutation, RequestCount};
+use crate::servers::Server;
 use crate::state::{Access, State};
 
 /// Why a control could not be carried out.
@@ -40,7 +34,7 @@ pub enum ControlError {
     NoMachines,
 }
 
-fn unknown(what: &'static str, number: u64) -> ControlError {
+pub(crate) fn unknown(what: &'static str, number: u64) -> ControlError {
     ControlError::Unknown { what, number }
 }
 
@@ -69,7 +63,7 @@ pub struct ProjectView {
 /// Control over a running simulator.
 #[derive(Clone)]
 pub struct Control {
-    cloud: Arc<Cloud>,
+    pub(crate) cloud: Arc<Cloud>,
 }
 
 impl Control {
@@ -120,7 +114,7 @@ impl Control {
     pub fn drain(&self, project: usize, left: u32) -> Result<(), ControlError> {
         let now = Timestamp::now();
         self.with_project(project, |state| {
-            state.projects[project].bucket.drain_to(left, now)
+            state.projects[project].bucket.drain_to(left, now);
         })
     }
 
@@ -131,7 +125,7 @@ impl Control {
     pub fn set_rate_limit(&self, project: usize, limit: u32) -> Result<(), ControlError> {
         let now = Timestamp::now();
         self.with_project(project, |state| {
-            state.projects[project].bucket.set_limit(limit, now)
+            state.projects[project].bucket.set_limit(limit, now);
         })
     }
 
@@ -191,53 +185,7 @@ impl Control {
         views.collect()
     }
 
-    /// Creates a server that is not the operator's doing; `body` is that of `POST /servers`.
-    ///
-    /// # Errors
-    /// When the API would refuse it.
-    pub fn create_server(&self, project: usize, body: &Value) -> Result<u64, ControlError> {
-        let now = Timestamp::now();
-        let mut state = self.cloud.lock();
-        if project >= state.projects.len() {
-            return Err(unknown("project", project as u64));
-        }
-        let request = Request {
-            method: "POST".to_owned(),
-            path: "/servers".to_owned(),
-            query: Vec::new(),
-            body: body.to_string().into_bytes(),
-        };
-        let state = &mut *state;
-        let mut call = Call {
-            state,
-            project_number: project,
-            now,
-            request: &request,
-            action_faults: &[],
-        };
-        let id = server_create::place(&mut call, Origin::Control)
-            .map_err(|error| ControlError::Refused(error.to_string()))?
-            .id;
-        self.cloud.tell_machines(state);
-        Ok(id)
-    }
-
-    /// Makes a server vanish, protected or not.
-    ///
-    /// # Errors
-    /// When there is no such server.
-    pub fn vanish(&self, server: u64) -> Result<(), ControlError> {
-        let mut state = self.cloud.lock();
-        let project = state
-            .find_server(server)
-            .ok_or(unknown("server", server))?
-            .0;
-        servers::remove(&mut state, project, server, Timestamp::now());
-        self.cloud.tell_machines(&mut state);
-        Ok(())
-    }
-
-    fn with_server<T>(
+    pub(crate) fn with_server<T>(
         &self,
         server: u64,
         act: impl FnOnce(&mut Server) -> T,
@@ -247,126 +195,6 @@ impl Control {
             .find_server_mut(server)
             .map(act)
             .ok_or(unknown("server", server))
-    }
-
-    /// Replaces the labels of a server.
-    ///
-    /// # Errors
-    /// When there is no such server, or the labels are none.
-    pub fn set_labels(
-        &self,
-        server: u64,
-        new: BTreeMap<String, String>,
-    ) -> Result<(), ControlError> {
-        labels::check(&new).map_err(|error| ControlError::Refused(error.to_string()))?;
-        self.with_server(server, |server| server.labels = Labels::clone(&new))
-    }
-
-    /// Blocks or unblocks the IPv4 address of a server, as Hetzner does after abuse.
-    ///
-    /// # Errors
-    /// When there is no such server.
-    pub fn block_ipv4(&self, server: u64, blocked: bool) -> Result<(), ControlError> {
-        let address = self.with_server(server, |server| server.ipv4)?;
-        let mut state = self.cloud.lock();
-        let held = state
-            .projects
-            .iter_mut()
-            .flat_map(|project| project.primary_ips.values_mut());
-        for ip in held.filter(|ip| Some(ip.id) == address) {
-            ip.blocked = blocked;
-        }
-        Ok(())
-    }
-
-    /// Switches a server on or off without any request.
-    ///
-    /// # Errors
-    /// When there is no such server.
-    pub fn power(&self, server: u64, on: bool) -> Result<(), ControlError> {
-        let now = Timestamp::now();
-        let mut state = self.cloud.lock();
-        let found = state
-            .find_server_mut(server)
-            .ok_or(unknown("server", server))?;
-        let status = if on { Status::Running } else { Status::Off };
-        found.plan = vec![(now, status)];
-        found.locked_until = now;
-        let boot = state.boot(std::time::Duration::ZERO);
-        let off = What::PowerOff {
-            after: std::time::Duration::ZERO,
-        };
-        let what = if on { What::PowerOn { boot } } else { off };
-        state.orders.push(Order { server, what });
-        self.cloud.tell_machines(&mut state);
-        Ok(())
-    }
-
-    /// A machine dies while its server goes on being shown as running.
-    ///
-    /// # Errors
-    /// When there is no such server.
-    pub fn kill(&self, server: u64) -> Result<(), ControlError> {
-        let mut state = self.cloud.lock();
-        let found = state
-            .find_server_mut(server)
-            .ok_or(unknown("server", server))?;
-        found.ignores_acpi = true;
-        state.orders.push(Order {
-            server,
-            what: What::PowerOff {
-                after: std::time::Duration::ZERO,
-            },
-        });
-        self.cloud.tell_machines(&mut state);
-        Ok(())
-    }
-
-    /// Sets what goes wrong on a machine; a frozen one no longer reacts to a shutdown request.
-    ///
-    /// # Errors
-    /// When there is no such machine.
-    pub fn set_machine_faults(
-        &self,
-        server: u64,
-        faults: MachineFaults,
-    ) -> Result<(), ControlError> {
-        let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
-        self.with_server(server, |found| found.ignores_acpi = faults.frozen)?;
-        fleet
-            .set_faults(server, faults)
-            .then_some(())
-            .ok_or(unknown("machine", server))
-    }
-
-    /// Gives a machine another host key; `on_disk` tells whether the machine itself knows of it.
-    ///
-    /// # Errors
-    /// When there is no such machine.
-    pub fn change_host_key(&self, server: u64, on_disk: bool) -> Result<(), ControlError> {
-        let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
-        fleet
-            .change_host_key(server, on_disk)
-            .then_some(())
-            .ok_or(unknown("machine", server))
-    }
-
-    /// One machine: address, host key, what it is doing.
-    ///
-    /// # Errors
-    /// When there is no such machine.
-    pub fn machine(&self, server: u64) -> Result<MachineView, ControlError> {
-        let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
-        fleet.view(server).ok_or(unknown("machine", server))
-    }
-
-    /// All machines.
-    pub fn machines(&self) -> Vec<MachineView> {
-        self.cloud
-            .fleet
-            .as_ref()
-            .map(crate::machines::fleet::Fleet::views)
-            .unwrap_or_default()
     }
 
     /// All servers of all projects, as the API shows them, each with its project's number.

@@ -84,7 +84,7 @@ struct Quota {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Token {
+struct NewToken {
     token: String,
     #[serde(default)]
     project: usize,
@@ -126,10 +126,10 @@ fn projects() -> Router<Arc<Cloud>> {
         )
         .route(
             "/_sim/tokens",
-            post(|control: Control, Json(token): Json<Token>| async move {
+            post(|control: Control, Json(token): Json<NewToken>| async move {
                 done(control.allow_token(&token.token, token.project, token.read_only))
             })
-            .delete(|control: Control, Json(token): Json<Token>| async move {
+            .delete(|control: Control, Json(token): Json<NewToken>| async move {
                 control.revoke_token(&token.token);
                 Json(json!({}))
             }),
@@ -198,7 +198,7 @@ fn server_routes() -> Router<Arc<Cloud>> {
             "/_sim/servers/{id}/labels",
             post(
                 |control: Control, Path(id): Path<u64>, Json(new): Json<NewLabels>| async move {
-                    done(control.set_labels(id, new.labels))
+                    done(control.set_labels(id, &new.labels))
                 },
             ),
         )

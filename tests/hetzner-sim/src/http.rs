@@ -14,7 +14,7 @@ use crate::api::Reply;
 use crate::cloud::{Admitted, Cloud};
 use crate::connection::Reset;
 use crate::error::ApiError;
-use crate::faults::{Fault, FaultBody, WhichAnswer, seconds};
+use crate::faults::{ActionFault, Fault, FaultBody, WhichAnswer, seconds};
 use crate::rate_limit::Allowance;
 use crate::request::Request;
 
@@ -55,13 +55,25 @@ pub(crate) async fn v1(
         Ok(request) => request,
         Err(error) => return respond(&Outcome::Reply(error.into()), None, &base),
     };
-    let (project, allowance, outcome) = match cloud.admit(&token, &request) {
+    // In a task of its own: a client that gives up does not take back what it asked for.
+    let handled = tokio::spawn(async move { handle(&cloud, &token, &request).await });
+    let Ok((allowance, outcome)) = handled.await else {
+        return page(500, "");
+    };
+    if matches!(outcome, Outcome::Reset) {
+        reset.pull();
+    }
+    respond(&outcome, Some(allowance), &base)
+}
+
+async fn handle(cloud: &Arc<Cloud>, token: &str, request: &Request) -> (Allowance, Outcome) {
+    let (project, allowance, outcome) = match cloud.admit(token, request) {
         Ok(admitted) => {
             let (project, allowance) = (admitted.project, admitted.allowance);
             (
                 Some(project),
                 allowance,
-                deliver(&cloud, admitted, &request).await,
+                deliver(cloud, admitted, request).await,
             )
         }
         Err(rejected) => (
@@ -73,11 +85,8 @@ pub(crate) async fn v1(
     cloud
         .lock()
         .ledger
-        .count(project, &request, outcome.status());
-    if matches!(outcome, Outcome::Reset) {
-        reset.pull();
-    }
-    respond(&outcome, Some(allowance), &base)
+        .count(project, request, outcome.status());
+    (allowance, outcome)
 }
 
 fn token(headers: &HeaderMap) -> String {
@@ -132,25 +141,16 @@ async fn deliver(cloud: &Arc<Cloud>, admitted: Admitted, request: &Request) -> O
             commit,
             body,
         }) => {
-            if commit {
-                execute();
-            }
+            commit.then(execute);
             faulty_status(status, code, message, body)
         }
         Some(Fault::Delay {
             seconds: length,
-            after_commit: false,
+            after_commit,
         }) => {
+            let early = after_commit.then(execute);
             pause(cloud, length).await;
-            Outcome::Reply(execute())
-        }
-        Some(Fault::Delay {
-            seconds: length,
-            after_commit: true,
-        }) => {
-            let reply = execute();
-            pause(cloud, length).await;
-            Outcome::Reply(reply)
+            Outcome::Reply(early.unwrap_or_else(execute))
         }
         Some(Fault::ResetBeforeCommit) => Outcome::Reset,
         Some(Fault::ResetAfterCommit) => {
@@ -158,23 +158,31 @@ async fn deliver(cloud: &Arc<Cloud>, admitted: Admitted, request: &Request) -> O
             Outcome::Reset
         }
         Some(Fault::ResetThenCommit { seconds }) => {
-            let (cloud, request) = (Arc::clone(cloud), request.clone());
-            tokio::spawn(async move {
-                if pause(&cloud, seconds).await {
-                    cloud.execute(project, &request, &faults.actions);
-                }
-            });
+            commit_later(cloud, project, request, faults.actions, seconds);
             Outcome::Reset
         }
         Some(Fault::DeliverTwice { answer }) => {
             let (first, second) = (execute(), execute());
-            Outcome::Reply(match answer {
-                WhichAnswer::First => first,
-                WhichAnswer::Second => second,
-            })
+            let first_wanted = answer == WhichAnswer::First;
+            Outcome::Reply(if first_wanted { first } else { second })
         }
         Some(Fault::TruncatedBody) => Outcome::Truncated(execute()),
     }
+}
+
+fn commit_later(
+    cloud: &Arc<Cloud>,
+    project: usize,
+    request: &Request,
+    actions: Vec<ActionFault>,
+    seconds: f64,
+) {
+    let (cloud, request) = (Arc::clone(cloud), request.clone());
+    tokio::spawn(async move {
+        if pause(&cloud, seconds).await {
+            cloud.execute(project, &request, &actions);
+        }
+    });
 }
 
 /// Waits; false when the cloud ended meanwhile.

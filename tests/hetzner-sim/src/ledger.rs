@@ -264,10 +264,10 @@ fn started_hours(seconds: f64) -> u64 {
 }
 
 fn sha256(text: &str) -> String {
-    Sha256::digest(text.as_bytes())
+    let octets = Sha256::digest(text.as_bytes());
+    octets
         .iter()
-        .map(|octet| format!("{octet:02x}"))
-        .collect()
+        .fold(String::new(), |hex, octet| format!("{hex}{octet:02x}"))
 }
 
 /// The id in the path, or that of what was made.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::api::{Ask, Call, Reply, rfc3339, unknown_ask};
 use crate::error::ApiError;
 use crate::labels::Labels;
+use crate::network_ranges::Range;
 use crate::paging::{self, Listed};
 use crate::request::{Input, required};
 use crate::servers::PrivateNet;
@@ -15,64 +16,6 @@ use crate::state::Project;
 
 /// About how many resources a network takes.
 const MAX_ATTACHED: usize = 100;
-
-/// An IPv4 range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Range {
-    base: u32,
-    length: u32,
-}
-
-impl Range {
-    fn parse(text: &str) -> Option<Self> {
-        let (address, length) = text.split_once('/')?;
-        let base = address.parse::<Ipv4Addr>().ok()?.to_bits();
-        let length = length
-            .parse()
-            .ok()
-            .filter(|length| (8..=30).contains(length))?;
-        (base & !Self::mask(length) == 0).then_some(Self { base, length })
-    }
-
-    fn mask(length: u32) -> u32 {
-        u32::MAX << (32 - length)
-    }
-
-    fn holds(self, address: u32) -> bool {
-        address & Self::mask(self.length) == self.base
-    }
-
-    fn within(self, outer: Self) -> bool {
-        self.length >= outer.length && outer.holds(self.base)
-    }
-
-    fn is_private(self) -> bool {
-        ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]
-            .into_iter()
-            .filter_map(|outer| {
-                let (address, length) = outer.split_once('/')?;
-                Some(Self {
-                    base: address.parse::<Ipv4Addr>().ok()?.to_bits(),
-                    length: length.parse().ok()?,
-                })
-            })
-            .any(|outer| self.within(outer))
-    }
-
-    /// Its first address, which Hetzner keeps for the gateway.
-    fn gateway(self) -> String {
-        Ipv4Addr::from_bits(self.base + 1).to_string()
-    }
-
-    fn hosts(self) -> impl Iterator<Item = String> {
-        let end = self.base | !Self::mask(self.length);
-        (self.base + 2..end).map(|bits| Ipv4Addr::from_bits(bits).to_string())
-    }
-
-    fn text(self) -> String {
-        format!("{}/{}", Ipv4Addr::from_bits(self.base), self.length)
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Subnet {
@@ -128,10 +71,7 @@ impl Subnet {
         let network_zone = required("network_zone", input.text("network_zone")?)?;
         let range = match input.text("ip_range")? {
             Some(text) => Range::parse(text).filter(|range| range.within(outer)),
-            None => Some(Range {
-                base: outer.base,
-                length: outer.length.max(24),
-            }),
+            None => Some(outer.first_subnet()),
         };
         let range =
             range.ok_or_else(|| ApiError::invalid("ip_range", "is not within the network"))?;
@@ -181,11 +121,10 @@ impl Network {
 }
 
 fn members(project: &Project, network: u64) -> impl Iterator<Item = (u64, &PrivateNet)> {
-    let attached = project.servers.values().filter_map(move |server| {
+    project.servers.values().filter_map(move |server| {
         let mut nets = server.private_net.iter();
         Some((server.id, nets.find(|net| net.network == network)?))
-    });
-    attached
+    })
 }
 
 /// Refuses a network that cannot take another server.

@@ -72,7 +72,7 @@ fn sort<T: Listed>(request: &Request, items: &mut [&T]) -> Result<(), ApiError> 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Page {
     number: usize,
-    per_page: usize,
+    size: usize,
     total: usize,
 }
 
@@ -88,13 +88,13 @@ impl Page {
         }
         Ok(Self {
             number,
-            per_page,
+            size: per_page,
             total,
         })
     }
 
     fn last(self) -> usize {
-        self.total.div_ceil(self.per_page).max(1)
+        self.total.div_ceil(self.size).max(1)
     }
 
     fn previous(self) -> Option<usize> {
@@ -108,7 +108,7 @@ impl Page {
     fn meta(self) -> Value {
         json!({"pagination": {
             "page": self.number,
-            "per_page": self.per_page,
+            "per_page": self.size,
             "previous_page": self.previous(),
             "next_page": self.next(),
             "last_page": self.last(),
@@ -119,10 +119,7 @@ impl Page {
     /// The `Link` header; `base` is the URL before its `?`.
     pub(crate) fn link(self, base: &str) -> String {
         let to = |page: usize, rel: &str| {
-            format!(
-                "<{base}?page={page}&per_page={}>; rel=\"{rel}\"",
-                self.per_page
-            )
+            format!("<{base}?page={page}&per_page={}>; rel=\"{rel}\"", self.size)
         };
         let mut links = Vec::new();
         links.extend(self.previous().map(|page| to(page, "prev")));
@@ -148,11 +145,11 @@ pub(crate) fn page<T>(
     show: impl FnMut(T) -> Value,
 ) -> Result<Reply, ApiError> {
     let page = Page::of(request, items.len())?;
-    let skipped = (page.number - 1).saturating_mul(page.per_page);
+    let skipped = (page.number - 1).saturating_mul(page.size);
     let shown: Vec<Value> = items
         .into_iter()
         .skip(skipped)
-        .take(page.per_page)
+        .take(page.size)
         .map(show)
         .collect();
     let mut reply = Reply::ok(json!({key: shown, "meta": page.meta()}));

@@ -130,7 +130,7 @@ fn restart(call: &mut Call, id: u64, command: &str) -> Result<Reply, ApiError> {
 fn rebuild(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     let input = call.request.input()?;
     let server = servers::find(call, id)?;
-    if server.rebuild_protected {
+    if server.protected {
         return Err(ApiError::protected("server"));
     }
     let has_keys = server.has_ssh_keys;
@@ -202,15 +202,14 @@ fn change_protection(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     let input = call.request.input()?;
     let (delete, rebuild) = (input.flag("delete")?, input.flag("rebuild")?);
     let server = servers::find_mut(call, id)?;
-    let after = (
-        delete.unwrap_or(server.delete_protected),
-        rebuild.unwrap_or(server.rebuild_protected),
-    );
-    if after.0 != after.1 {
-        let complaint = "delete and rebuild must be the same";
-        return Err(ApiError::invalid("rebuild", complaint));
+    let delete = delete.unwrap_or(server.protected);
+    if rebuild.unwrap_or(server.protected) != delete {
+        return Err(ApiError::invalid(
+            "rebuild",
+            "must have the same value as delete",
+        ));
     }
-    (server.delete_protected, server.rebuild_protected) = after;
+    server.protected = delete;
     let action = call.begin_instant("change_protection", vec![("server", id)]);
     Ok(answer(call, &action))
 }

@@ -13,7 +13,7 @@ use crate::machines::{Order, What};
 use crate::paging::{self, Listed};
 use crate::primary_ips;
 use crate::state::{Project, State};
-use crate::{firewalls, server_create};
+use crate::{firewalls, server_wish};
 
 /// Status of a server, in Hetzner's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub(crate) struct PrivateNet {
 
 /// A server.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_field_names, reason = "`server_type` is the API's word")]
 pub(crate) struct Server {
     pub(crate) id: u64,
     pub(crate) name: String,
@@ -65,8 +66,8 @@ pub(crate) struct Server {
     pub(crate) ipv6: Option<u64>,
     pub(crate) private_net: Vec<PrivateNet>,
     pub(crate) placement_group: Option<u64>,
-    pub(crate) delete_protected: bool,
-    pub(crate) rebuild_protected: bool,
+    /// Against deletion and rebuild: the API takes both or neither.
+    pub(crate) protected: bool,
     pub(crate) has_ssh_keys: bool,
     /// It does not react to a shutdown request.
     pub(crate) ignores_acpi: bool,
@@ -142,7 +143,7 @@ impl Server {
             "outgoing_traffic": 0,
             "ingoing_traffic": 0,
             "included_traffic": 20_u64 << 40,
-            "protection": {"delete": self.delete_protected, "rebuild": self.rebuild_protected},
+            "protection": {"delete": self.protected, "rebuild": self.protected},
             "labels": self.labels,
             "volumes": [],
             "load_balancers": [],
@@ -210,7 +211,7 @@ fn update(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     let input = call.request.input()?;
     let (name, labels) = (input.text("name")?, input.labels()?);
     if let Some(name) = name {
-        server_create::check_name(call, name, Some(id))?;
+        server_wish::check_name(call, name, Some(id))?;
     }
     let server = find_mut(call, id)?;
     server.name = name.map_or_else(|| server.name.clone(), str::to_owned);
@@ -223,7 +224,7 @@ fn delete(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     if server.is_locked(call.now) {
         return Err(ApiError::locked("server"));
     }
-    if server.delete_protected {
+    if server.protected {
         return Err(ApiError::protected("server"));
     }
     remove(call.state, call.project_number, id, call.now);

@@ -246,10 +246,8 @@ impl State {
 
     /// Server, and the project it is in.
     pub(crate) fn find_server(&self, id: u64) -> Option<(usize, &Server)> {
-        let numbered = self.projects.iter().enumerate();
-        numbered
-            .filter_map(|(number, p)| p.servers.get(&id).map(|s| (number, s)))
-            .next()
+        let mut numbered = self.projects.iter().enumerate();
+        numbered.find_map(|(number, p)| p.servers.get(&id).map(|s| (number, s)))
     }
 
     pub(crate) fn find_server_mut(&mut self, id: u64) -> Option<&mut Server> {

@@ -130,13 +130,13 @@ pub(crate) struct Login {
 impl Login {
     /// One line of an `authorized_keys` file.
     fn parse(user: &str, line: &str) -> Option<Self> {
-        let (key, forced_command) = match PublicKey::from_openssh(line) {
-            Ok(key) => (key, None),
-            Err(_) => {
-                let (options, key) = split_options(line);
-                (PublicKey::from_openssh(key).ok()?, forced_command(options))
-            }
+        let (options, key) = if PublicKey::from_openssh(line).is_ok() {
+            ("", line)
+        } else {
+            split_options(line)
         };
+        let key = PublicKey::from_openssh(key).ok()?;
+        let forced_command = forced_command(options);
         Some(Self {
             user: user.to_owned(),
             key,
@@ -206,9 +206,9 @@ impl CloudConfig {
     ///
     /// Call it after the files are written.
     pub(crate) fn guest_units(&self, root: &Path) -> Vec<Vec<String>> {
-        let started = self.runcmd.iter().filter_map(|command| match command {
-            Command::Words(words) => Some(words.clone()),
-            Command::Shell(line) => Some(line.split_whitespace().map(str::to_owned).collect()),
+        let started = self.runcmd.iter().map(|command| match command {
+            Command::Words(words) => words.clone(),
+            Command::Shell(line) => line.split_whitespace().map(str::to_owned).collect(),
         });
         let units = started.filter(|words: &Vec<String>| {
             words

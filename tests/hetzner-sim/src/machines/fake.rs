@@ -372,7 +372,7 @@ async fn serve_ssh(machine: &Arc<Machine>) {
             .get_or_insert_with(Timestamp::now);
         loop {
             tokio::select! {
-                refused = faults.wait_for(refuses) => match refused {
+                over = faults.wait_for(refuses) => match over {
                     Ok(_) => break,
                     Err(_) => return,
                 },

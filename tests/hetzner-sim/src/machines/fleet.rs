@@ -248,6 +248,7 @@ impl Fleet {
     /// Returns once all machines have ended.
     pub(crate) async fn gone(&self) {
         while self.ended.lock().await.recv().await.is_some() {}
+        self.shared.host.stop().await;
     }
 
     fn machine(&self, server: u64) -> Option<Arc<Machine>> {

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{Mutex, OnceCell, mpsc};
 
 use crate::machines::fleet::GuestFaults;
 
@@ -54,7 +54,7 @@ pub(crate) struct Host {
     program: PathBuf,
     guest: PathBuf,
     socket: PathBuf,
-    process: OnceCell<Child>,
+    process: OnceCell<Mutex<Child>>,
 }
 
 impl Host {
@@ -99,7 +99,9 @@ impl Host {
         faults: &GuestFaults,
         mut stdin: mpsc::UnboundedReceiver<Vec<u8>>,
     ) -> Result<Ran, HostError> {
-        self.process.get_or_try_init(|| self.start()).await?;
+        self.process
+            .get_or_try_init(|| async { self.start().await.map(Mutex::new) })
+            .await?;
         let mut stream = UnixStream::connect(&self.socket).await?;
         let header = json!({"root": root, "argv": argv, "faults": faults});
         stream.write_all(format!("{header}\n").as_bytes()).await?;
@@ -120,6 +122,15 @@ impl Host {
             exit: header.exit,
             output,
         })
+    }
+
+    /// Ends the host, and waits until it is gone.
+    pub(crate) async fn stop(&self) {
+        if let Some(process) = self.process.get()
+            && let Err(error) = process.lock().await.kill().await
+        {
+            tracing::warn!(%error, "cannot end the machine host");
+        }
     }
 
     /// The same without any input.

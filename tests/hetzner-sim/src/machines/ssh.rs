@@ -294,6 +294,7 @@ impl Exec {
             .map_err(|_| Gone)?;
         if cut {
             self.cut.notify_one();
+            return Err(Gone);
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Each fault of transport, as a client meets it and as the ledger knows it.
 
-use crate::support::{ask, ask_as, wait_for, wish};
+use crate::support::{ask, ask_as, control, wait_for, wish};
 use hetzner_sim::{Config, Fault, FaultBody, FaultRule, Simulator, WhichAnswer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 async fn with_fault(fault: Fault) -> Simulator {
     let simulator = Simulator::start(Config::default()).await.unwrap();
@@ -281,7 +281,7 @@ async fn what_happens_behind_the_operators_back_is_no_mutation() {
     let control = simulator.control();
     let id = control.create_server(0, &wish("foreign")).unwrap();
     control
-        .set_labels(id, [("a".to_owned(), "b".to_owned())].into())
+        .set_labels(id, &[("a".to_owned(), "b".to_owned())].into())
         .unwrap();
     control.block_ipv4(id, true).unwrap();
     control.power(id, false).unwrap();
@@ -301,4 +301,61 @@ async fn what_happens_behind_the_operators_back_is_no_mutation() {
     assert_eq!(gone.status, 404);
     assert!(control.mutations(0).is_empty());
     assert!(control.lives()[0].deleted.is_some());
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_does_not_take_its_request_back() {
+    let simulator = with_fault(Fault::Delay {
+        seconds: 0.3,
+        after_commit: false,
+    })
+    .await;
+    let wanted = wish("a");
+    let gives_up = ask(&simulator, "POST", "/servers", &wanted);
+    let answer = tokio::time::timeout(std::time::Duration::from_millis(100), gives_up).await;
+    assert!(answer.is_err());
+    wait_for("the server", || (servers(&simulator) == 1).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_test_in_another_language_has_the_same_control() {
+    let simulator = Simulator::start(Config::default()).await.unwrap();
+    let id = control(
+        &simulator,
+        "POST",
+        "/servers",
+        &json!({"server": wish("foreign")}),
+    )
+    .await["id"]
+        .clone();
+    let rule = json!({"method": "GET", "route": "/servers/{id}", "fault": {"kind": "status", "status": 500}});
+    control(&simulator, "POST", "/faults", &rule).await;
+    let path = format!("/servers/{id}");
+    assert_eq!(
+        ask(&simulator, "GET", &path, &Value::Null)
+            .await
+            .unwrap()
+            .status,
+        500
+    );
+    let faults = control(&simulator, "GET", "/faults", &Value::Null).await;
+    assert_eq!(faults["faults"][0]["hits"], 1);
+    control(&simulator, "POST", "/projects/0/drain", &json!({"left": 0})).await;
+    assert_eq!(
+        ask(&simulator, "GET", &path, &Value::Null)
+            .await
+            .unwrap()
+            .status,
+        429
+    );
+    let counts = control(&simulator, "GET", "/requests", &Value::Null).await;
+    assert_eq!(counts["total"], 2);
+    let bill = control(&simulator, "GET", "/billing", &Value::Null).await;
+    assert_eq!(bill["projects"][0]["startedHours"], 1);
+    control(&simulator, "DELETE", &path, &Value::Null).await;
+    let lives = control(&simulator, "GET", "/lives", &Value::Null).await;
+    assert_eq!(
+        (&lives["lives"][0]["server"], &lives["lives"][0]["origin"]),
+        (&id, &json!("control"))
+    );
 }

@@ -43,7 +43,7 @@ fn key() -> PrivateKey {
     ))
 }
 
-fn cloud_config(more: Value) -> String {
+fn cloud_config(more: &Value) -> String {
     let public = key().public_key().to_openssh().unwrap();
     let forced =
         format!(r#"restrict,command="sudo -n {GUEST} ssh \"$SSH_ORIGINAL_COMMAND\"" {public}"#);
@@ -90,7 +90,7 @@ fn machine(simulator: &Simulator, id: u64) -> MachineView {
 
 /// A server whose machine answers SSH and was installed.
 async fn server(simulator: &Simulator, name: &str) -> u64 {
-    let id = create(simulator, name, cloud_config(json!({}))).await;
+    let id = create(simulator, name, cloud_config(&json!({}))).await;
     wait_for("the boot", || {
         calls(simulator, id).contains("install").then_some(())
     })
@@ -452,7 +452,7 @@ async fn a_booted_machine_phones_home_with_its_host_key() {
         "post": ["pub_key_ed25519", "instance_id", "hostname"],
         "tries": 3,
     }});
-    let id = create(&simulator, "a", cloud_config(phone)).await;
+    let id = create(&simulator, "a", cloud_config(&phone)).await;
     let form = timeout(DEADLINE, received.recv()).await.unwrap().unwrap();
     assert_eq!(form["pub_key_ed25519"], machine(&simulator, id).host_key);
     assert_eq!(
@@ -494,7 +494,7 @@ async fn a_thousand_machines_stand_in_one_process() {
         create(
             &simulator,
             &format!("m{number}"),
-            cloud_config(json!({"runcmd": []})),
+            cloud_config(&json!({"runcmd": []})),
         )
         .await;
     }

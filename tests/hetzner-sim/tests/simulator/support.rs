@@ -14,6 +14,9 @@ use tokio::net::TcpStream;
 /// How long a test waits for what must happen.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
+/// A connection that broke.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// An answer as it came over the wire.
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -41,13 +44,32 @@ pub(crate) async fn ask_as(
     method: &str,
     path: &str,
     body: &Value,
-) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-    let base = simulator.endpoint();
-    let authority = base
-        .trim_start_matches("http://")
-        .trim_end_matches("/v1")
-        .to_owned();
-    let stream = TcpStream::connect(&authority).await?;
+) -> Result<Answer, Failure> {
+    request(
+        &format!("{}{path}", simulator.endpoint()),
+        token,
+        method,
+        body,
+    )
+    .await
+}
+
+/// Asks a control endpoint, which must answer well.
+pub(crate) async fn control(
+    simulator: &Simulator,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> Value {
+    let url = format!("{}{path}", simulator.control_endpoint());
+    let answer = request(&url, "", method, body).await.unwrap();
+    assert_eq!(answer.status, 200, "{method} {path}: {}", answer.text);
+    answer.json()
+}
+
+async fn request(url: &str, token: &str, method: &str, body: &Value) -> Result<Answer, Failure> {
+    let (authority, path) = url.trim_start_matches("http://").split_once('/').unwrap();
+    let stream = TcpStream::connect(authority).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let body = if body.is_null() {
@@ -57,7 +79,7 @@ pub(crate) async fn ask_as(
     };
     let request = Request::builder()
         .method(method)
-        .uri(format!("/v1{path}"))
+        .uri(format!("/{path}"))
         .header(HOST, authority)
         .header(AUTHORIZATION, format!("Bearer {token}"))
         .header(CONTENT_TYPE, "application/json")
@@ -93,7 +115,7 @@ pub(crate) async fn ask(
     method: &str,
     path: &str,
     body: &Value,
-) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Answer, Failure> {
     ask_as(simulator, "test-token", method, path, body).await
 }
 

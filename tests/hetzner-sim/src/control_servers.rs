@@ -1,0 +1,185 @@
+//! What a test may do to single servers and their machines.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::api::Call;
+use crate::control::{Control, ControlError, unknown};
+use crate::labels::{self, Labels};
+use crate::ledger::Origin;
+use crate::machines::fleet::{Fleet, MachineFaults, MachineView};
+use crate::machines::{Order, What};
+use crate::request::Request;
+use crate::server_create;
+use crate::servers::{self, Status};
+
+impl Control {
+    /// Creates a server that is not the operator's doing; `body` is that of `POST /servers`.
+    ///
+    /// # Errors
+    /// When the API would refuse it.
+    pub fn create_server(&self, project: usize, body: &Value) -> Result<u64, ControlError> {
+        let now = Timestamp::now();
+        let mut state = self.cloud.lock();
+        if project >= state.projects.len() {
+            return Err(unknown("project", project as u64));
+        }
+        let request = Request {
+            method: "POST".to_owned(),
+            path: "/servers".to_owned(),
+            query: Vec::new(),
+            body: body.to_string().into_bytes(),
+        };
+        let state = &mut *state;
+        let mut call = Call {
+            state,
+            project_number: project,
+            now,
+            request: &request,
+            action_faults: &[],
+        };
+        let id = server_create::place(&mut call, Origin::Control)
+            .map_err(|error| ControlError::Refused(error.to_string()))?
+            .id;
+        self.cloud.tell_machines(state);
+        Ok(id)
+    }
+
+    /// Makes a server vanish, protected or not.
+    ///
+    /// # Errors
+    /// When there is no such server.
+    pub fn vanish(&self, server: u64) -> Result<(), ControlError> {
+        let mut state = self.cloud.lock();
+        let project = state
+            .find_server(server)
+            .ok_or(unknown("server", server))?
+            .0;
+        servers::remove(&mut state, project, server, Timestamp::now());
+        self.cloud.tell_machines(&mut state);
+        Ok(())
+    }
+
+    /// Replaces the labels of a server.
+    ///
+    /// # Errors
+    /// When there is no such server, or the labels are none.
+    pub fn set_labels(
+        &self,
+        server: u64,
+        new: &BTreeMap<String, String>,
+    ) -> Result<(), ControlError> {
+        labels::check(new).map_err(|error| ControlError::Refused(error.to_string()))?;
+        self.with_server(server, |server| server.labels = Labels::clone(new))
+    }
+
+    /// Blocks or unblocks the IPv4 address of a server, as Hetzner does after abuse.
+    ///
+    /// # Errors
+    /// When there is no such server.
+    pub fn block_ipv4(&self, server: u64, blocked: bool) -> Result<(), ControlError> {
+        let address = self.with_server(server, |server| server.ipv4)?;
+        let mut state = self.cloud.lock();
+        let held = state
+            .projects
+            .iter_mut()
+            .flat_map(|project| project.primary_ips.values_mut());
+        for ip in held.filter(|ip| Some(ip.id) == address) {
+            ip.blocked = blocked;
+        }
+        Ok(())
+    }
+
+    /// Switches a server on or off without any request.
+    ///
+    /// # Errors
+    /// When there is no such server.
+    pub fn power(&self, server: u64, on: bool) -> Result<(), ControlError> {
+        let now = Timestamp::now();
+        let mut state = self.cloud.lock();
+        let found = state
+            .find_server_mut(server)
+            .ok_or(unknown("server", server))?;
+        let status = if on { Status::Running } else { Status::Off };
+        found.plan = vec![(now, status)];
+        found.locked_until = now;
+        let boot = state.boot(Duration::ZERO);
+        let off = What::PowerOff {
+            after: Duration::ZERO,
+        };
+        let what = if on { What::PowerOn { boot } } else { off };
+        state.orders.push(Order { server, what });
+        self.cloud.tell_machines(&mut state);
+        Ok(())
+    }
+
+    /// A machine dies while its server goes on being shown as running.
+    ///
+    /// # Errors
+    /// When there is no such server.
+    pub fn kill(&self, server: u64) -> Result<(), ControlError> {
+        let mut state = self.cloud.lock();
+        let found = state
+            .find_server_mut(server)
+            .ok_or(unknown("server", server))?;
+        found.ignores_acpi = true;
+        state.orders.push(Order {
+            server,
+            what: What::PowerOff {
+                after: Duration::ZERO,
+            },
+        });
+        self.cloud.tell_machines(&mut state);
+        Ok(())
+    }
+
+    /// Sets what goes wrong on a machine; a frozen one no longer reacts to a shutdown request.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn set_machine_faults(
+        &self,
+        server: u64,
+        faults: MachineFaults,
+    ) -> Result<(), ControlError> {
+        let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
+        self.with_server(server, |found| found.ignores_acpi = faults.frozen)?;
+        fleet
+            .set_faults(server, faults)
+            .then_some(())
+            .ok_or(unknown("machine", server))
+    }
+
+    /// Gives a machine another host key; `on_disk` tells whether the machine itself knows of it.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn change_host_key(&self, server: u64, on_disk: bool) -> Result<(), ControlError> {
+        let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
+        fleet
+            .change_host_key(server, on_disk)
+            .then_some(())
+            .ok_or(unknown("machine", server))
+    }
+
+    /// One machine: address, host key, what it is doing.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn machine(&self, server: u64) -> Result<MachineView, ControlError> {
+        let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
+        fleet.view(server).ok_or(unknown("machine", server))
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> Vec<MachineView> {
+        self.cloud
+            .fleet
+            .as_ref()
+            .map(Fleet::views)
+            .unwrap_or_default()
+    }
+}
