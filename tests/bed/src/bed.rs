@@ -259,7 +259,7 @@ impl Bed {
         &self.dir
     }
 
-    /// Waits until something is so; the operator has to stay alive meanwhile if it is.
+    /// Waits until something is so.
     ///
     /// # Errors
     /// Fails at the deadline.
