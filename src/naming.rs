@@ -42,7 +42,10 @@ pub fn key_name(fleet: &str) -> String {
 pub fn firewall_name(fleet: &str, class: &str) -> String {
     let tail = format!("-{}", short_hash(&["firewall", fleet, class]));
     let head = "agentfleet-";
-    format!("{head}{}{tail}", readable(class, MAX_NAME - head.len() - tail.len()))
+    format!(
+        "{head}{}{tail}",
+        readable(class, MAX_NAME - head.len() - tail.len())
+    )
 }
 
 fn short_hash(parts: &[&str]) -> String {

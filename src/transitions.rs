@@ -6,7 +6,12 @@ use kube::runtime::events::{Event, EventType};
 use crate::kube_ext::Events;
 
 /// Tells each condition that has another status, or is false for another reason, than before.
-pub fn publish(events: &Events, object: &ObjectReference, before: &[Condition], after: &[Condition]) {
+pub fn publish(
+    events: &Events,
+    object: &ObjectReference,
+    before: &[Condition],
+    after: &[Condition],
+) {
     for event in transitions(before, after) {
         events.publish(object, event);
     }
@@ -30,9 +35,20 @@ fn event(condition: &Condition) -> Event {
     let stalled = condition.type_ == "Stalled";
     let good = (condition.status == "True") != stalled;
     Event {
-        type_: if good { EventType::Normal } else { EventType::Warning },
+        type_: if good {
+            EventType::Normal
+        } else {
+            EventType::Warning
+        },
         reason: condition.reason.clone(),
-        note: Some(format!("{}={}: {}", condition.type_, condition.status, condition.message).trim_end_matches([':', ' ']).to_owned()),
+        note: Some(
+            format!(
+                "{}={}: {}",
+                condition.type_, condition.status, condition.message
+            )
+            .trim_end_matches([':', ' '])
+            .to_owned(),
+        ),
         action: condition.type_.clone(),
         secondary: None,
     }
@@ -49,14 +65,35 @@ mod tests {
 
     #[test]
     fn transitions_are_told_and_nothing_else() {
-        let told = |before: &[Condition], after: Vec<Condition>| transitions(before, &after).count();
+        let told =
+            |before: &[Condition], after: Vec<Condition>| transitions(before, &after).count();
         assert_eq!(told(&[], ready(None, "Checking")), 0);
         assert_eq!(told(&[], ready(Some(false), "Missing")), 1);
-        assert_eq!(told(&ready(Some(false), "Missing"), ready(Some(false), "Missing")), 0);
-        assert_eq!(told(&ready(Some(false), "Missing"), ready(Some(false), "Wrong")), 1);
-        assert_eq!(told(&ready(Some(false), "Wrong"), ready(Some(true), "Usable")), 1);
-        assert_eq!(told(&ready(None, "Checking"), ready(Some(true), "Usable")), 0);
-        let event = transitions(&[], &ready(Some(false), "Missing")).next().unwrap();
-        assert_eq!((event.note.as_deref(), event.type_), (Some("Ready=False"), EventType::Warning));
+        assert_eq!(
+            told(
+                &ready(Some(false), "Missing"),
+                ready(Some(false), "Missing")
+            ),
+            0
+        );
+        assert_eq!(
+            told(&ready(Some(false), "Missing"), ready(Some(false), "Wrong")),
+            1
+        );
+        assert_eq!(
+            told(&ready(Some(false), "Wrong"), ready(Some(true), "Usable")),
+            1
+        );
+        assert_eq!(
+            told(&ready(None, "Checking"), ready(Some(true), "Usable")),
+            0
+        );
+        let event = transitions(&[], &ready(Some(false), "Missing"))
+            .next()
+            .unwrap();
+        assert_eq!(
+            (event.note.as_deref(), event.type_),
+            (Some("Ready=False"), EventType::Warning)
+        );
     }
 }

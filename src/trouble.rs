@@ -41,7 +41,15 @@ impl Troubles {
     pub fn failed(&mut self, key: &str, setback: Setback, credentials: bool, now: Instant) {
         let times = self.0.get(key).map_or(0, |noted| noted.times) + 1;
         let until = now + setback.pause(times);
-        self.0.insert(key.to_owned(), Noted { setback, credentials, times, until });
+        self.0.insert(
+            key.to_owned(),
+            Noted {
+                setback,
+                credentials,
+                times,
+                until,
+            },
+        );
     }
 
     /// Notes a success.
@@ -58,7 +66,10 @@ impl Troubles {
             times: noted.times,
             wait: noted.until.saturating_duration_since(now),
         };
-        self.0.iter().map(|(key, noted)| (key.clone(), seen(noted))).collect()
+        self.0
+            .iter()
+            .map(|(key, noted)| (key.clone(), seen(noted)))
+            .collect()
     }
 }
 
@@ -77,7 +88,10 @@ mod tests {
             waits.push(troubles.view(now)["Read"].wait.as_millis());
         }
         assert_eq!(waits, [500, 1000, 2000]);
-        assert_eq!(troubles.view(now + Duration::from_mins(1))["Read"].wait, Duration::ZERO);
+        assert_eq!(
+            troubles.view(now + Duration::from_mins(1))["Read"].wait,
+            Duration::ZERO
+        );
         troubles.succeeded("Read");
         assert!(troubles.view(now).is_empty());
     }

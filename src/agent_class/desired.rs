@@ -57,7 +57,9 @@ fn rules(firewall: &api::Firewall, ssh_port: u16) -> Vec<FirewallRule> {
         destination_ips: vec![],
         description: Some("SSH".into()),
     };
-    std::iter::once(ssh).chain(firewall.rules.iter().map(rule)).collect()
+    std::iter::once(ssh)
+        .chain(firewall.rules.iter().map(rule))
+        .collect()
 }
 
 fn rule(rule: &api::FirewallRule) -> FirewallRule {
@@ -72,7 +74,14 @@ fn rule(rule: &api::FirewallRule) -> FirewallRule {
         api::Protocol::Esp => Protocol::Esp,
         api::Protocol::Gre => Protocol::Gre,
     };
-    FirewallRule { direction, protocol, port: rule.port.clone(), source_ips, destination_ips, description: rule.description.clone() }
+    FirewallRule {
+        direction,
+        protocol,
+        port: rule.port.clone(),
+        source_ips,
+        destination_ips,
+        description: rule.description.clone(),
+    }
 }
 
 fn networks(written: &[String]) -> Vec<String> {
@@ -90,11 +99,17 @@ fn canonical(network: &str) -> String {
         Some(match address.parse().ok()? {
             IpAddr::V4(address) if length <= 32 => {
                 let mask = u32::MAX.checked_shl(32 - length).unwrap_or_default();
-                format!("{}/{length}", std::net::Ipv4Addr::from_bits(address.to_bits() & mask))
+                format!(
+                    "{}/{length}",
+                    std::net::Ipv4Addr::from_bits(address.to_bits() & mask)
+                )
             }
             IpAddr::V6(address) if length <= 128 => {
                 let mask = u128::MAX.checked_shl(128 - length).unwrap_or_default();
-                format!("{}/{length}", std::net::Ipv6Addr::from_bits(address.to_bits() & mask))
+                format!(
+                    "{}/{length}",
+                    std::net::Ipv6Addr::from_bits(address.to_bits() & mask)
+                )
             }
             _ => return None,
         })
@@ -134,7 +149,25 @@ mod tests {
         }))
         .unwrap();
         let rules = rules(&firewall, 2222);
-        let told: Vec<_> = rules.iter().map(|rule| (rule.direction.as_str(), rule.protocol.as_str(), rule.port.as_deref(), rule.source_ips.len(), rule.destination_ips.len())).collect();
-        assert_eq!(told, [("in", "tcp", Some("2222"), 1, 0), ("out", "udp", Some("53"), 0, 1), ("in", "icmp", None, 1, 0)]);
+        let told: Vec<_> = rules
+            .iter()
+            .map(|rule| {
+                (
+                    rule.direction.as_str(),
+                    rule.protocol.as_str(),
+                    rule.port.as_deref(),
+                    rule.source_ips.len(),
+                    rule.destination_ips.len(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("in", "tcp", Some("2222"), 1, 0),
+                ("out", "udp", Some("53"), 0, 1),
+                ("in", "icmp", None, 1, 0)
+            ]
+        );
     }
 }

@@ -12,7 +12,7 @@ use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 use super::{
     desired::Desired,
     memory::Memory,
-    world::{Checked, FirewallView, ProjectView, World},
+    world::{Checked, FirewallView, NetworkView, ObjectView, ProjectView, World},
 };
 use crate::{
     agent_instance::desired::{Agent, Desired as Instance},
@@ -33,17 +33,50 @@ const FIREWALL_SHOWS: Duration = Duration::from_mins(1);
 
 /// Looks at a class.
 pub fn observe(ctx: &Context, class: &AgentClass, desired: &Desired) -> World {
-    let instances: Vec<Arc<AgentInstance>> = ctx.stores.instances.state().into_iter().filter(|instance| instance.spec.class_name == desired.name).collect();
-    let ready = |instance: &&Arc<AgentInstance>| instance.status.as_ref().is_some_and(|status| is_true(&status.conditions, ConditionType::Ready));
+    let instances: Vec<Arc<AgentInstance>> = ctx
+        .stores
+        .instances
+        .state()
+        .into_iter()
+        .filter(|instance| instance.spec.class_name == desired.name)
+        .collect();
+    let ready = |instance: &&Arc<AgentInstance>| {
+        instance
+            .status
+            .as_ref()
+            .is_some_and(|status| is_true(&status.conditions, ConditionType::Ready))
+    };
     let status = class.status.clone().unwrap_or_default();
-    let (named, ready) = (count(instances.len()), count(instances.iter().filter(ready).count()));
-    let owners = instances.iter().map(|instance| (instance.namespace().unwrap_or_default(), instance.name_any())).collect();
-    let look = Look { ctx, desired, owners, now: Instant::now() };
+    let (named, ready) = (
+        count(instances.len()),
+        count(instances.iter().filter(ready).count()),
+    );
+    let owners = instances
+        .iter()
+        .map(|instance| {
+            (
+                instance.namespace().unwrap_or_default(),
+                instance.name_any(),
+            )
+        })
+        .collect();
+    let look = Look {
+        ctx,
+        desired,
+        owners,
+        now: Instant::now(),
+    };
     ctx.classes.with(&desired.name, |memory| World {
-        finalizer: class.finalizers().iter().any(|finalizer| finalizer == FINALIZER),
+        finalizer: class
+            .finalizers()
+            .iter()
+            .any(|finalizer| finalizer == FINALIZER),
         instances: named,
         ready_instances: ready,
-        counts_wait: look.counts_wait(memory, (status.instances, status.ready_instances) == (Some(named), Some(ready))),
+        counts_wait: look.counts_wait(
+            memory,
+            (status.instances, status.ready_instances) == (Some(named), Some(ready)),
+        ),
         revisions: revisions(class),
         checked: look.checked(memory, &status, class.metadata.generation),
         projects: look.projects(memory),
@@ -58,9 +91,14 @@ fn count(number: usize) -> i64 {
 
 /// The revisions of an instance that asks for nothing of its own.
 fn revisions(class: &AgentClass) -> Option<(String, String)> {
-    let plain = AgentInstance::new("", serde_json::from_value(serde_json::json!({"className": class.name_any()})).ok()?);
+    let plain = AgentInstance::new(
+        "",
+        serde_json::from_value(serde_json::json!({"className": class.name_any()})).ok()?,
+    );
     match Instance::parse(&plain) {
-        Instance::Present(_, want) => Agent::of(class, &want).ok().map(|agent| (agent.boot_revision, agent.config_revision)),
+        Instance::Present(_, want) => Agent::of(class, &want)
+            .ok()
+            .map(|agent| (agent.boot_revision, agent.config_revision)),
         Instance::Absent(_) => None,
     }
 }
@@ -81,47 +119,105 @@ impl Look<'_> {
     }
 
     /// What the catalogue said of this generation; after a start, what the status says it did.
-    fn checked(&self, memory: &mut Memory, status: &AgentClassStatus, generation: Option<i64>) -> Option<Checked> {
+    fn checked(
+        &self,
+        memory: &mut Memory,
+        status: &AgentClassStatus,
+        generation: Option<i64>,
+    ) -> Option<Checked> {
         let rendered = |condition: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
-            condition.type_ == ConditionType::Rendered.as_str() && condition.status == "True" && condition.observed_generation == generation
+            condition.type_ == ConditionType::Rendered.as_str()
+                && condition.status == "True"
+                && condition.observed_generation == generation
         };
-        if memory.checked.is_none() && status.conditions.iter().any(|condition| rendered(&condition)) {
+        if memory.checked.is_none()
+            && status
+                .conditions
+                .iter()
+                .any(|condition| rendered(&condition))
+        {
             memory.checked = Some((generation, self.now, Ok(())));
         }
-        let (_, at, outcome) = memory.checked.as_ref().filter(|(of, ..)| *of == generation)?;
-        let period = if outcome.is_ok() { CHECK_PERIOD } else { self.ctx.settings.project_period };
-        Some(Checked { outcome: outcome.clone(), due: self.now.saturating_duration_since(*at) >= period })
+        let (_, at, outcome) = memory
+            .checked
+            .as_ref()
+            .filter(|(of, ..)| *of == generation)?;
+        let period = if outcome.is_ok() {
+            CHECK_PERIOD
+        } else {
+            self.ctx.settings.project_period
+        };
+        Some(Checked {
+            outcome: outcome.clone(),
+            due: self.now.saturating_duration_since(*at) >= period,
+        })
     }
 
     /// The class's projects in its order, then all others.
     fn projects(&self, memory: &mut Memory) -> Vec<ProjectView> {
-        memory.guarded.retain(|_, at| at.elapsed() < 2 * self.ctx.settings.inventory_slow + FIREWALL_SHOWS);
+        memory
+            .guarded
+            .retain(|_, at| at.elapsed() < 2 * self.ctx.settings.inventory_slow + FIREWALL_SHOWS);
         let others = self.ctx.stores.projects.state();
-        let names = self.desired.projects.iter().cloned().chain(others.iter().map(|project| project.name_any()));
+        let names = self
+            .desired
+            .projects
+            .iter()
+            .cloned()
+            .chain(others.iter().map(|project| project.name_any()));
         let mut met = BTreeSet::new();
-        names.filter(|name| met.insert(name.clone())).map(|name| self.project(name, memory)).collect()
+        names
+            .filter(|name| met.insert(name.clone()))
+            .map(|name| self.project(name, memory))
+            .collect()
     }
 
     fn project(&self, name: String, memory: &Memory) -> ProjectView {
         let object = self.ctx.stores.projects.get(&ObjectRef::new(&name));
         let mut view = ProjectView {
-            exists: object.is_some(),
+            object: object.map_or(ObjectView::Missing, |object| {
+                match object.metadata.deletion_timestamp {
+                    Some(_) => ObjectView::Deleting,
+                    None => ObjectView::Living,
+                }
+            }),
             named: self.desired.projects.contains(&name),
-            deleting: object.is_some_and(|project| project.metadata.deletion_timestamp.is_some()),
             ..ProjectView::default()
         };
         let connection = match self.ctx.connections.get(&name) {
-            _ if !view.exists => return ProjectView { unusable: missing(&name), name, ..view },
-            None => return ProjectView { pending: true, unusable: unproven(), name, ..view },
-            Some(Err(refusal)) => return ProjectView { unusable: Some(refusal), name, ..view },
+            _ if view.object == ObjectView::Missing => {
+                return ProjectView {
+                    unusable: Some(missing(&name)),
+                    name,
+                    ..view
+                };
+            }
+            None => {
+                return ProjectView {
+                    pending: true,
+                    unusable: Some(unproven()),
+                    name,
+                    ..view
+                };
+            }
+            Some(Err(refusal)) => {
+                return ProjectView {
+                    unusable: Some(refusal),
+                    name,
+                    ..view
+                };
+            }
             Some(Ok(connection)) => connection,
         };
         let standing = connection.standing();
         view.pending = !standing.looked_at;
         view.unusable = standing.refused;
-        if let Some((firewalls, stale)) = connection.firewalls.get(self.ctx.settings.project_period) {
+        if let Some((firewalls, stale)) = connection.firewalls.get(self.ctx.settings.project_period)
+        {
             let fleet = self.ctx.keyring.current().fleet();
-            let own = firewalls.iter().filter_map(|firewall| FirewallView::of(firewall, self.desired, fleet));
+            let own = firewalls
+                .iter()
+                .filter_map(|firewall| FirewallView::of(firewall, self.desired, fleet));
             view.firewalls = Some(own.collect());
             view.stale = stale;
         }
@@ -134,35 +230,65 @@ impl Look<'_> {
 
     /// Servers of the class that should show its firewall and do not: somebody took it off.
     fn unguarded(&self, connection: &Connection, firewall: i64, memory: &Memory) -> Vec<i64> {
-        let settled = Timestamp::now().checked_sub(FIREWALL_SHOWS).unwrap_or(Timestamp::UNIX_EPOCH);
+        let settled = Timestamp::now()
+            .checked_sub(FIREWALL_SHOWS)
+            .unwrap_or(Timestamp::UNIX_EPOCH);
         let snapshot = connection.inventory.snapshot();
-        let listed = snapshot.servers().filter(|entry| entry.presence == Presence::Listed).map(|entry| &entry.server);
+        let listed = snapshot
+            .servers()
+            .filter(|entry| entry.presence == Presence::Listed)
+            .map(|entry| &entry.server);
         let bare = listed.filter(|server| {
             let old = server.created.is_some_and(|created| created < settled);
-            let at_rest = matches!(server.status, ServerStatus::Running | ServerStatus::Off) && !server.locked;
-            old && at_rest && self.owns(server) && server.public_net.firewalls.iter().all(|applied| applied.id.number() != firewall)
+            let at_rest = matches!(server.status, ServerStatus::Running | ServerStatus::Off)
+                && !server.locked;
+            old && at_rest
+                && self.owns(server)
+                && server
+                    .public_net
+                    .firewalls
+                    .iter()
+                    .all(|applied| applied.id.number() != firewall)
         });
-        bare.map(|server| server.id.number()).filter(|id| !memory.guarded.contains_key(id)).collect()
+        bare.map(|server| server.id.number())
+            .filter(|id| !memory.guarded.contains_key(id))
+            .collect()
     }
 
     fn owns(&self, server: &Server) -> bool {
-        self.owners.contains(&(labels::text(&server.labels, labels::NAMESPACE), labels::text(&server.labels, labels::NAME)))
+        self.owners.contains(&(
+            labels::text(&server.labels, labels::NAMESPACE),
+            labels::text(&server.labels, labels::NAME),
+        ))
     }
 
-    fn network(&self, project: &str, known: &std::collections::BTreeMap<String, u64>, memory: &Memory) -> Option<Option<u64>> {
-        let name = self.desired.network.as_ref()?;
-        if let Some(id) = known.get(name) {
-            return Some(Some(*id));
+    fn network(
+        &self,
+        project: &str,
+        known: &std::collections::BTreeMap<String, u64>,
+        memory: &Memory,
+    ) -> NetworkView {
+        let Some(name) = &self.desired.network else {
+            return NetworkView::Unknown;
+        };
+        let asked = memory.networks.get(&(project.to_owned(), name.clone()));
+        match asked {
+            _ if known.contains_key(name) => NetworkView::Found,
+            Some((at, None)) if at.elapsed() < self.ctx.settings.project_period => {
+                NetworkView::Missing
+            }
+            _ => NetworkView::Unknown,
         }
-        let (at, found) = memory.networks.get(&(project.to_owned(), name.clone()))?;
-        (found.is_none() && at.elapsed() < self.ctx.settings.project_period).then_some(None)
     }
 }
 
-fn missing(name: &str) -> Option<Refusal> {
-    Some(("ProjectMissing", format!("HetznerProject {name} does not exist; create it or take it out of spec.projects")))
+fn missing(name: &str) -> Refusal {
+    (
+        "ProjectMissing",
+        format!("HetznerProject {name} does not exist; create it or take it out of spec.projects"),
+    )
 }
 
-fn unproven() -> Option<Refusal> {
-    Some(("ProjectNotConnected", "it is being connected".into()))
+fn unproven() -> Refusal {
+    ("ProjectNotConnected", "it is being connected".into())
 }

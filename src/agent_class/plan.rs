@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     desired::Desired,
     step::{ProjectStep, Step},
-    world::{Checked, FirewallView, ProjectView, World},
+    world::{Checked, FirewallView, NetworkView, ObjectView, ProjectView, World},
 };
 
 #[cfg(test)]
@@ -51,7 +51,9 @@ impl Finding {
     /// The worse of two; the first of two that are equally bad.
     fn and(self, other: Self) -> Self {
         match (&self, &other) {
-            (Self::Bad(..), _) | (Self::Open(_), Self::Good | Self::Open(_)) | (Self::Good, Self::Good) => self,
+            (Self::Bad(..), _)
+            | (Self::Open(_), Self::Good | Self::Open(_))
+            | (Self::Good, Self::Good) => self,
             _ => other,
         }
     }
@@ -59,7 +61,11 @@ impl Finding {
 
 /// Decides what to do next for one class.
 pub fn plan(desired: &Desired, world: &World) -> Plan {
-    let mut look = Look { desired, world, plan: Plan::default() };
+    let mut look = Look {
+        desired,
+        world,
+        plan: Plan::default(),
+    };
     match (desired.absent, world.finalizer) {
         (false, false) => look.plan.steps.push(Step::AddFinalizer),
         (true, false) => {}
@@ -79,8 +85,12 @@ struct Look<'a> {
 impl Look<'_> {
     fn present(&mut self) {
         for project in &self.world.projects {
-            let wanted = project.named && !project.deleting;
-            let found = if wanted { self.wanted(project) } else { self.unwanted(project) };
+            let wanted = project.named && project.object != ObjectView::Deleting;
+            let found = if wanted {
+                self.wanted(project)
+            } else {
+                self.unwanted(project)
+            };
             self.plan.firewall = std::mem::take(&mut self.plan.firewall).and(found);
         }
         self.render();
@@ -98,13 +108,23 @@ impl Look<'_> {
             return Finding::Bad(reason, format!("project {}: {message}", project.name));
         }
         let Some(firewalls) = &project.firewalls else {
-            return self.act(project, ProjectStep::ReadFirewalls, Finding::Open("lists the firewalls"));
+            return self.act(
+                project,
+                ProjectStep::ReadFirewalls,
+                Finding::Open("lists the firewalls"),
+            );
         };
         let Some((firewall, others)) = firewalls.split_first() else {
-            return self.act(project, ProjectStep::CreateFirewall, Finding::Open("makes the firewall"));
+            return self.act(
+                project,
+                ProjectStep::CreateFirewall,
+                Finding::Open("makes the firewall"),
+            );
         };
-        self.plan.firewalls.insert(project.name.clone(), Some(firewall.id));
-        let found = match self.repair(project, firewall, others) {
+        self.plan
+            .firewalls
+            .insert(project.name.clone(), Some(firewall.id));
+        let found = match Self::repair(project, firewall, others) {
             Some((step, found)) => self.act(project, step, found),
             None => Finding::Good,
         };
@@ -112,22 +132,45 @@ impl Look<'_> {
         found
     }
 
-    fn repair(&self, project: &ProjectView, firewall: &FirewallView, others: &[FirewallView]) -> Option<(ProjectStep, Finding)> {
+    fn repair(
+        project: &ProjectView,
+        firewall: &FirewallView,
+        others: &[FirewallView],
+    ) -> Option<(ProjectStep, Finding)> {
         if !firewall.labelled {
-            return Some((ProjectStep::LabelFirewall(firewall.id), Finding::Open("puts the firewall's labels back")));
+            return Some((
+                ProjectStep::LabelFirewall(firewall.id),
+                Finding::Open("puts the firewall's labels back"),
+            ));
         }
         if !firewall.ruled {
-            return Some((ProjectStep::SetRules(firewall.id), Finding::Open("sets the firewall's rules")));
+            return Some((
+                ProjectStep::SetRules(firewall.id),
+                Finding::Open("sets the firewall's rules"),
+            ));
         }
         if !project.unguarded.is_empty() {
-            let servers = project.unguarded.iter().take(GUARDED_AT_ONCE).copied().collect();
-            return Some((ProjectStep::Guard { firewall: firewall.id, servers }, Finding::Open("puts servers behind their firewall again")));
+            let servers = project
+                .unguarded
+                .iter()
+                .take(GUARDED_AT_ONCE)
+                .copied()
+                .collect();
+            return Some((
+                ProjectStep::Guard {
+                    firewall: firewall.id,
+                    servers,
+                },
+                Finding::Open("puts servers behind their firewall again"),
+            ));
         }
         // A request that was late has made it twice.
         if let Some(twin) = others.iter().find(|twin| !twin.applied) {
             return Some((ProjectStep::DeleteFirewall(twin.id), Finding::Good));
         }
-        project.stale.then_some((ProjectStep::ReadFirewalls, Finding::Good))
+        project
+            .stale
+            .then_some((ProjectStep::ReadFirewalls, Finding::Good))
     }
 
     /// A project that the class does not name, or that is going: its firewall goes as soon as no server uses it.
@@ -144,7 +187,11 @@ impl Look<'_> {
     fn clear(&mut self, project: &ProjectView) -> bool {
         match project.firewalls.as_deref() {
             Some([]) if !project.stale || !self.desired.absent => return true,
-            Some([first, ..]) if !first.applied => self.act(project, ProjectStep::DeleteFirewall(first.id), Finding::Good),
+            Some([first, ..]) if !first.applied => self.act(
+                project,
+                ProjectStep::DeleteFirewall(first.id),
+                Finding::Good,
+            ),
             Some(_) if !project.stale => Finding::Good,
             _ => self.act(project, ProjectStep::ReadFirewalls, Finding::Good),
         };
@@ -152,26 +199,46 @@ impl Look<'_> {
     }
 
     fn network(&mut self, project: &ProjectView) {
-        let Some(name) = &self.desired.network else { return };
+        let Some(name) = &self.desired.network else {
+            return;
+        };
         let found = match project.network {
-            Some(Some(_)) => return,
-            Some(None) => {
-                let message = format!("spec.network: project {} has no network {name} at Hetzner; make it there or name another", project.name);
+            NetworkView::Found => return,
+            NetworkView::Missing => {
+                let message = format!(
+                    "spec.network: project {} has no network {name} at Hetzner; make it there or name another",
+                    project.name
+                );
                 Finding::Bad("NetworkMissing", message)
             }
-            None => self.act(project, ProjectStep::FindNetwork, Finding::Open("looks for the network")),
+            NetworkView::Unknown => self.act(
+                project,
+                ProjectStep::FindNetwork,
+                Finding::Open("looks for the network"),
+            ),
         };
         self.plan.rendered = std::mem::take(&mut self.plan.rendered).and(found);
     }
 
     fn render(&mut self) {
-        let due = self.world.checked.as_ref().is_none_or(|checked| checked.due);
+        let due = self
+            .world
+            .checked
+            .as_ref()
+            .is_none_or(|checked| checked.due);
         let mut found = match &self.world.checked {
-            Some(Checked { outcome: Ok(()), .. }) => Finding::Good,
-            Some(Checked { outcome: Err(message), .. }) => Finding::Bad("NotOffered", message.clone()),
+            Some(Checked {
+                outcome: Ok(()), ..
+            }) => Finding::Good,
+            Some(Checked {
+                outcome: Err(message),
+                ..
+            }) => Finding::Bad("NotOffered", message.clone()),
             None => Finding::Open("waits for a project that can be asked what Hetzner offers"),
         };
-        let usable = self.world.projects.iter().find(|project| project.named && !project.deleting && project.unusable.is_none());
+        let usable = self.world.projects.iter().find(|project| {
+            project.named && project.object == ObjectView::Living && project.unusable.is_none()
+        });
         if let Some(project) = usable.filter(|_| due) {
             found = self.attempt(Step::CheckCatalogue(project.name.clone()), found);
         }
@@ -180,15 +247,29 @@ impl Look<'_> {
 
     fn absent(&mut self) {
         if self.world.instances > 0 {
-            let message = format!("{} AgentInstances name this class; delete them, or give them another class, first", self.world.instances);
+            let message = format!(
+                "{} AgentInstances name this class; delete them, or give them another class, first",
+                self.world.instances
+            );
             self.plan.deleting = Some(("InUse", message));
             return;
         }
         let mut left = vec![];
-        for project in self.world.projects.iter().filter(|project| project.exists) {
+        for project in self
+            .world
+            .projects
+            .iter()
+            .filter(|project| project.object != ObjectView::Missing)
+        {
             match &project.unusable {
                 Some((reason, message)) if project.named => {
-                    self.plan.deleting = Some((reason, format!("its firewall in project {} cannot be deleted: {message}", project.name)));
+                    self.plan.deleting = Some((
+                        reason,
+                        format!(
+                            "its firewall in project {} cannot be deleted: {message}",
+                            project.name
+                        ),
+                    ));
                     left.push(project);
                 }
                 Some(_) => {}
@@ -205,7 +286,15 @@ impl Look<'_> {
             return;
         }
         let names: Vec<_> = left.iter().map(|project| project.name.as_str()).collect();
-        let waits = || ("FirewallInUse", format!("its firewall goes as soon as no server uses it, in: {}", names.join(", ")));
+        let waits = || {
+            (
+                "FirewallInUse",
+                format!(
+                    "its firewall goes as soon as no server uses it, in: {}",
+                    names.join(", ")
+                ),
+            )
+        };
         self.plan.deleting.get_or_insert_with(waits);
     }
 

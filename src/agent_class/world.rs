@@ -48,12 +48,10 @@ pub struct Checked {
 pub struct ProjectView {
     /// Name of the `HetznerProject`.
     pub name: String,
-    /// Whether it exists.
-    pub exists: bool,
+    /// What became of the object.
+    pub object: ObjectView,
     /// Whether the class names it.
     pub named: bool,
-    /// Whether it is being deleted.
-    pub deleting: bool,
     /// Whether nothing is known of it yet, as after a start.
     pub pending: bool,
     /// Why nothing may be changed there.
@@ -64,8 +62,32 @@ pub struct ProjectView {
     pub stale: bool,
     /// Servers of the class that its firewall is missing from.
     pub unguarded: Vec<i64>,
-    /// The class's network there; none: not asked for (or none is wanted).
-    pub network: Option<Option<u64>>,
+    /// The class's network there.
+    pub network: NetworkView,
+}
+
+/// What became of a `HetznerProject`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ObjectView {
+    /// There is none of that name.
+    #[default]
+    Missing,
+    /// It is being deleted.
+    Deleting,
+    /// It is there.
+    Living,
+}
+
+/// The network that a class names, in one project.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetworkView {
+    /// Not asked for lately.
+    #[default]
+    Unknown,
+    /// There is none of that name.
+    Missing,
+    /// It is there.
+    Found,
 }
 
 /// A firewall of this class.
@@ -83,7 +105,11 @@ pub struct FirewallView {
 
 /// The labels of a class's firewall.
 pub fn firewall_labels(fleet: &str, class: &str) -> Labels {
-    [(labels::FLEET.to_owned(), fleet.to_owned()), (labels::CLASS.to_owned(), class.to_owned())].into()
+    [
+        (labels::FLEET.to_owned(), fleet.to_owned()),
+        (labels::CLASS.to_owned(), class.to_owned()),
+    ]
+    .into()
 }
 
 impl FirewallView {
@@ -92,12 +118,15 @@ impl FirewallView {
     pub fn of(firewall: &Firewall, desired: &Desired, fleet: &str) -> Option<Self> {
         let class = firewall.labels.get(labels::CLASS);
         let named = firewall.name == naming::firewall_name(fleet, &desired.name);
-        if class != Some(&desired.name) && (!named || class.is_some_and(|class| !class.is_empty())) {
+        if class != Some(&desired.name) && (!named || class.is_some_and(|class| !class.is_empty()))
+        {
             return None;
         }
         Some(Self {
             id: firewall.id.number(),
-            labelled: firewall_labels(fleet, &desired.name).iter().all(|(key, value)| firewall.labels.get(key) == Some(value)),
+            labelled: firewall_labels(fleet, &desired.name)
+                .iter()
+                .all(|(key, value)| firewall.labels.get(key) == Some(value)),
             ruled: firewall.has_rules(&desired.rules),
             applied: !firewall.applied_to.is_empty(),
         })

@@ -38,12 +38,22 @@ mod tests {
     async fn network_is_found_by_its_name_or_not_there() {
         let endpoint = serve(|request| {
             let found = request.starts_with("GET /v1/networks?name=inner ");
-            let networks = if found { json!([{"id": 4711, "name": "inner", "ip_range": "10.0.0.0/8"}]) } else { json!([]) };
+            let networks = if found {
+                json!([{"id": 4711, "name": "inner", "ip_range": "10.0.0.0/8"}])
+            } else {
+                json!([])
+            };
             Reply::json("200 OK", &json!({ "networks": networks }))
         })
         .await;
         let client = client(&endpoint);
-        assert_eq!(client.network_by_name(permit(), "inner").await.unwrap(), Some(4711));
-        assert_eq!(client.network_by_name(permit(), "other").await.unwrap(), None);
+        assert_eq!(
+            client.network_by_name(permit(), "inner").await.unwrap(),
+            Some(4711)
+        );
+        assert_eq!(
+            client.network_by_name(permit(), "other").await.unwrap(),
+            None
+        );
     }
 }

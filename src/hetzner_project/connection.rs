@@ -75,7 +75,10 @@ impl Default for Standing {
     fn default() -> Self {
         Self {
             looked_at: false,
-            refused: Some(("ProjectUnproven", "the project's identity was not seen yet".into())),
+            refused: Some((
+                "ProjectUnproven",
+                "the project's identity was not seen yet".into(),
+            )),
             creates_held: None,
             key: None,
             admin_keys: vec![],
@@ -107,12 +110,18 @@ impl Connection {
 
     /// A copy of the present standing.
     pub fn standing(&self) -> Standing {
-        self.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.standing
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes the standing, and tells whether anything is different now.
     pub fn update(&self, change: impl FnOnce(&mut Standing)) -> bool {
-        let mut standing = self.standing.write().unwrap_or_else(PoisonError::into_inner);
+        let mut standing = self
+            .standing
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let before = standing.clone();
         change(&mut standing);
         *standing != before
@@ -120,8 +129,16 @@ impl Connection {
 
     /// Whether it was made with this token; takes as long wherever two of one length differ.
     pub fn has_token(&self, token: &SecretString) -> bool {
-        let (own, other) = (self.token.expose_secret().as_bytes(), token.expose_secret().as_bytes());
-        own.len() == other.len() && own.iter().zip(other).fold(0, |differs, (own, other)| differs | (own ^ other)) == 0
+        let (own, other) = (
+            self.token.expose_secret().as_bytes(),
+            token.expose_secret().as_bytes(),
+        );
+        own.len() == other.len()
+            && own
+                .iter()
+                .zip(other)
+                .fold(0, |differs, (own, other)| differs | (own ^ other))
+                == 0
     }
 
     /// What the project's reconciler remembers of it.
@@ -131,7 +148,10 @@ impl Connection {
 
     /// Runs a task for as long as the connection lives.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .spawn(task);
     }
 }
 
@@ -145,30 +165,46 @@ pub struct Connections {
 impl Default for Connections {
     fn default() -> Self {
         let holder = hex::encode(rand::random::<[u8; 8]>());
-        Self { all: RwLock::default(), holder, leaving: tokio::sync::Mutex::default() }
+        Self {
+            all: RwLock::default(),
+            holder,
+            leaving: tokio::sync::Mutex::default(),
+        }
     }
 }
 
 impl Connections {
     /// The connection of a project, or why there is none.
     pub fn get(&self, project: &str) -> Option<Result<Arc<Connection>, Refusal>> {
-        self.all.read().unwrap_or_else(PoisonError::into_inner).get(project).cloned()
+        self.all
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(project)
+            .cloned()
     }
 
     /// All connections.
     pub fn all(&self) -> Vec<Arc<Connection>> {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        all.values().filter_map(|found| found.as_ref().ok().cloned()).collect()
+        all.values()
+            .filter_map(|found| found.as_ref().ok().cloned())
+            .collect()
     }
 
     /// Puts a connection, or the reason why there is none, in the place of what was there.
     pub fn put(&self, project: &str, connection: Result<Arc<Connection>, Refusal>) {
-        self.all.write().unwrap_or_else(PoisonError::into_inner).insert(project.to_owned(), connection);
+        self.all
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(project.to_owned(), connection);
     }
 
     /// Forgets a project.
     pub fn remove(&self, project: &str) {
-        self.all.write().unwrap_or_else(PoisonError::into_inner).remove(project);
+        self.all
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(project);
     }
 
     /// The random id by which this process marks the projects that it acts in.
@@ -190,13 +226,28 @@ mod tests {
     #[tokio::test]
     async fn another_token_is_another_connection() {
         let periods = inventory::Periods::default();
-        let key_labels = inventory::KeyLabels { namespace: "a".into(), name: "b".into() };
-        let inventory = Inventory::new(inventory::Config { selector: "c".into(), key_labels, periods });
-        let connection = Connection::new("one", stub::client("http://127.0.0.1:1"), "abc".into(), inventory);
+        let key_labels = inventory::KeyLabels {
+            namespace: "a".into(),
+            name: "b".into(),
+        };
+        let inventory = Inventory::new(inventory::Config {
+            selector: "c".into(),
+            key_labels,
+            periods,
+        });
+        let connection = Connection::new(
+            "one",
+            stub::client("http://127.0.0.1:1"),
+            "abc".into(),
+            inventory,
+        );
         for (token, same) in [("abc", true), ("abd", false), ("ab", false), ("", false)] {
             assert_eq!(connection.has_token(&token.into()), same, "{token}");
         }
-        assert!(connection.standing().refused.is_some(), "nothing is believed before the identity was seen");
+        assert!(
+            connection.standing().refused.is_some(),
+            "nothing is believed before the identity was seen"
+        );
         assert!(connection.update(|standing| standing.max_servers = Some(1)));
         assert!(!connection.update(|standing| standing.max_servers = Some(1)));
     }

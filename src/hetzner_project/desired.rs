@@ -27,7 +27,10 @@ impl Desired {
             absent: project.metadata.deletion_timestamp.is_some(),
             token: project.spec.token_secret_ref.clone(),
             ssh_keys: project.spec.ssh_keys.clone(),
-            max_servers: project.spec.max_servers.map(|most| usize::try_from(most).unwrap_or_default()),
+            max_servers: project
+                .spec
+                .max_servers
+                .map(|most| usize::try_from(most).unwrap_or_default()),
         }
     }
 

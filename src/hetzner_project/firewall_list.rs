@@ -65,17 +65,29 @@ impl Connection {
         }
         let (begun, changes) = (Instant::now(), self.firewalls.lock().changes);
         let selector = format!("{}={fleet}", labels::FLEET);
-        let asked = Asked { lane: Lane::Inventory, who: "firewalls", route: "GET /firewalls" };
+        let asked = Asked {
+            lane: Lane::Inventory,
+            who: "firewalls",
+            route: "GET /firewalls",
+        };
         let (mut all, mut next) = (vec![], Some(1));
         while let Some(page) = next {
-            let (firewalls, after) = self.read(asked, async |client, permit| client.firewalls_page(permit, &selector, page).await).await?;
+            let (firewalls, after) = self
+                .read(asked, async |client, permit| {
+                    client.firewalls_page(permit, &selector, page).await
+                })
+                .await?;
             all.extend(firewalls);
             next = after.filter(|after| *after > page);
         }
         let mut known = self.firewalls.lock();
         // What was changed meanwhile may be in it or not: it is read once more.
         if known.changes == changes {
-            *known = Known { read_at: Some(begun), changes, firewalls: Arc::new(all) };
+            *known = Known {
+                read_at: Some(begun),
+                changes,
+                firewalls: Arc::new(all),
+            };
         }
         Ok(())
     }

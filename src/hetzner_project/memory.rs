@@ -93,7 +93,11 @@ mod tests {
     use super::*;
 
     fn key(holder: &str) -> KeyView {
-        KeyView { id: 7, ours: true, holder: Some(holder.into()) }
+        KeyView {
+            id: 7,
+            ours: true,
+            holder: Some(holder.into()),
+        }
     }
 
     #[test]
@@ -111,10 +115,22 @@ mod tests {
 
     #[test]
     fn new_list_asks_anew_what_an_old_one_left_open() {
-        let mut memory = Memory { key_name: KeyName::Foreign(3), by_id: Some((7, None)), ..Memory::default() };
+        let mut memory = Memory {
+            key_name: KeyName::Foreign(3),
+            by_id: Some((7, None)),
+            ..Memory::default()
+        };
         memory.answered.insert(1, false);
         memory.admin_keys = [("there".into(), Some(String::new())), ("not".into(), None)].into();
         memory.listed(vec![], "me", Instant::now());
-        assert_eq!((memory.key_name, memory.by_id, memory.answered.len(), memory.admin_keys.len()), (KeyName::Taken, None, 0, 1));
+        assert_eq!(
+            (
+                memory.key_name,
+                memory.by_id,
+                memory.answered.len(),
+                memory.admin_keys.len()
+            ),
+            (KeyName::Taken, None, 0, 1)
+        );
     }
 }

@@ -6,8 +6,8 @@
 //! What the plan finds goes into the connection's standing first, so that no instance goes on in a project that is not believed any more (I9).
 
 pub mod connection;
-pub mod desired;
 mod dependents;
+pub mod desired;
 mod firewall_list;
 mod memory;
 mod observe;
@@ -51,6 +51,9 @@ const KUBERNETES: Duration = Duration::from_secs(5);
 /// # Errors
 /// When Kubernetes does not answer or the view is out of date; everything else is told in the status.
 pub async fn reconcile(project: Arc<HetznerProject>, ctx: Arc<Context>) -> Result<Action, Failure> {
+    if !ctx.stores.synced.is_cancelled() {
+        return Ok(Action::requeue(WATCH));
+    }
     let desired = Desired::parse(&project);
     let observed = observe(&ctx, &project, &desired).await?;
     let plan = plan(&desired, &observed.world);
@@ -67,7 +70,6 @@ pub async fn reconcile(project: Arc<HetznerProject>, ctx: Arc<Context>) -> Resul
 }
 
 /// When to look again after an error of [`reconcile`].
-#[expect(clippy::needless_pass_by_value, reason = "kube calls it with these")]
 pub fn error_policy<K>(_: Arc<K>, failure: &Failure, _: Arc<Context>) -> Action {
     if let Failure::Kubernetes(crate::kube_ext::CallError::Stale { .. }) = failure {
         return Action::requeue(WATCH);
@@ -82,7 +84,11 @@ fn next(ctx: &Context, plan: &Plan, written: bool) -> Action {
         Some(Step::AddFinalizer) => Action::requeue(KUBERNETES),
         _ if written => Action::requeue(WATCH),
         Some(_) => Action::requeue(Duration::ZERO),
-        None => Action::requeue(plan.look_again.unwrap_or(ctx.settings.project_period).min(ctx.settings.project_period)),
+        None => Action::requeue(
+            plan.look_again
+                .unwrap_or(ctx.settings.project_period)
+                .min(ctx.settings.project_period),
+        ),
     }
 }
 
@@ -94,7 +100,10 @@ fn after_failure(observed: &Observed, step: &Step, failure: Failure) -> Result<A
         (Failure::NotLeading, _) => Ok(Action::requeue(KUBERNETES)),
         (Failure::Hetzner(_), Some(connection)) => {
             let credentials = failure.of_credentials();
-            connection.memory().troubles.failed(step.kind(), failure.into(), credentials, now);
+            connection
+                .memory()
+                .troubles
+                .failed(step.kind(), failure.into(), credentials, now);
             Ok(Action::requeue(Duration::ZERO))
         }
         _ => Err(failure),
@@ -106,20 +115,25 @@ fn trust(ctx: &Context, desired: &Desired, observed: &Observed, plan: &Plan) {
     let connections = &ctx.connections;
     let known = connections.get(&desired.name).and_then(Result::ok);
     let changed = match (&plan.trust, known) {
-        (Trust::AsBefore, _) => false,
+        (Trust::AsBefore, _) | (Trust::Granted { .. }, None) => false,
         (Trust::Refused(reason, message), Some(connection)) => connection.update(|standing| {
             standing.looked_at = true;
             standing.refused = Some((reason, message.clone()));
         }),
         (Trust::Refused(reason, message), None) => {
             let refusal = Err((*reason, message.clone()));
-            let changed = connections.get(&desired.name).map(|before| before.err()) != Some(refusal.as_ref().err().cloned());
+            let changed = connections.get(&desired.name).map(Result::err)
+                != Some(refusal.as_ref().err().cloned());
             connections.put(&desired.name, refusal);
             changed
         }
         (Trust::Granted { key, creates_held }, Some(connection)) => {
             let seen = observed.world.seen.as_ref();
-            let admin_keys = desired.ssh_keys.iter().filter_map(|name| seen?.admin_keys.get(name)?.clone()).collect();
+            let admin_keys = desired
+                .ssh_keys
+                .iter()
+                .filter_map(|name| seen?.admin_keys.get(name)?.clone())
+                .collect();
             connection.update(|standing| {
                 standing.looked_at = true;
                 standing.refused = None;
@@ -129,7 +143,6 @@ fn trust(ctx: &Context, desired: &Desired, observed: &Observed, plan: &Plan) {
                 standing.max_servers = desired.max_servers;
             })
         }
-        (Trust::Granted { .. }, None) => false,
     };
     if changed {
         dependents::wake(&ctx.stores, &ctx.wake, &desired.name, |_| true);
@@ -137,9 +150,19 @@ fn trust(ctx: &Context, desired: &Desired, observed: &Observed, plan: &Plan) {
 }
 
 /// Writes the status if it says anything new, and tells transitions as events.
-async fn report(ctx: &Context, project: &HetznerProject, observed: &Observed, plan: &Plan) -> Result<bool, Failure> {
+async fn report(
+    ctx: &Context,
+    project: &HetznerProject,
+    observed: &Observed,
+    plan: &Plan,
+) -> Result<bool, Failure> {
     let former: &HetznerProjectStatus = &observed.world.status;
-    let next = status(&observed.world, plan, project.metadata.generation, Timestamp::now());
+    let next = status(
+        &observed.world,
+        plan,
+        project.metadata.generation,
+        Timestamp::now(),
+    );
     let (old, new) = (serde_json::json!(former), serde_json::json!(next));
     if !status_changed(&old, &new) || !ctx.leadership.holds() {
         return Ok(false);
@@ -147,6 +170,11 @@ async fn report(ctx: &Context, project: &HetznerProject, observed: &Observed, pl
     let api: Api<HetznerProject> = Api::all(ctx.clients.write.clone());
     let version = project.resource_version().unwrap_or_default();
     let applied = apply_status(&api, MANAGER, &project.name_any(), &version, new).await?;
-    transitions::publish(&ctx.events, &project.object_ref(&()), &former.conditions, &next.conditions);
+    transitions::publish(
+        &ctx.events,
+        &project.object_ref(&()),
+        &former.conditions,
+        &next.conditions,
+    );
     Ok(applied.written)
 }

@@ -44,8 +44,15 @@ impl Connection {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub async fn read<T>(&self, asked: Asked<'_>, send: impl AsyncFnOnce(&Client, Permit) -> Result<T, HetznerError>) -> Result<T, Failure> {
-        let permit = self.budget.try_acquire(asked.lane, asked.who, Instant::now()).map_err(Failure::Budget)?;
+    pub async fn read<T>(
+        &self,
+        asked: Asked<'_>,
+        send: impl AsyncFnOnce(&Client, Permit) -> Result<T, HetznerError>,
+    ) -> Result<T, Failure> {
+        let permit = self
+            .budget
+            .try_acquire(asked.lane, asked.who, Instant::now())
+            .map_err(Failure::Budget)?;
         Ok(crash_point::around("hetzner", asked.route, send(&self.client, permit)).await?)
     }
 
@@ -93,14 +100,31 @@ impl From<Failure> for Setback {
         match failure {
             Failure::Budget(RetryAt(at)) => {
                 let wait = at.saturating_duration_since(Instant::now());
-                Self::until("WaitingForBudget", "Hetzner's request allowance for this project is used up; it refills by itself", wait)
+                Self::until(
+                    "WaitingForBudget",
+                    "Hetzner's request allowance for this project is used up; it refills by itself",
+                    wait,
+                )
             }
             Failure::NotLeading => Self::not_leading(),
             Failure::Kubernetes(error) => error.into(),
             Failure::Hetzner(error) => match error.code() {
-                ErrorCode::Unauthorized => Self::slow("TokenRejected", format!("Hetzner does not know the token; make one in the Hetzner Console (Security, API tokens) and put it into the Secret: {error}")),
-                ErrorCode::TokenReadonly => Self::slow("TokenReadOnly", format!("the token may only read; agentfleet needs one with Read & Write: {error}")),
-                _ if error.class() == Class::Credentials => Self::slow("TokenForbidden", format!("Hetzner does not allow it with this token: {error}")),
+                ErrorCode::Unauthorized => Self::slow(
+                    "TokenRejected",
+                    format!(
+                        "Hetzner does not know the token; make one in the Hetzner Console (Security, API tokens) and put it into the Secret: {error}"
+                    ),
+                ),
+                ErrorCode::TokenReadonly => Self::slow(
+                    "TokenReadOnly",
+                    format!(
+                        "the token may only read; agentfleet needs one with Read & Write: {error}"
+                    ),
+                ),
+                _ if error.class() == Class::Credentials => Self::slow(
+                    "TokenForbidden",
+                    format!("Hetzner does not allow it with this token: {error}"),
+                ),
                 _ => error.into(),
             },
         }

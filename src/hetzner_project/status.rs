@@ -3,8 +3,8 @@
 //! In calm it must come out the same each time (I4), so the request allowance is told in tenths, and a number near the edge of a tenth does not
 //! move it. While nothing new is known, conditions stay as they are.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     plan::{Plan, Stage},
@@ -16,26 +16,48 @@ use crate::api::{ConditionType, HetznerProjectStatus, condition, set_condition};
 const SAME_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 
 /// The status to be.
-pub fn status(world: &World, plan: &Plan, generation: Option<i64>, now: Timestamp) -> HetznerProjectStatus {
+pub fn status(
+    world: &World,
+    plan: &Plan,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> HetznerProjectStatus {
     let former = &world.status;
     let seen = world.seen.as_ref();
     let mut next = HetznerProjectStatus {
         observed_generation: match plan.stage {
-            Stage::Checking(_) if former.observed_generation.is_some() => former.observed_generation,
+            Stage::Checking(_) if former.observed_generation.is_some() => {
+                former.observed_generation
+            }
             _ => generation.max(former.observed_generation),
         },
         identity: plan.identity,
-        servers: seen.filter(|seen| seen.listed).map(|seen| i64::try_from(seen.servers).unwrap_or(i64::MAX)).or(former.servers),
-        budget_left: seen.and_then(|seen| budget_left(former.budget_left, seen)).or(former.budget_left),
-        paused_until: seen.and_then(|seen| seen.over_quota).map(|until| paused_until(former, until)),
+        servers: seen
+            .filter(|seen| seen.listed)
+            .map(|seen| i64::try_from(seen.servers).unwrap_or(i64::MAX))
+            .or(former.servers),
+        budget_left: seen
+            .and_then(|seen| budget_left(former.budget_left, seen))
+            .or(former.budget_left),
+        paused_until: seen
+            .and_then(|seen| seen.over_quota)
+            .map(|until| paused_until(former, until)),
         conditions: former.conditions.clone(),
     };
     for (kind, found) in conditions(seen, &plan.stage) {
-        let known = former.conditions.iter().any(|known| known.type_ == kind.as_str());
+        let known = former
+            .conditions
+            .iter()
+            .any(|known| known.type_ == kind.as_str());
         match found {
             Some(found) => set_condition(&mut next.conditions, found, generation, now),
             None if known => {}
-            None => set_condition(&mut next.conditions, unknown(kind, &plan.stage), generation, now),
+            None => set_condition(
+                &mut next.conditions,
+                unknown(kind, &plan.stage),
+                generation,
+                now,
+            ),
         }
     }
     next
@@ -55,14 +77,29 @@ fn ready(stage: &Stage) -> Option<Condition> {
     match stage {
         Stage::Checking(_) => None,
         Stage::Usable => Some(condition(ConditionType::Ready, Some(true), reason, message)),
-        _ => Some(condition(ConditionType::Ready, Some(false), reason, message)),
+        _ => Some(condition(
+            ConditionType::Ready,
+            Some(false),
+            reason,
+            message,
+        )),
     }
 }
 
 fn credentials(stage: &Stage) -> Option<Condition> {
     match stage {
-        Stage::Unusable(reason, message) => Some(condition(ConditionType::CredentialsValid, Some(false), reason, message.clone())),
-        Stage::Usable | Stage::Blocked(..) | Stage::Incomplete(..) => Some(condition(ConditionType::CredentialsValid, Some(true), "Proven", "")),
+        Stage::Unusable(reason, message) => Some(condition(
+            ConditionType::CredentialsValid,
+            Some(false),
+            reason,
+            message.clone(),
+        )),
+        Stage::Usable | Stage::Blocked(..) | Stage::Incomplete(..) => Some(condition(
+            ConditionType::CredentialsValid,
+            Some(true),
+            "Proven",
+            "",
+        )),
         Stage::Checking(_) | Stage::Troubled(..) | Stage::Deleting(..) | Stage::Gone => None,
     }
 }
@@ -110,8 +147,12 @@ fn budget_left(former: Option<i64>, seen: &Seen) -> Option<i64> {
 
 /// The end of a pause is computed anew each time, so it wavers.
 fn paused_until(former: &HetznerProjectStatus, until: Timestamp) -> Time {
-    let told = former.paused_until.as_ref().filter(|told| told.0.duration_since(until).abs() <= SAME_PAUSE);
-    told.cloned().unwrap_or_else(|| Time(Timestamp::from_second(until.as_second()).unwrap_or(until)))
+    let told = former
+        .paused_until
+        .as_ref()
+        .filter(|told| told.0.duration_since(until).abs() <= SAME_PAUSE);
+    told.cloned()
+        .unwrap_or_else(|| Time(Timestamp::from_second(until.as_second()).unwrap_or(until)))
 }
 
 #[cfg(test)]
@@ -124,27 +165,59 @@ mod tests {
     }
 
     fn plan(stage: Stage) -> Plan {
-        Plan { steps: vec![], stage, trust: Trust::AsBefore, identity: Some(7), look_again: None }
+        Plan {
+            steps: vec![],
+            stage,
+            trust: Trust::AsBefore,
+            identity: Some(7),
+            look_again: None,
+        }
     }
 
     fn usable() -> World {
-        World { seen: Some(Seen { listed: true, servers: 3, budget: Some((3540, 3600)), ..Seen::default() }), ..World::default() }
+        World {
+            seen: Some(Seen {
+                listed: true,
+                servers: 3,
+                budget: Some((3540, 3600)),
+                ..Seen::default()
+            }),
+            ..World::default()
+        }
     }
 
-    fn after(former: HetznerProjectStatus, mut world: World, stage: Stage, second: i64) -> HetznerProjectStatus {
+    fn after(
+        former: HetznerProjectStatus,
+        mut world: World,
+        stage: Stage,
+        second: i64,
+    ) -> HetznerProjectStatus {
         world.status = former;
         status(&world, &plan(stage), Some(1), at(second))
     }
 
     fn reason(status: &HetznerProjectStatus, kind: ConditionType) -> (&str, &str) {
-        let found = status.conditions.iter().find(|found| found.type_ == kind.as_str()).unwrap();
+        let found = status
+            .conditions
+            .iter()
+            .find(|found| found.type_ == kind.as_str())
+            .unwrap();
         (found.status.as_str(), found.reason.as_str())
     }
 
     #[test]
     fn every_condition_exists_from_the_first_visit() {
-        let first = after(HetznerProjectStatus::default(), World::default(), Stage::Checking("connects"), 0);
-        for kind in [ConditionType::Ready, ConditionType::CredentialsValid, ConditionType::QuotaAvailable] {
+        let first = after(
+            HetznerProjectStatus::default(),
+            World::default(),
+            Stage::Checking("connects"),
+            0,
+        );
+        for kind in [
+            ConditionType::Ready,
+            ConditionType::CredentialsValid,
+            ConditionType::QuotaAvailable,
+        ] {
             assert_eq!(reason(&first, kind), ("Unknown", "Checking"));
         }
     }
@@ -154,16 +227,35 @@ mod tests {
         let told = |stage| after(HetznerProjectStatus::default(), usable(), stage, 0);
         let (ready, valid) = (ConditionType::Ready, ConditionType::CredentialsValid);
         let fine = told(Stage::Usable);
-        assert!(is_true(&fine.conditions, ready) && is_true(&fine.conditions, valid) && is_true(&fine.conditions, ConditionType::QuotaAvailable));
-        assert_eq!((fine.servers, fine.budget_left, fine.identity), (Some(3), Some(3240), Some(7)));
+        assert!(
+            is_true(&fine.conditions, ready)
+                && is_true(&fine.conditions, valid)
+                && is_true(&fine.conditions, ConditionType::QuotaAvailable)
+        );
+        assert_eq!(
+            (fine.servers, fine.budget_left, fine.identity),
+            (Some(3), Some(3240), Some(7))
+        );
         let unusable = told(Stage::Unusable("WrongProject", "x".into()));
-        assert_eq!((reason(&unusable, ready), reason(&unusable, valid)), (("False", "WrongProject"), ("False", "WrongProject")));
+        assert_eq!(
+            (reason(&unusable, ready), reason(&unusable, valid)),
+            (("False", "WrongProject"), ("False", "WrongProject"))
+        );
         let blocked = told(Stage::Blocked("AnotherOperator", "x".into()));
-        assert_eq!((reason(&blocked, ready), reason(&blocked, valid)), (("False", "AnotherOperator"), ("True", "Proven")));
+        assert_eq!(
+            (reason(&blocked, ready), reason(&blocked, valid)),
+            (("False", "AnotherOperator"), ("True", "Proven"))
+        );
         let incomplete = told(Stage::Incomplete("SshKeyMissing", "x".into()));
-        assert_eq!((reason(&incomplete, ready), reason(&incomplete, valid)), (("False", "SshKeyMissing"), ("True", "Proven")));
+        assert_eq!(
+            (reason(&incomplete, ready), reason(&incomplete, valid)),
+            (("False", "SshKeyMissing"), ("True", "Proven"))
+        );
         let deleting = after(fine, usable(), Stage::Deleting("InUse", "x".into()), 9);
-        assert_eq!((reason(&deleting, ready), reason(&deleting, valid)), (("False", "InUse"), ("True", "Proven")));
+        assert_eq!(
+            (reason(&deleting, ready), reason(&deleting, valid)),
+            (("False", "InUse"), ("True", "Proven"))
+        );
     }
 
     #[test]
@@ -178,9 +270,17 @@ mod tests {
 
     #[test]
     fn generation_is_observed_once_it_was_checked_and_never_goes_back() {
-        let former = HetznerProjectStatus { observed_generation: Some(1), ..HetznerProjectStatus::default() };
-        let world = World { status: former, ..usable() };
-        let observed = |stage, generation| status(&world, &plan(stage), Some(generation), at(0)).observed_generation;
+        let former = HetznerProjectStatus {
+            observed_generation: Some(1),
+            ..HetznerProjectStatus::default()
+        };
+        let world = World {
+            status: former,
+            ..usable()
+        };
+        let observed = |stage, generation| {
+            status(&world, &plan(stage), Some(generation), at(0)).observed_generation
+        };
         assert_eq!(observed(Stage::Checking("reads"), 2), Some(1));
         assert_eq!(observed(Stage::Usable, 2), Some(2));
         assert_eq!(observed(Stage::Usable, 0), Some(1));
@@ -188,7 +288,15 @@ mod tests {
 
     #[test]
     fn budget_is_told_in_tenths_and_does_not_flicker_at_their_edges() {
-        let told = |former, left| budget_left(former, &Seen { budget: Some((left, 3600)), ..Seen::default() });
+        let told = |former, left| {
+            budget_left(
+                former,
+                &Seen {
+                    budget: Some((left, 3600)),
+                    ..Seen::default()
+                },
+            )
+        };
         assert_eq!(told(None, 3600), Some(3600));
         assert_eq!(told(None, 3239), Some(2880));
         assert_eq!(told(Some(3240), 3239), Some(3240));
@@ -196,17 +304,32 @@ mod tests {
         assert_eq!(told(Some(3240), 3059), Some(2880));
         assert_eq!(told(Some(2880), 3419), Some(2880));
         assert_eq!(told(Some(2880), 3420), Some(3240));
-        assert_eq!(told(Some(500), 3420), Some(3240), "another limit, other tenths");
+        assert_eq!(
+            told(Some(500), 3420),
+            Some(3240),
+            "another limit, other tenths"
+        );
     }
 
     #[test]
     fn exhausted_quota_is_told_with_its_end_and_does_not_waver() {
         let mut world = usable();
         world.seen.as_mut().unwrap().over_quota = Some(at(600));
-        let first = after(HetznerProjectStatus::default(), world.clone(), Stage::Usable, 0);
-        assert_eq!(reason(&first, ConditionType::QuotaAvailable), ("False", "QuotaExceeded"));
+        let first = after(
+            HetznerProjectStatus::default(),
+            world.clone(),
+            Stage::Usable,
+            0,
+        );
+        assert_eq!(
+            reason(&first, ConditionType::QuotaAvailable),
+            ("False", "QuotaExceeded")
+        );
         world.seen.as_mut().unwrap().over_quota = Some(at(601));
         assert_eq!(after(first.clone(), world, Stage::Usable, 1), first);
-        assert_eq!(after(first, usable(), Stage::Usable, 700).paused_until, None);
+        assert_eq!(
+            after(first, usable(), Stage::Usable, 700).paused_until,
+            None
+        );
     }
 }
