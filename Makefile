@@ -12,6 +12,8 @@ export GOFLAGS := -trimpath -buildvcs=false
 CONTROL_PLANE := target/control-plane/control-plane
 HELM := target/helm/helm
 VENV := target/venv
+# Crash points are in a build with this feature only; one build for all that tests use.
+FAILPOINTS := --features failpoints
 
 .PHONY: help deps fmt lint test test-full demo dev bench crds control-plane helm venv
 
@@ -29,7 +31,7 @@ fmt: ## Format all code.
 
 lint: helm ## Check formats, lints, the chart and that crds/ is what the code says.
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets $(FAILPOINTS) --locked -- -D warnings
 	@unformatted=$$(gofmt -l tests/control-plane); test -z "$$unformatted" || { echo "not formatted: $$unformatted" >&2; exit 1; }
 	cd tests/control-plane && go vet ./...
 	$(HELM) lint --strict --quiet charts/agentfleet
@@ -37,18 +39,20 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 	diff --recursive --exclude=.gitkeep crds target/crds
 
 test: control-plane helm venv ## Run all tests, the crash matrix as a seeded sample.
-	cargo test --workspace --locked
+	cargo test --workspace $(FAILPOINTS) --locked
 	cd tests/control-plane && go test -count=1 ./...
 	$(VENV)/bin/pytest -q tests
 
 test-full: control-plane helm venv ## Run all tests with the whole crash matrix.
-	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace --locked
+	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace $(FAILPOINTS) --locked
 
-demo: control-plane helm venv ## Create, use and delete three agents on a real control plane and a simulated Hetzner Cloud.
-	tests/demo
+demo: control-plane helm ## Create, use and delete three agents on a real control plane and a simulated Hetzner Cloud.
+	cargo build --workspace --bins $(FAILPOINTS) --locked
+	target/debug/agentfleet-bed demo
 
-dev: control-plane helm venv ## Start what the demo uses and keep it until Ctrl-C; see target/dev/env.
-	tests/dev
+dev: control-plane helm ## Start what the demo uses and keep it until Ctrl-C; see target/dev/env.
+	cargo build --workspace --bins $(FAILPOINTS) --locked
+	target/debug/agentfleet-bed dev
 
 bench: control-plane helm venv ## Measure; the numbers go to target/bench/summary.json.
 	cargo test --release --locked --test bench -- --ignored --nocapture

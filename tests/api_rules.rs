@@ -1,0 +1,275 @@
+//! What the API server refuses by the resources' own rules, with which words, and what `kubectl explain` tells of each field.
+
+use bed::{Bed, Options, Outcome, TENANT, ensure, manifests};
+use serde_json::{Value, json};
+
+async fn bed() -> Outcome<Bed> {
+    Bed::with(Options {
+        operator: false,
+        ..Options::default()
+    })
+    .await
+}
+
+/// A class with one thing changed.
+fn class_with(pointer: &str, value: Value) -> Value {
+    with(manifests::class(), pointer, value)
+}
+
+fn with(mut object: Value, pointer: &str, value: Value) -> Value {
+    let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
+    if let Some(parent) = object.pointer_mut(parent) {
+        parent[key] = value;
+    }
+    object
+}
+
+/// What is refused, and words that the refusal has.
+type Refused = (Value, &'static str);
+
+fn firewalls_that_are_refused() -> Vec<Refused> {
+    vec![
+        (
+            class_with("/spec/firewall/sshFrom", json!(["everywhere"])),
+            "firewall.sshFrom holds networks in CIDR form, such as 203.0.113.7/32",
+        ),
+        (
+            class_with("/spec/firewall/sshFrom", json!([])),
+            "spec.firewall.sshFrom",
+        ),
+        (
+            class_with("/spec/firewall/healthFrom", json!(["1.2.3.4"])),
+            "firewall.healthFrom holds networks in CIDR form",
+        ),
+        (
+            class_with(
+                "/spec/firewall/rules",
+                json!([{"direction": "In", "protocol": "Icmp", "port": "80", "networks": ["0.0.0.0/0"]}]),
+            ),
+            "a firewall rule has a port exactly when its protocol is Tcp or Udp",
+        ),
+    ]
+}
+
+fn agents_that_are_refused() -> Vec<Refused> {
+    let unit = json!({"unit": "[Service]\n", "execStart": ["/usr/bin/sleep"]});
+    vec![
+        (
+            class_with("/spec/agent/service", json!({})),
+            "agent.service needs either execStart (and the other fields) or a whole unit",
+        ),
+        (
+            class_with("/spec/agent/service", unit),
+            "agent.service needs either execStart (and the other fields) or a whole unit",
+        ),
+        (
+            class_with("/spec/agent/service/execStart", json!(["sleep"])),
+            "agent.service.execStart must begin with the absolute path of a program",
+        ),
+        (
+            class_with("/spec/agent/service/name", json!("agentfleet-x")),
+            "agent.service.name must not begin with agentfleet",
+        ),
+        (
+            class_with("/spec/agent/user", json!("root")),
+            "agent.user must be a user of its own",
+        ),
+        (
+            class_with("/spec/agent/cloudInit", json!("packages: [git]")),
+            "let its first line be #cloud-config",
+        ),
+        (
+            class_with("/spec/agent/update", json!(["make"])),
+            "set agent.source, or leave out agent.update",
+        ),
+        (
+            class_with("/spec/agent/secretFiles/0/key", json!("API_KEY")),
+            "a secret file has exactly one of key (the raw value), env (an EnvironmentFile) and template",
+        ),
+        (
+            class_with("/spec/agent/secretFiles/0/mode", json!("777777")),
+            "spec.agent.secretFiles[0].mode",
+        ),
+    ]
+}
+
+fn other_objects_that_are_refused() -> Vec<Refused> {
+    let long = "a".repeat(64);
+    vec![
+        (
+            class_with("/spec/labels", json!({"agentfleet.dev/fleet": "other"})),
+            "labels must not begin with agentfleet.dev/",
+        ),
+        (
+            class_with("/spec/lifecycle", json!({"provisionTimeout": "15 minutes"})),
+            "spec.lifecycle.provisionTimeout",
+        ),
+        (
+            with(
+                class_with("/spec/ipv4", json!(false)),
+                "/spec/ipv6",
+                json!(false),
+            ),
+            "allow at least one",
+        ),
+        (
+            class_with("/metadata/name", json!(long.clone())),
+            "the name of an AgentClass must have at most 63 characters",
+        ),
+        (
+            with(
+                manifests::project("main"),
+                "/metadata/name",
+                json!(long.clone()),
+            ),
+            "the name of a HetznerProject must have at most 63 characters",
+        ),
+        (
+            with(manifests::project("main"), "/spec/maxServers", json!(-1)),
+            "spec.maxServers",
+        ),
+        (
+            with(
+                manifests::instance(TENANT, "one"),
+                "/metadata/name",
+                json!(long),
+            ),
+            "the name of an AgentInstance must have at most 63 characters",
+        ),
+        (
+            with(
+                manifests::instance(TENANT, "one"),
+                "/spec/className",
+                json!(""),
+            ),
+            "spec.className",
+        ),
+        (
+            with(
+                manifests::instance(TENANT, "one"),
+                "/spec/overrides",
+                json!({"serverTypes": []}),
+            ),
+            "spec.overrides.serverTypes",
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rule_refuses_is_told_in_a_sentence_that_says_what_to_write() -> Outcome {
+    let bed = bed().await?;
+    let refused = [
+        firewalls_that_are_refused(),
+        agents_that_are_refused(),
+        other_objects_that_are_refused(),
+    ];
+    for (object, words) in refused.into_iter().flatten() {
+        let said = bed.cluster.refusal(&object).await?;
+        assert!(said.contains(words), "instead of {words:?}: {said}");
+    }
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_write_is_taken_as_it_is() -> Outcome {
+    let bed = bed().await?;
+    for object in [
+        manifests::project("main"),
+        manifests::class(),
+        manifests::instance(TENANT, "one"),
+    ] {
+        bed.cluster.create(&object).await?;
+    }
+    bed.cluster
+        .kubectl(&["apply", "--filename", "examples/quickstart"])?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_admin_may_order_what_can_cost_a_disk() -> Outcome {
+    let bed = bed().await?;
+    bed.cluster
+        .create(&manifests::instance(TENANT, "one"))
+        .await?;
+    let tenant = bed.tenant().await?;
+    for annotation in ["adopt", "recreate", "confirm-termination", "release-hold"] {
+        let patch =
+            json!({"metadata": {"annotations": {format!("agentfleet.dev/{annotation}"): "1"}}});
+        let refused = tenant
+            .merge("AgentInstance", Some(TENANT), "one", patch)
+            .await
+            .expect_err(annotation)
+            .to_string();
+        let words = format!(
+            "only somebody with the ClusterRole agentfleet-admin may set agentfleet.dev/{annotation}"
+        );
+        assert!(refused.contains(&words), "{refused}");
+    }
+    tenant
+        .merge(
+            "AgentInstance",
+            Some(TENANT),
+            "one",
+            json!({"metadata": {"annotations": {"agentfleet.dev/restart": "1"}}}),
+        )
+        .await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_field_has_words_for_kubectl_explain() -> Outcome {
+    let bed = bed().await?;
+    let openapi: Value = serde_json::from_str(&bed.cluster.kubectl(&[
+        "get",
+        "--raw",
+        "/openapi/v3/apis/agentfleet.dev/v1alpha1",
+    ])?)?;
+    let mut silent = Vec::new();
+    for kind in ["HetznerProject", "AgentClass", "AgentInstance"] {
+        let schema = &openapi["components"]["schemas"][format!("dev.agentfleet.v1alpha1.{kind}")];
+        ensure(schema.is_object(), || format!("no schema of {kind}"))?;
+        for part in ["spec", "status"] {
+            fields_without_words(
+                &schema["properties"][part],
+                &format!("{kind}.{part}"),
+                &mut silent,
+            );
+        }
+    }
+    assert!(silent.is_empty(), "no description: {silent:#?}");
+    let explained = bed.cluster.kubectl(&[
+        "explain",
+        "agentclass.spec.agent.secretFiles.agentMayChange",
+    ])?;
+    assert!(
+        explained.contains("Whether the agent itself changes the file"),
+        "{explained}"
+    );
+    bed.finish().await
+}
+
+fn fields_without_words(schema: &Value, path: &str, silent: &mut Vec<String>) {
+    if schema["description"].as_str().is_none_or(str::is_empty) {
+        silent.push(path.to_owned());
+    }
+    let inner = if schema["items"].is_object() {
+        &schema["items"]
+    } else {
+        schema
+    };
+    for (name, field) in inner["properties"].as_object().into_iter().flatten() {
+        fields_without_words(field, &format!("{path}.{name}"), silent);
+    }
+}
+
+#[test]
+fn crds_in_the_repository_are_what_the_code_says() {
+    for (file, text) in agentfleet::api::crds().unwrap() {
+        let path = bed::project().join("crds").join(&file);
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            text,
+            "run `make crds`: {file} is not what the code says"
+        );
+    }
+}

@@ -1,0 +1,560 @@
+//! One bed: a control plane, a simulated Hetzner Cloud with machines, and the operator, all of its own.
+//!
+//! A test ends with [`Bed::finish`], which checks what must hold in every test; a bed that goes without it says what the operator said last and
+//! leaves its directory under `target/bed/`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hetzner_sim::{Config, Control, MachineKind, Simulator};
+use serde_json::{Value, json};
+
+use crate::audit::Audit;
+use crate::cluster::Cluster;
+use crate::control_plane::{ControlPlane, OPERATOR, Turns};
+use crate::failure::{Failure, Outcome, ensure};
+use crate::operator::{Operator, Setup, write_private};
+use crate::oracle::{self, Canaries};
+use crate::voices::Voices;
+use crate::{manifests, place, wait};
+
+/// Namespace of the instances.
+pub const TENANT: &str = "tenant";
+/// The token of the first project.
+pub const TOKEN: &str = "token-of-the-first-project";
+
+/// What a bed begins with.
+pub struct Options {
+    /// The simulated cloud; another bed's, where two clusters share a project.
+    pub simulator: Option<Arc<Simulator>>,
+    /// How that cloud is, where it is not another's.
+    pub cloud: Config,
+    /// Whether the operator runs at once.
+    pub operator: bool,
+    /// Directory for all files; a new one under `target/bed/` unless named.
+    pub dir: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            simulator: None,
+            cloud: quick_cloud(),
+            operator: true,
+            dir: None,
+        }
+    }
+}
+
+/// A cloud whose machines boot at once.
+pub fn quick_cloud() -> Config {
+    Config {
+        tokens: vec![TOKEN.into()],
+        machines: MachineKind::Fake,
+        ..Config::default()
+    }
+}
+
+/// All that a test needs.
+pub struct Bed {
+    /// The operator.
+    pub operator: Operator,
+    /// The API server, seen by the admin.
+    pub cluster: Cluster,
+    /// What the API server logged since the bed began.
+    pub audit: Audit,
+    /// Values that must be found nowhere but where they are declared.
+    pub canaries: Canaries,
+    voices: Voices,
+    simulator: Arc<Simulator>,
+    dir: PathBuf,
+    finished: bool,
+    // Last, so that it is given back when all else has ended.
+    _control_plane: ControlPlane,
+}
+
+impl Bed {
+    /// A bed with all that most tests need: token, project, class, namespace, and the operator at work.
+    ///
+    /// # Errors
+    /// Fails when a part cannot be started.
+    pub async fn start() -> Outcome<Self> {
+        let bed = Self::with(Options::default()).await?;
+        bed.apply_basics().await?;
+        Ok(bed)
+    }
+
+    /// A bed without any object but the namespace of the instances.
+    ///
+    /// # Errors
+    /// Fails when a part cannot be started.
+    pub async fn with(options: Options) -> Outcome<Self> {
+        let mut turns = Turns::take(1).await?;
+        Self::on(turns.control_plane().await?, options).await
+    }
+
+    /// Two beds, for two clusters at once.
+    ///
+    /// # Errors
+    /// Fails when a part cannot be started.
+    pub async fn pair(
+        first: Options,
+        second: impl FnOnce(&Self) -> Options,
+    ) -> Outcome<(Self, Self)> {
+        let mut turns = Turns::take(2).await?;
+        let first = Self::on(turns.control_plane().await?, first).await?;
+        let options = second(&first);
+        let second = Self::on(turns.control_plane().await?, options).await?;
+        Ok((first, second))
+    }
+
+    async fn on(control_plane: ControlPlane, options: Options) -> Outcome<Self> {
+        let dir = options.dir.map_or_else(|| place::scratch("run"), Ok)?;
+        let cluster = Cluster::admin(control_plane.kubeconfig()?).await?;
+        let audit = Audit::from_now(control_plane.audit_log()?)?;
+        let simulator = match options.simulator {
+            Some(simulator) => simulator,
+            None => Arc::new(Simulator::start(options.cloud).await?),
+        };
+        let kubeconfig = dir.join("operator.kubeconfig");
+        write_private(
+            &kubeconfig,
+            &cluster.kubeconfig_of("agentfleet")?.to_string(),
+        )?;
+        let (endpoint, guest_port) = (simulator.endpoint(), simulator.ssh_port());
+        let operator = Operator::new(Setup {
+            kubeconfig,
+            endpoint,
+            guest_port,
+            dir: dir.clone(),
+        })?;
+        let voices = Voices::listen(simulator.control(), dir.join("voices"))?;
+        let mut bed = Self {
+            operator,
+            cluster,
+            audit,
+            canaries: Canaries::default(),
+            voices,
+            simulator,
+            dir,
+            finished: false,
+            _control_plane: control_plane,
+        };
+        bed.cluster.apply(&manifests::namespace(TENANT)).await?;
+        if options.operator {
+            bed.operator.start()?;
+        }
+        Ok(bed)
+    }
+
+    /// Token, project and class as most tests have them.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn apply_basics(&self) -> Outcome {
+        self.apply_token(manifests::PROJECT, TOKEN).await?;
+        self.cluster
+            .apply(&manifests::project(manifests::PROJECT))
+            .await?;
+        self.cluster.apply(&manifests::class()).await?;
+        Ok(())
+    }
+
+    /// Sets the token of a project.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn apply_token(&self, project: &str, token: &str) -> Outcome {
+        let secret = manifests::secret(
+            crate::control_plane::SYSTEM,
+            &manifests::token_secret(project),
+            "token",
+            token,
+        );
+        self.cluster.apply(&secret).await?;
+        Ok(())
+    }
+
+    /// Sets the Secret of an instance to a fresh canary, which it answers.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn apply_secret(&self, name: &str) -> Outcome<String> {
+        let value = self.canaries.fresh();
+        self.cluster
+            .apply(&manifests::secret(TENANT, name, "API_KEY", &value))
+            .await?;
+        Ok(value)
+    }
+
+    /// A user who may do everything with the instances of the namespace and is no admin of agentfleet.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn tenant(&self) -> Outcome<Cluster> {
+        for object in manifests::tenant(TENANT, "rachel") {
+            self.cluster.apply(&object).await?;
+        }
+        self.cluster.as_user("rachel")
+    }
+
+    /// An instance with a Secret of its own, applied.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn create(&self, name: &str) -> Outcome<Instance<'_>> {
+        self.apply_secret(name).await?;
+        self.cluster
+            .apply(&manifests::instance(TENANT, name))
+            .await?;
+        Ok(self.instance(name))
+    }
+
+    /// An instance of that name, whether or not it exists.
+    pub fn instance(&self, name: &str) -> Instance<'_> {
+        Instance {
+            bed: self,
+            name: name.to_owned(),
+        }
+    }
+
+    /// Control over the simulated cloud, and its ledger.
+    pub fn cloud(&self) -> Control {
+        self.simulator.control()
+    }
+
+    /// The simulated cloud, to share it with another bed.
+    pub fn simulator(&self) -> Arc<Simulator> {
+        Arc::clone(&self.simulator)
+    }
+
+    /// The mutations that the cloud accepted after the one of that number, as `POST /servers`; the holder label, written at each take-over of
+    /// the lease, left out.
+    pub fn mutations_after(&self, seq: u64) -> Vec<String> {
+        let mutations = self.cloud().mutations(seq).into_iter();
+        let told = mutations.map(|mutation| format!("{} {}", mutation.method, mutation.route));
+        told.filter(|mutation| mutation != "PUT /ssh_keys/{id}")
+            .collect()
+    }
+
+    /// Number of the latest mutation.
+    pub fn latest_mutation(&self) -> u64 {
+        self.cloud()
+            .mutations(0)
+            .last()
+            .map_or(0, |mutation| mutation.seq)
+    }
+
+    /// How often a route was asked, whatever the answer.
+    pub fn requests_to(&self, method: &str, route: &str) -> u64 {
+        let routes = self.cloud().requests().into_iter();
+        routes
+            .filter(|asked| asked.method == method && asked.route == route)
+            .map(|asked| asked.count)
+            .sum()
+    }
+
+    /// The directory of this bed's files.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// Waits until something is so.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn wait_until(
+        &self,
+        what: &str,
+        look: impl AsyncFnMut() -> Outcome<bool>,
+    ) -> Outcome {
+        wait::wait_until(what, look).await
+    }
+
+    /// Waits until an object has a condition with that status and reason; answers its message.
+    ///
+    /// # Errors
+    /// Fails at the deadline, with the conditions as they are then.
+    pub async fn condition(
+        &self,
+        object: (&str, Option<&str>, &str),
+        kind: &str,
+        status: &str,
+        reason: &str,
+    ) -> Outcome<String> {
+        let mut last = Value::Null;
+        let what = format!("{} {} has {kind}={status}/{reason}", object.0, object.2);
+        let waited = wait::wait_for(&what, async || {
+            last = self
+                .cluster
+                .get(object.0, object.1, object.2)
+                .await?
+                .map_or(Value::Null, |found| found["status"].clone());
+            let found = oracle::condition(&last, kind);
+            Ok(found
+                .filter(|found| found["status"] == status && found["reason"] == reason)
+                .cloned())
+        });
+        match waited.await {
+            Ok(found) => Ok(found["message"].as_str().unwrap_or_default().to_owned()),
+            Err(failure) => Err(Failure::new(format!("{failure}; its status is {last:#}"))),
+        }
+    }
+
+    /// Waits until a condition of an object says all of these words; answers that condition.
+    ///
+    /// # Errors
+    /// Fails at the deadline, with the conditions as they are then.
+    pub async fn told(&self, object: (&str, Option<&str>, &str), words: &[&str]) -> Outcome<Value> {
+        let mut last = Value::Null;
+        let what = format!("{} {} says {words:?}", object.0, object.2);
+        let waited = wait::wait_for(&what, async || {
+            last = self
+                .cluster
+                .get(object.0, object.1, object.2)
+                .await?
+                .map_or(Value::Null, |found| found["status"]["conditions"].clone());
+            let says = |found: &&Value| {
+                words.iter().all(|word| {
+                    found["message"]
+                        .as_str()
+                        .is_some_and(|message| message.contains(word))
+                })
+            };
+            Ok(last.as_array().into_iter().flatten().find(says).cloned())
+        })
+        .await;
+        waited.map_err(|failure| Failure::new(format!("{failure}; its conditions are {last:#}")))
+    }
+
+    /// What the operator has written to Kubernetes since the bed began.
+    ///
+    /// # Errors
+    /// Fails when the audit log cannot be read.
+    pub fn writes(&self) -> Outcome<Vec<crate::audit::Write>> {
+        self.audit.writes_of(OPERATOR)
+    }
+
+    /// Deletes instances, class and project, and waits until nothing is left anywhere.
+    ///
+    /// # Errors
+    /// Fails when something is left at the deadline.
+    pub async fn delete_all(&self) -> Outcome {
+        for kind in ["AgentInstance", "AgentClass", "HetznerProject"] {
+            for object in self.cluster.list(kind).await? {
+                let name = object["metadata"]["name"].as_str().unwrap_or_default();
+                self.cluster
+                    .delete(kind, object["metadata"]["namespace"].as_str(), name)
+                    .await?;
+            }
+            wait::wait_until(&format!("no {kind} is left"), async || {
+                Ok(self.cluster.list(kind).await?.is_empty())
+            })
+            .await?;
+        }
+        for project in self.cloud().projects() {
+            let left = (
+                project.servers,
+                project.firewalls,
+                project.ssh_keys,
+                project.primary_ips,
+            );
+            ensure(left == (0, 0, 0, 0), || {
+                format!("left at Hetzner: {project:?}")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Ends the bed without checking anything.
+    pub fn close(mut self) {
+        self.finished = true;
+    }
+
+    /// Ends the bed after checking what holds in every test: one server, one voice, secrets where they belong, no root password.
+    ///
+    /// # Errors
+    /// Fails when one of them does not hold.
+    pub async fn finish(mut self) -> Outcome {
+        self.operator.check_alive()?;
+        oracle::one_server(&self.cloud().lives())?;
+        self.voices.one_voice(&self.cloud().lives())?;
+        oracle::no_root_password(&self.cloud().projects())?;
+        self.canaries.are_nowhere_else(&self).await?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if self.finished {
+            // What cannot be removed now is in the way of nobody.
+            let _ = std::fs::remove_dir_all(&self.dir);
+        } else {
+            eprintln!(
+                "the operator's last words (more in {}):\n{}",
+                self.dir.display(),
+                self.operator.last_words()
+            );
+        }
+    }
+}
+
+/// One instance of a bed.
+pub struct Instance<'a> {
+    bed: &'a Bed,
+    /// Its name.
+    pub name: String,
+}
+
+impl Instance<'_> {
+    /// The object, if it exists.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn object(&self) -> Outcome<Option<Value>> {
+        self.bed
+            .cluster
+            .get("AgentInstance", Some(TENANT), &self.name)
+            .await
+    }
+
+    /// Its status; null when there is none.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn status(&self) -> Outcome<Value> {
+        Ok(self
+            .object()
+            .await?
+            .map_or(Value::Null, |object| object["status"].clone()))
+    }
+
+    /// Waits until it is Ready, and its agent runs on a machine with the Secret of now; answers the server's id.
+    ///
+    /// # Errors
+    /// Fails at the deadline, or when Ready is not the truth.
+    pub async fn ready(&self) -> Outcome<u64> {
+        let what = format!("{} is Ready", self.name);
+        let waited = wait::wait_until(&what, async || {
+            Ok(oracle::condition(&self.status().await?, "Ready")
+                .is_some_and(|ready| ready["status"] == "True"))
+        });
+        if let Err(failure) = waited.await {
+            return Err(Failure::new(format!(
+                "{failure}; its status is {:#}",
+                self.status().await?
+            )));
+        }
+        let id = self.status().await?["server"]["id"]
+            .as_u64()
+            .ok_or_else(|| Failure::new("Ready without a server"))?;
+        ensure(self.bed.voices.speaks(id)?, || {
+            format!(
+                "{} is Ready and its agent does not run on server {id}",
+                self.name
+            )
+        })?;
+        Ok(id)
+    }
+
+    /// Waits for a condition with a status and a reason; answers its message.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn condition(&self, kind: &str, status: &str, reason: &str) -> Outcome<String> {
+        self.bed
+            .condition(
+                ("AgentInstance", Some(TENANT), &self.name),
+                kind,
+                status,
+                reason,
+            )
+            .await
+    }
+
+    /// Waits until one of its conditions says all of these words; answers that condition.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn told(&self, words: &[&str]) -> Outcome<Value> {
+        self.bed
+            .told(("AgentInstance", Some(TENANT), &self.name), words)
+            .await
+    }
+
+    /// A file on its server.
+    ///
+    /// # Errors
+    /// Fails when it has no server.
+    pub async fn file(&self, path: &str) -> Outcome<Option<String>> {
+        let status = self.status().await?;
+        let id = status["server"]["id"]
+            .as_u64()
+            .ok_or_else(|| Failure::new(format!("{} has no server", self.name)))?;
+        let root = self.bed.cloud().machine(id)?.root;
+        Ok(std::fs::read_to_string(root.join(path.trim_start_matches('/'))).ok())
+    }
+
+    /// Waits until a file on its server holds a text.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn has_in_file(&self, path: &str, text: &str) -> Outcome {
+        let what = format!(
+            "{path} on the server of {} holds what was declared",
+            self.name
+        );
+        wait::wait_until(&what, async || {
+            Ok(self
+                .file(path)
+                .await?
+                .is_some_and(|content| content.contains(text)))
+        })
+        .await
+    }
+
+    /// Sets an annotation, as the admin.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn annotate(&self, key: &str, value: &str) -> Outcome {
+        let patch = json!({"metadata": {"annotations": {key: value}}});
+        self.bed
+            .cluster
+            .merge("AgentInstance", Some(TENANT), &self.name, patch)
+            .await
+    }
+
+    /// Asks for its deletion.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn delete(&self) -> Outcome {
+        self.bed
+            .cluster
+            .delete("AgentInstance", Some(TENANT), &self.name)
+            .await
+    }
+
+    /// Waits until the object is gone.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn gone(&self) -> Outcome {
+        let what = format!("{} is gone", self.name);
+        wait::wait_until(&what, async || Ok(self.object().await?.is_none()))
+            .await
+            .map_err(|failure| {
+                let left: Vec<_> = self
+                    .bed
+                    .cloud()
+                    .servers()
+                    .iter()
+                    .map(|server| server["name"].clone())
+                    .collect();
+                Failure::new(format!("{failure}; servers left: {left:?}"))
+            })
+    }
+}

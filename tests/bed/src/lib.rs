@@ -1,0 +1,32 @@
+//! What agentfleet's tests and its demo stand on: a real Kubernetes control plane, a simulated Hetzner Cloud with machines that answer SSH, and
+//! the operator as a process under its own ServiceAccount.
+//!
+//! ```text
+//!   test ── Bed ─┬─ Cluster ─────► kube-apiserver ◄── operator ──► hetzner-sim ──► fake machines
+//!                ├─ Audit ◄────────── audit.log        │ log          │ ledger        │ voice.log, disks
+//!                └─ oracle ◄───────────────────────────┴──────────────┴───────────────┘
+//! ```
+//!
+//! Nothing here uses a type of the operator: what it is told and what it did are read where others read them.
+
+mod audit;
+mod bed;
+mod cluster;
+mod control_plane;
+mod failure;
+pub mod manifests;
+mod operator;
+pub mod oracle;
+mod place;
+mod voices;
+mod wait;
+
+pub use audit::{Audit, Write};
+pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
+pub use cluster::{Cluster, from_yaml};
+pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns};
+pub use failure::{Failure, Outcome, ensure};
+pub use operator::{Call, FLEET, Moment, Operator, status_of};
+pub use place::{built, operator, project};
+pub use voices::Voices;
+pub use wait::{PATIENCE, wait_for, wait_until, wait_within};

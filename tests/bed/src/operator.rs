@@ -1,0 +1,332 @@
+//! The operator as a process of its own, with the rights of the chart's ServiceAccount and nothing else.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::control_plane::SYSTEM;
+use crate::failure::{Failure, Outcome, ensure};
+use crate::{place, wait};
+
+/// What a process that aborts itself dies of.
+const SIGABRT: i32 = 6;
+/// Windows and periods short enough that no test waits for them.
+const FLAGS: [&str; 20] = [
+    "--settle",
+    "1s",
+    "--request-timeout",
+    "5s",
+    "--inventory-fast",
+    "500ms",
+    "--inventory-slow",
+    "2s",
+    "--project-period",
+    "1s",
+    "--lease-duration",
+    "3s",
+    "--log-format",
+    "json",
+    "--log-level",
+    "info",
+    "--namespace",
+    SYSTEM,
+    "--fleet",
+    FLEET,
+];
+/// Name of the fleet in all beds.
+pub const FLEET: &str = "bed";
+
+/// How an operator is started.
+pub(crate) struct Setup {
+    pub kubeconfig: PathBuf,
+    pub endpoint: String,
+    pub guest_port: u16,
+    pub dir: PathBuf,
+}
+
+/// The operator's process; it is killed when this goes.
+pub struct Operator {
+    setup: Setup,
+    child: Option<Child>,
+    http: SocketAddr,
+    phone_home: SocketAddr,
+}
+
+/// A point at which a process can be made to abort.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Call {
+    /// `kubernetes`, `hetzner` or `guest`.
+    pub site: String,
+    /// Verb and route.
+    pub call: String,
+    /// The n-th such call of the process, from 1.
+    pub occurrence: u64,
+}
+
+/// Right before a call, or right after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Nothing of it has happened.
+    Before,
+    /// Its outcome is known, and nothing has been done with it.
+    After,
+}
+
+impl Call {
+    /// The setting of `FAILPOINTS` that aborts there.
+    pub fn fail_point(&self, moment: Moment) -> String {
+        let moment = match moment {
+            Moment::Before => "before",
+            Moment::After => "after",
+        };
+        format!(
+            "{} {} {moment}={}*off->return",
+            self.site,
+            self.call,
+            self.occurrence - 1
+        )
+    }
+}
+
+impl Operator {
+    pub(crate) fn new(setup: Setup) -> Outcome<Self> {
+        let local =
+            || Ok::<_, Failure>(SocketAddr::from((Ipv4Addr::LOCALHOST, place::free_port()?)));
+        Ok(Self {
+            setup,
+            child: None,
+            http: local()?,
+            phone_home: local()?,
+        })
+    }
+
+    /// Starts it, with more settings in its environment.
+    ///
+    /// # Errors
+    /// Fails when it runs already or cannot be started.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Outcome {
+        ensure(self.child.is_none(), || "the operator runs already".into())?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_file())?;
+        let child = Command::new(place::operator()?)
+            .arg("run")
+            .args(FLAGS)
+            .args(["--guest-port", &self.setup.guest_port.to_string()])
+            .args([
+                "--http-listen",
+                &self.http.to_string(),
+                "--phone-home-listen",
+                &self.phone_home.to_string(),
+            ])
+            .args(["--phone-home-url", &format!("http://{}", self.phone_home)])
+            .env("KUBECONFIG", &self.setup.kubeconfig)
+            .env("HCLOUD_ENDPOINT", &self.setup.endpoint)
+            .env("AGENTFLEET_CALL_LOG", self.call_log())
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// As [`Self::start_with`].
+    pub fn start(&mut self) -> Outcome {
+        self.start_with(&[])
+    }
+
+    /// Starts it so that it aborts at a call.
+    ///
+    /// # Errors
+    /// As [`Self::start_with`].
+    pub fn start_to_crash_at(&mut self, call: &Call, moment: Moment) -> Outcome {
+        self.start_with(&[("FAILPOINTS", &call.fail_point(moment))])
+    }
+
+    /// Kills it on the spot and waits until it is gone.
+    ///
+    /// # Errors
+    /// Fails when it does not run.
+    pub fn kill(&mut self) -> Outcome<ExitStatus> {
+        let mut child = self.child.take().ok_or_else(not_running)?;
+        child.kill()?;
+        Ok(child.wait()?)
+    }
+
+    /// Asks it to end, as Kubernetes does, and waits until it has.
+    ///
+    /// # Errors
+    /// Fails when it does not end.
+    pub async fn stop(&mut self) -> Outcome<ExitStatus> {
+        let id = self
+            .child
+            .as_ref()
+            .ok_or_else(not_running)?
+            .id()
+            .to_string();
+        let told = Command::new("kill").args(["-TERM", &id]).status()?;
+        ensure(told.success(), || "kill -TERM failed".into())?;
+        self.end().await
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// Fails when it does not.
+    pub async fn end(&mut self) -> Outcome<ExitStatus> {
+        let child = self.child.as_mut().ok_or_else(not_running)?;
+        let status = wait::wait_for("the operator ends", async || Ok(child.try_wait()?)).await?;
+        self.child = None;
+        Ok(status)
+    }
+
+    /// Whether it aborted, as a crash point makes it; fails when it ended in another way.
+    ///
+    /// # Errors
+    /// Fails when it ended in another way, or does not run.
+    pub fn has_crashed(&mut self) -> Outcome<bool> {
+        let child = self.child.as_mut().ok_or_else(not_running)?;
+        let Some(status) = child.try_wait()? else {
+            return Ok(false);
+        };
+        self.child = None;
+        ensure(status.signal() == Some(SIGABRT), || {
+            format!("the operator ended by itself: {status}")
+        })?;
+        Ok(true)
+    }
+
+    /// Kills it and starts it again.
+    ///
+    /// # Errors
+    /// As [`Self::kill`] and [`Self::start_with`].
+    pub fn restart(&mut self) -> Outcome {
+        self.kill()?;
+        self.start()
+    }
+
+    /// Fails when it has ended, with what it said last.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check_alive(&mut self) -> Outcome {
+        let ended = self
+            .child
+            .as_mut()
+            .map(Child::try_wait)
+            .transpose()?
+            .flatten();
+        match ended {
+            Some(status) => Err(Failure::new(format!(
+                "the operator ended: {status}; it said last: {}",
+                self.last_words()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Where it writes its log.
+    pub fn log_file(&self) -> PathBuf {
+        self.setup.dir.join("operator.log")
+    }
+
+    /// All it has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The last lines of its log.
+    pub fn last_words(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Where it answers `/healthz` and `/readyz`.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Where servers report their host key.
+    pub fn phone_home(&self) -> SocketAddr {
+        self.phone_home
+    }
+
+    /// Status code of a GET; none when nobody answers.
+    pub async fn get(&self, path: &str) -> Option<u16> {
+        status_of(
+            self.http,
+            &format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n"),
+        )
+        .await
+    }
+
+    /// Where its calls are recorded, when it was built with fail points.
+    pub fn call_log(&self) -> PathBuf {
+        self.setup.dir.join("calls")
+    }
+
+    /// The calls that were recorded since the last time they were forgotten.
+    ///
+    /// # Errors
+    /// Fails when a line is none.
+    pub fn calls(&self) -> Outcome<Vec<Call>> {
+        let text = std::fs::read_to_string(self.call_log()).unwrap_or_default();
+        Ok(text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()?)
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        if self.child.is_some()
+            && let Err(failure) = self.kill()
+        {
+            eprintln!("the operator cannot be killed: {failure}");
+        }
+    }
+}
+
+fn not_running() -> Failure {
+    Failure::new("the operator does not run")
+}
+
+/// Sends a request as it stands; answers the status code.
+pub async fn status_of(address: SocketAddr, request: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok()?;
+    String::from_utf8_lossy(&answer)
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+/// Writes a file that only we can read.
+pub(crate) fn write_private(path: &Path, text: &str) -> Outcome {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
+}

@@ -1,0 +1,66 @@
+//! Where things are: the project's directory, what it has built, directories and ports for one run.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::failure::{Outcome, ensure};
+
+/// The project's directory.
+pub fn project() -> PathBuf {
+    let bed = Path::new(env!("CARGO_MANIFEST_DIR"));
+    bed.ancestors().nth(2).unwrap_or(bed).to_owned()
+}
+
+/// A program that `make` builds under `target/`; `how` is its target.
+///
+/// # Errors
+/// Fails when it was not built.
+pub fn built(path: &str, how: &str) -> Outcome<PathBuf> {
+    let program = project().join("target").join(path);
+    ensure(program.is_file(), || {
+        format!("{} is missing: run `make {how}`", program.display())
+    })?;
+    Ok(program)
+}
+
+/// The operator that was built together with the program that runs now.
+///
+/// # Errors
+/// Fails when it was not built.
+pub fn operator() -> Outcome<PathBuf> {
+    let this = std::env::current_exe()?;
+    let beside = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("agentfleet"));
+    let found = beside.into_iter().find(|program| program.is_file());
+    found.ok_or_else(|| {
+        crate::Failure::new("the operator is not built: run `cargo build --workspace --bins`")
+    })
+}
+
+/// A new directory under `target/bed/`, for what one run leaves to look at when it fails.
+///
+/// # Errors
+/// Fails when it cannot be made.
+pub fn scratch(purpose: &str) -> Outcome<PathBuf> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!(
+        "{purpose}-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
+    let dir = project().join("target/bed").join(name);
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+/// A port on 127.0.0.1 that was free a moment ago.
+///
+/// # Errors
+/// Fails when there is none.
+pub fn free_port() -> Outcome<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}

@@ -1,0 +1,198 @@
+//! Somebody between operator and server: whatever he relays or replays, nothing is sent to him, and a condition says why.
+//!
+//! His strongest form is a host key of his own in front of the real guest, which answers every `hello` as only the server can. Nobody could
+//! relay that far, because SSH binds the login to the session; if even that is refused, less is too.
+
+use bed::{Bed, Instance, Options, Outcome, manifests, oracle, quick_cloud, status_of, wait_until};
+use hetzner_sim::{Config, MachineFaults, Spread, SshFault, Stage};
+use serde_json::{Value, json};
+
+/// Boots slowly enough that a test can get between.
+async fn slow_bed(bootstrap: &str) -> Outcome<Bed> {
+    let boot = Spread::exactly(2.0);
+    let cloud = Config {
+        time_factor: 1.0,
+        boot_ssh_s: boot,
+        boot_cloud_init_s: boot,
+        action_s: Spread::exactly(0.0),
+        ..quick_cloud()
+    };
+    let bed = Bed::with(Options {
+        cloud,
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
+    let mut class = manifests::class();
+    class["spec"]["bootstrap"] = json!(bootstrap);
+    bed.cluster.apply(&class).await?;
+    Ok(bed)
+}
+
+/// Cuts a booting server off until it has booted, puts another host key in front of it, and lets it be reached.
+async fn get_between(bed: &Bed, one: &Instance<'_>) -> Outcome<u64> {
+    wait_until("the server exists", async || {
+        Ok(!bed.cloud().machines().is_empty())
+    })
+    .await?;
+    let server = bed.cloud().machines()[0].server;
+    bed.cloud().set_machine_faults(
+        server,
+        MachineFaults {
+            ssh: SshFault::Refuse,
+            ..MachineFaults::default()
+        },
+    )?;
+    wait_until("it has booted", async || {
+        Ok(bed.cloud().machine(server)?.stage == Stage::Up)
+    })
+    .await?;
+    wait_until(
+        "its host key is posted, where that is the way",
+        async || {
+            let posted = one.status().await?["server"]["hostKey"].is_string();
+            let class = bed
+                .cluster
+                .get("AgentClass", None, manifests::CLASS)
+                .await?
+                .unwrap_or_default();
+            Ok(posted || class["spec"]["bootstrap"] != "PhoneHome")
+        },
+    )
+    .await?;
+    bed.cloud().change_host_key(server, false)?;
+    bed.cloud()
+        .set_machine_faults(server, MachineFaults::default())?;
+    Ok(server)
+}
+
+fn nothing_was_sent(bed: &Bed, server: u64, secret: &str) -> Outcome {
+    let root = bed.cloud().machine(server)?.root;
+    let file = std::fs::read_to_string(root.join(manifests::SECRET_FILE.trim_start_matches('/')))
+        .unwrap_or_default();
+    assert!(
+        !file.contains(secret),
+        "the Secret was sent to somebody in the middle"
+    );
+    Ok(())
+}
+
+async fn is_refused_before_the_pin(bootstrap: &str) -> Outcome {
+    let bed = slow_bed(bootstrap).await?;
+    let secret = bed.apply_secret("one").await?;
+    bed.cluster
+        .apply(&manifests::instance(bed::TENANT, "one"))
+        .await?;
+    let one = bed.instance("one");
+    let server = get_between(&bed, &one).await?;
+    let told = one.told(&["nothing was sent"]).await?;
+    assert!(
+        ["HostKeyUnproven", "HostKeyChanged"]
+            .iter()
+            .any(|reason| told["reason"] == *reason),
+        "{told:#}"
+    );
+    oracle::calm(&bed).await?;
+    nothing_was_sent(&bed, server, &secret)?;
+    one.delete().await?;
+    one.gone().await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_to_another_host_key_than_the_one_that_proves_itself() -> Outcome {
+    is_refused_before_the_pin("SshProof").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_to_another_host_key_than_the_one_that_phoned_home() -> Outcome {
+    is_refused_before_the_pin("PhoneHome").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_phones_home_becomes_ready() -> Outcome {
+    let bed = slow_bed("PhoneHome").await?;
+    bed.create("one").await?.ready().await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_key_that_changes_after_it_was_pinned_is_told_and_gets_nothing() -> Outcome {
+    let bed = Bed::start().await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    bed.cloud().change_host_key(server, true)?;
+    let secret = bed.apply_secret("one").await?;
+    let message = one.condition("Stalled", "True", "HostKeyChanged").await?;
+    assert!(message.contains("nothing was sent"), "{message}");
+    nothing_was_sent(&bed, server, &secret)?;
+    assert_eq!(bed.cloud().lives().len(), 1, "it is not replaced either");
+    one.delete().await?;
+    one.gone().await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// The path that the server's user-data tells cloud-init to post to.
+fn phone_home_path(bed: &Bed) -> Outcome<String> {
+    let created = bed
+        .cloud()
+        .mutations(0)
+        .into_iter()
+        .find(|mutation| mutation.route == "/servers")
+        .map(|mutation| mutation.seq);
+    let user_data = oracle::decoded(
+        &bed.cloud()
+            .user_data_of_mutation(created.unwrap_or_default())?,
+    )?;
+    let config: Value = bed::from_yaml(&user_data)?;
+    let url = config["phone_home"]["url"].as_str().unwrap_or_default();
+    Ok(url
+        .split_once("://")
+        .and_then(|(_, rest)| rest.find('/').map(|at| rest[at..].to_owned()))
+        .unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_reused_oversized_and_malformed_phone_home_calls_are_refused_and_change_nothing()
+-> Outcome {
+    let bed = slow_bed("PhoneHome").await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let (path, pinned) = (
+        phone_home_path(&bed)?,
+        one.status().await?["server"]["hostKey"].clone(),
+    );
+    let own = bed.cloud().machine(server)?.host_key.replace(' ', "+");
+    let body = format!("pub_key_ed25519={own}&instance_id={server}&hostname=x");
+    let other = "pub_key_ed25519=ssh-ed25519+AAAAC3NzaC1lZDI1NTE5AAAAIHNvbWVib2R5IGluIHRoZSBtaWRkbGUgaGFzIGEga2V5&instance_id=1&hostname=x";
+    let wrong = path.chars().rev().collect::<String>();
+    let huge = "x".repeat(100_000);
+    for (path, body) in [
+        (path.as_str(), body.as_str()),
+        (&path, other),
+        (&format!("/v1/phone-home/{}", &wrong[..20]), &body),
+        ("/v1/phone-home/", &body),
+        (&path, "no form at all \u{0}"),
+        (&path, ""),
+        (&path, &huge),
+    ] {
+        let head = "Host: operator\r\nContent-Type: application/x-www-form-urlencoded\r\nConnection: close";
+        let request = format!(
+            "POST {path} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let status = status_of(bed.operator.phone_home(), &request).await;
+        assert!(
+            status.is_none_or(|status| (400..500).contains(&status)),
+            "{status:?} for {} bytes to {path}",
+            body.len()
+        );
+    }
+    assert_eq!(one.status().await?["server"]["hostKey"], pinned);
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
