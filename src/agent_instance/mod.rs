@@ -1,7 +1,7 @@
 //! `AgentInstance`: one agent, one server.
 //!
 //! One look: parse → observe → plan → perform → status → requeue. What is wanted and what is are data, the plan is a pure function of both, and
-//! effects happen in [`perform`] only. Nothing waits here: every wait is a requeue or an event.
+//! effects happen in `perform` only. Nothing waits here: every wait is a requeue or an event.
 
 mod creation;
 mod description;
