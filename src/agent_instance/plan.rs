@@ -19,6 +19,8 @@ use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
 use crate::hetzner::Place;
 
 mod creation;
+#[cfg(test)]
+mod model;
 mod removal;
 mod serving;
 #[cfg(test)]

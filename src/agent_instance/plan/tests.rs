@@ -8,7 +8,7 @@ use crate::{
     api::{AgentClass, AgentInstance},
 };
 
-const FLEET: &str = "fleet";
+pub(super) const FLEET: &str = "fleet";
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
@@ -30,7 +30,7 @@ fn class() -> AgentClass {
     .unwrap()
 }
 
-fn want() -> Want {
+pub(super) fn want() -> Want {
     let instance = AgentInstance::new(
         "a",
         serde_json::from_value(serde_json::json!({"className": "small"})).unwrap(),
@@ -41,7 +41,7 @@ fn want() -> Want {
     }
 }
 
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     Identity {
         namespace: "ns".into(),
         name: "a".into(),
@@ -49,7 +49,7 @@ fn identity() -> Identity {
     }
 }
 
-fn agent() -> Agent {
+pub(super) fn agent() -> Agent {
     Agent::of(&class(), &want()).unwrap()
 }
 
@@ -60,7 +60,7 @@ fn place() -> Place {
     }
 }
 
-fn project(name: &str) -> ProjectView {
+pub(super) fn project(name: &str) -> ProjectView {
     ProjectView {
         name: name.into(),
         unusable: None,
@@ -101,7 +101,7 @@ fn recorded(written: i64) -> World {
     world
 }
 
-fn server(incarnation: u32) -> ServerView {
+pub(super) fn server(incarnation: u32) -> ServerView {
     ServerView {
         project: "one".into(),
         id: 40 + i64::from(incarnation),
