@@ -7,9 +7,6 @@ use super::{
 
 impl Look<'_> {
     pub(super) fn server(&self, server: &ServerView) -> Plan {
-        if !server.listed {
-            return self.confirm_gone(&server.project, server.id);
-        }
         if server.blocked {
             return Plan::wait(Stage::Stalled(
                 "ProviderBlocked",
@@ -19,9 +16,13 @@ impl Look<'_> {
                 ),
             ));
         }
-        let mut plan = self.towards_serving(server);
-        plan.steps.extend(self.surplus(server));
-        plan
+        let plan = self.towards_serving(server);
+        let steps = match server.listed {
+            true => plan.steps.into_iter().chain(self.surplus(server)).collect(),
+            // What lives is not called dead by a list: nothing else is done or said before Hetzner was asked for it.
+            false => self.confirm_gone(&server.project, server.id).steps,
+        };
+        Plan { steps, ..plan }
     }
 
     /// Servers of this object below the recorded holder of the voice: a late answer's, never the agent (I2).

@@ -818,7 +818,7 @@ fn a_failed_step_is_not_tried_again_before_its_time() {
         message: "m".into(),
         until: at(20),
         stalled: false,
-        times: 1,
+        times: 2,
     };
     let plan = present(&changed!(booting(), trouble = Some(trouble.clone())));
     assert_eq!(
