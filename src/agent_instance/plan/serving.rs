@@ -41,15 +41,7 @@ impl Look<'_> {
 
     fn towards_serving(&self, server: &ServerView) -> Plan {
         if server.power == Power::Off {
-            let step = Step::PowerOn {
-                project: server.project.clone(),
-                id: server.id,
-            };
-            return self.at_hetzner(
-                &server.project,
-                step,
-                Stage::Booting(format!("server {} is off and is powered on", server.id)),
-            );
+            return self.power_on(server);
         }
         if self.world.pinned(server).is_none() {
             return self.bootstrap(server);
@@ -71,6 +63,20 @@ impl Look<'_> {
                 ..self.contact(server, "")
             },
             Some(InstallPhase::Done) => self.holder(server),
+        }
+    }
+
+    fn power_on(&self, server: &ServerView) -> Plan {
+        let stage = Stage::Booting(format!("server {} is off and is powered on", server.id));
+        match server.guest.powered {
+            Some(asked) if asked + CONTACT > self.now => Plan::wait(stage).until(asked + CONTACT),
+            _ => {
+                let step = Step::PowerOn {
+                    project: server.project.clone(),
+                    id: server.id,
+                };
+                self.at_hetzner(&server.project, step, stage)
+            }
         }
     }
 

@@ -803,6 +803,12 @@ fn a_server_that_is_off_is_powered_on_and_a_blocked_one_is_reported() {
             id: 41
         }]
     );
+    world.servers[0].guest.powered = Some(at(-1));
+    assert_eq!(
+        present(&world).look_again,
+        Some(at(14)),
+        "that takes a moment"
+    );
     world.servers[0].blocked = true;
     let plan = present(&world);
     assert_eq!(
