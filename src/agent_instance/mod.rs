@@ -23,7 +23,7 @@ use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{AgentInstance, AgentInstanceStatus, ConditionType},
+    api::{AgentInstance, AgentInstanceStatus, ConditionType, is_true},
     context::Context,
     error::Setback,
     kube_ext::{CallError, status_changed},
@@ -40,6 +40,8 @@ pub use creation::{Birth, user_data};
 
 /// The field manager of everything in the status but the write-ahead records.
 const STATUS: &str = "agentfleet";
+/// How soon to look again while the stores have not had their first lists.
+const SYNCING: Duration = Duration::from_millis(100);
 
 /// Looks at one instance and does what is next.
 ///
@@ -49,6 +51,10 @@ pub async fn reconcile(
     instance: Arc<AgentInstance>,
     ctx: Arc<Context>,
 ) -> Result<Action, CallError> {
+    if !ctx.stores.synced.is_cancelled() {
+        // What no store shows yet is not missing.
+        return Ok(Action::requeue(SYNCING));
+    }
     let version = instance.resource_version().unwrap_or_default();
     let uid = instance.uid().unwrap_or_default();
     if ctx
@@ -72,6 +78,7 @@ pub async fn reconcile(
     let again = perform_all(&mut performer, &plan).await;
     if plan.stage == Stage::Gone {
         ctx.memories.forget(&uid);
+        wake_owners(&ctx, &instance);
         return Ok(Action::await_change());
     }
     let reported = report(&mut performer, &plan).await;
@@ -80,6 +87,18 @@ pub async fn reconcile(
             .or(reported.err())
             .or_else(|| remaining(&plan, moment)),
     ))
+}
+
+/// Its class and project count it, and may wait for it to go.
+fn wake_owners(ctx: &Context, instance: &AgentInstance) {
+    ctx.wake.class(&instance.spec.class_name);
+    if let Some(server) = instance
+        .status
+        .as_ref()
+        .and_then(|status| status.server.as_ref())
+    {
+        ctx.wake.project(&server.project);
+    }
 }
 
 /// Whether a view is older than our own last write; the watch will bring a newer one.
@@ -154,6 +173,14 @@ async fn report(performer: &mut Performer<'_>, plan: &Plan) -> Result<(), Durati
         Ok(()) => {
             let object = performer.instance.object_ref(&());
             transitions::publish(&performer.ctx.events, &object, &told(former), &told(&next));
+            if is_true(&former.conditions, ConditionType::Ready)
+                != is_true(&next.conditions, ConditionType::Ready)
+            {
+                performer
+                    .ctx
+                    .wake
+                    .class(&performer.instance.spec.class_name);
+            }
             Ok(())
         }
         Err(setback) => {

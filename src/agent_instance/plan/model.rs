@@ -20,7 +20,7 @@ use crate::{
     api::AgentInstanceStatus,
 };
 
-const SETTLE: Duration = Duration::from_secs(120);
+const SETTLE: Duration = Duration::from_mins(2);
 /// The longest that a lost request takes to have its effect; shorter than the window that is waited for.
 const LATEST: i64 = 100;
 

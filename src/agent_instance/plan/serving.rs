@@ -17,10 +17,11 @@ impl Look<'_> {
             ));
         }
         let plan = self.towards_serving(server);
-        let steps = match server.listed {
-            true => plan.steps.into_iter().chain(self.surplus(server)).collect(),
+        let steps = if server.listed {
+            plan.steps.into_iter().chain(self.surplus(server)).collect()
+        } else {
             // What lives is not called dead by a list: nothing else is done or said before Hetzner was asked for it.
-            false => self.confirm_gone(&server.project, server.id).steps,
+            self.confirm_gone(&server.project, server.id).steps
         };
         Plan { steps, ..plan }
     }
