@@ -10,6 +10,7 @@ use kube::{
 };
 
 use crate::{
+    agent_class,
     agent_instance::{memory::Memories, talk::Talks},
     api::{AgentClass, AgentInstance, HetznerProject},
     guest::program::Program,
@@ -37,6 +38,8 @@ pub struct Context {
     pub connections: Connections,
     /// What is remembered of instances.
     pub memories: Memories,
+    /// What is remembered of classes.
+    pub classes: agent_class::memory::Memories,
     /// Acts over SSH that are under way.
     pub talks: Talks,
     /// The guest program that this operator brings.

@@ -189,7 +189,7 @@ impl Candidate {
                     spec: Some(spec),
                     ..lease
                 })
-                .await?
+                .await?;
             }
             (_, None) => {
                 let metadata = ObjectMeta {
@@ -325,7 +325,7 @@ impl Candidate {
         match (held, until.is_some()) {
             (false, true) => tracing::info!(identity = self.identity, "lease acquired"),
             (true, false) => {
-                tracing::warn!(identity = self.identity, "lease lost to another holder")
+                tracing::warn!(identity = self.identity, "lease lost to another holder");
             }
             _ => {}
         }

@@ -23,3 +23,5 @@ pub mod render;
 pub mod secret_files;
 pub mod systemd_unit;
 pub mod telemetry;
+pub mod transitions;
+pub mod trouble;

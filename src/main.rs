@@ -63,7 +63,7 @@ struct Run {
     /// Where /healthz and /readyz are served
     #[arg(long, default_value = "0.0.0.0:8080")]
     http_listen: String,
-    /// Where servers post their host keys; needed for classes with bootstrap PhoneHome
+    /// Where servers post their host keys; needed for classes that bootstrap by phone home
     #[arg(long, requires = "phone_home_url")]
     phone_home_listen: Option<String>,
     /// URL under which servers reach that address
@@ -96,7 +96,7 @@ struct Run {
     /// Form of the log
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
-    /// Level of the log, such as info or info,agentfleet::hetzner=debug
+    /// Level of the log: error, warn, info, debug, trace, or a list of them by module
     #[arg(long, default_value = "info")]
     log_level: String,
 }

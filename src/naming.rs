@@ -33,6 +33,21 @@ pub fn fleet_hash(fleet: &str) -> String {
     short_hash(&["fleet", fleet])
 }
 
+/// The name of the SSH key that marks a project as this fleet's.
+pub fn key_name(fleet: &str) -> String {
+    format!("agentfleet-{}", fleet_hash(fleet))
+}
+
+/// The name of a class's firewall: `agentfleet-<class, cut>-<hash>`, the same in each project.
+pub fn firewall_name(fleet: &str, class: &str) -> String {
+    let tail = format!("-{}", short_hash(&["firewall", fleet, class]));
+    let head = "agentfleet-";
+    format!(
+        "{head}{}{tail}",
+        readable(class, MAX_NAME - head.len() - tail.len())
+    )
+}
+
 fn short_hash(parts: &[&str]) -> String {
     let mut hasher = Sha256::new();
     for part in parts {
@@ -119,6 +134,12 @@ mod tests {
         ) {
             let made = server_name(&fleet, &namespace, &name, incarnation);
             prop_assert!(is_host_name(&made), "{}", made);
+        }
+
+        #[test]
+        fn every_firewall_has_a_host_name_of_its_own(one in "[ab.]{1,80}", other in "[ab.]{1,80}") {
+            prop_assert!(is_host_name(&firewall_name("f", &one)));
+            prop_assert_eq!(one == other, firewall_name("f", &one) == firewall_name("f", &other));
         }
 
         #[test]

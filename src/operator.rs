@@ -132,14 +132,15 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Operat
         stores: watches.stores(),
         connections: hetzner_project::connection::Connections::default(),
         memories: agent_instance::memory::Memories::default(),
+        classes: agent_class::memory::Memories::default(),
         talks,
         program: Program::new(include_str!("guest/program.py"))?,
         wake,
         clients,
     });
-    ended
-        .into_iter()
-        .for_each(|ended| drop(tokio::spawn(wake_when_over(ended, context.wake.clone()))));
+    for ended in ended {
+        tokio::spawn(wake_when_over(ended, context.wake.clone()));
+    }
     if let Some(listener) = options.phone_home {
         let sink = Arc::new(agent_instance::phone_home::Pins(context.clone()));
         serve(
@@ -384,7 +385,7 @@ impl Watches {
             watched(
                 classes.run(
                     agent_class::reconcile,
-                    agent_class::error_policy,
+                    hetzner_project::error_policy,
                     ctx.clone()
                 ),
                 &liveness

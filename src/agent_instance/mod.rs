@@ -157,9 +157,9 @@ async fn report(performer: &mut Performer<'_>, plan: &Plan) -> Result<(), Durati
     match performer.apply_status(STATUS, new).await {
         Ok(()) => {
             let object = performer.instance.object_ref(&());
-            events
-                .into_iter()
-                .for_each(|event| performer.ctx.events.publish(&object, event));
+            for event in events {
+                performer.ctx.events.publish(&object, event);
+            }
             Ok(())
         }
         Err(setback) => {
@@ -209,6 +209,10 @@ fn transitions(old: &AgentInstanceStatus, new: &AgentInstanceStatus) -> Vec<Even
 }
 
 /// How long to wait after a look that failed.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the form that kube's Controller asks for"
+)]
 pub fn error_policy(instance: Arc<AgentInstance>, error: &CallError, _: Arc<Context>) -> Action {
     let setback = Setback::passing("KubernetesUnavailable", crate::kube_ext::error_chain(error));
     tracing::warn!(

@@ -4,7 +4,7 @@
 //! outcome waits for the next look. The rules that must never break are in the invariants of the crate documentation; the places that keep
 //! them say so.
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use std::time::Duration;
 
 use super::{
@@ -25,7 +25,7 @@ mod serving;
 mod tests;
 
 /// How long a person's hand is awaited before something that only a person can change is looked at again.
-const SLOW: Duration = Duration::from_secs(600);
+const SLOW: Duration = Duration::from_mins(10);
 /// How long to wait before a server that should answer is tried again.
 const CONTACT: Duration = Duration::from_secs(15);
 
@@ -92,7 +92,7 @@ impl Plan {
     }
 
     /// The same plan, told as part of a deletion.
-    fn as_deletion(self) -> Self {
+    fn told_as_deletion(self) -> Self {
         let stage = match self.stage {
             Stage::Waiting(reason, message)
             | Stage::Troubled(reason, message)
@@ -124,7 +124,7 @@ pub fn plan(desired: &Desired, world: &World, fleet: &str, now: Timestamp) -> Pl
         now,
     };
     let plan = match desired {
-        Desired::Absent(_) => look.absent().as_deletion(),
+        Desired::Absent(_) => look.absent().told_as_deletion(),
         Desired::Present(_, want) => look.present(want),
     };
     match &world.trouble {

@@ -129,7 +129,8 @@ pub fn words(stage: &Stage) -> (&str, String) {
         Stage::Waiting(reason, message)
         | Stage::Troubled(reason, message)
         | Stage::Stalled(reason, message)
-        | Stage::Deleting(reason, message) => (reason, message.clone()),
+        | Stage::Deleting(reason, message)
+        | Stage::Serving(Some((reason, message))) => (reason, message.clone()),
         Stage::ConfigureFailed(reason, message) => (reason, message.clone()),
         Stage::Creating => ("Creating", "a server is being asked for".into()),
         Stage::Booting(message) => ("Booting", message.clone()),
@@ -142,7 +143,6 @@ pub fn words(stage: &Stage) -> (&str, String) {
             "Updating",
             "the agent is being given what has changed".into(),
         ),
-        Stage::Serving(Some((reason, message))) => (reason, message.clone()),
         Stage::Serving(None) => ("UnitInactive", "the agent's unit is not active".into()),
         Stage::Gone => ("Gone", "nothing of it is left".into()),
     }

@@ -174,14 +174,14 @@ impl Listening {
             .pinned(host_key.clone())
             .run(&hello, protocol::MAX_WAIT + BRIEF)
             .await
-            .map_err(unreached)?;
+            .map_err(|error| unreached(&error))?;
         Ok(Outcome::Greeted(None, Box::new(greeting)))
     }
 }
 
 fn unproven(error: ProofError) -> ContactProblem {
     match error {
-        ProofError::Guest(error) => unreached(error),
+        ProofError::Guest(error) => unreached(&error),
         error @ (ProofError::Wrong { .. } | ProofError::Missing { .. }) => {
             ContactProblem::WrongProof(error.to_string())
         }
@@ -189,8 +189,8 @@ fn unproven(error: ProofError) -> ContactProblem {
 }
 
 /// A server that boots refuses connections, cuts them, and does not know the login yet: all that is silence.
-fn unreached(error: GuestError) -> ContactProblem {
-    let words = error_chain(&error);
+fn unreached(error: &GuestError) -> ContactProblem {
+    let words = error_chain(error);
     match error {
         GuestError::Transport(TransportError::HostKeyChanged { .. }) => {
             ContactProblem::HostKeyChanged(words)
@@ -317,7 +317,7 @@ pub fn absorb(ctx: &Context, identity: &Identity, memory: &mut Memory, now: Time
             match pool.take_result(&key) {
                 Some(Ok(outcome)) => learn(ctx, memory, server, outcome, now),
                 Some(Err(panicked)) => {
-                    memory.failed(Setback::lasting("Defect", panicked.to_string()), now)
+                    memory.failed(Setback::lasting("Defect", panicked.to_string()), now);
                 }
                 None => {}
             }

@@ -173,7 +173,7 @@ pub enum Protocol {
     Udp,
     /// ICMP.
     Icmp,
-    /// IPsec ESP.
+    /// The encapsulation of virtual private networks.
     Esp,
     /// GRE.
     Gre,

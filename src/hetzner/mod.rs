@@ -18,6 +18,7 @@ mod catalogue;
 mod error;
 mod error_code;
 mod firewalls;
+mod networks;
 mod offer;
 mod redact;
 mod server_calls;

@@ -5,13 +5,21 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
 };
 
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::task::JoinSet;
+
+use super::{firewall_list::FirewallList, memory::Memory};
 use crate::{
     hetzner::{Budget, Catalogue, Client, CreateFuse, FirewallId, SshKeyId, Stock},
     inventory::Inventory,
 };
+
+/// How long names of types, locations and images are kept.
+const CATALOGUE_AGE: Duration = Duration::from_hours(1);
 
 /// One project at Hetzner, as seen with one token.
 pub struct Connection {
@@ -31,16 +39,26 @@ pub struct Connection {
     pub fuse: CreateFuse,
     /// What the project's own reconciler found.
     pub standing: RwLock<Standing>,
+    /// The firewalls of this fleet.
+    pub firewalls: FirewallList,
+    token: SecretString,
+    memory: Mutex<Memory>,
+    /// End with the connection.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 /// Reason and message of why something cannot be used.
 pub type Refusal = (&'static str, String);
 
 /// Whether a project may be believed and changed, and what every server there needs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
+    /// Whether anything was found out about the project through this token yet.
+    pub looked_at: bool,
     /// Why nothing may be changed there; none once the project's identity was seen.
     pub refused: Option<Refusal>,
+    /// Why no server may be created there, though all else may be done.
+    pub creates_held: Option<Refusal>,
     /// The key that every server is created with: its private half exists nowhere.
     pub key: Option<SshKeyId>,
     /// Public keys of people who may log in as `agentfleet-admin`.
@@ -53,7 +71,43 @@ pub struct Standing {
     pub networks: BTreeMap<String, u64>,
 }
 
+impl Default for Standing {
+    fn default() -> Self {
+        Self {
+            looked_at: false,
+            refused: Some((
+                "ProjectUnproven",
+                "the project's identity was not seen yet".into(),
+            )),
+            creates_held: None,
+            key: None,
+            admin_keys: vec![],
+            max_servers: None,
+            firewalls: BTreeMap::new(),
+            networks: BTreeMap::new(),
+        }
+    }
+}
+
 impl Connection {
+    /// A connection that is trusted with nothing yet.
+    pub fn new(project: &str, client: Client, token: SecretString, inventory: Inventory) -> Self {
+        Self {
+            project: project.to_owned(),
+            client,
+            budget: Budget::new(),
+            inventory: Arc::new(inventory),
+            catalogue: Catalogue::new(CATALOGUE_AGE),
+            stock: Stock::default(),
+            fuse: CreateFuse::default(),
+            standing: RwLock::default(),
+            firewalls: FirewallList::default(),
+            token,
+            memory: Mutex::default(),
+            tasks: Mutex::default(),
+        }
+    }
+
     /// A copy of the present standing.
     pub fn standing(&self) -> Standing {
         self.standing
@@ -62,25 +116,67 @@ impl Connection {
             .clone()
     }
 
-    /// Changes the standing; tells whether anything changed is up to the caller.
-    pub fn update(&self, change: impl FnOnce(&mut Standing)) {
-        change(
-            &mut self
-                .standing
-                .write()
-                .unwrap_or_else(PoisonError::into_inner),
+    /// Changes the standing, and tells whether anything is different now.
+    pub fn update(&self, change: impl FnOnce(&mut Standing)) -> bool {
+        let mut standing = self
+            .standing
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = standing.clone();
+        change(&mut standing);
+        *standing != before
+    }
+
+    /// Whether it was made with this token; takes as long wherever two of one length differ.
+    pub fn has_token(&self, token: &SecretString) -> bool {
+        let (own, other) = (
+            self.token.expose_secret().as_bytes(),
+            token.expose_secret().as_bytes(),
         );
+        own.len() == other.len()
+            && own
+                .iter()
+                .zip(other)
+                .fold(0, |differs, (own, other)| differs | (own ^ other))
+                == 0
+    }
+
+    /// What the project's reconciler remembers of it.
+    pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a task for as long as the connection lives.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .spawn(task);
     }
 }
 
 /// The connections of all projects, by the name of the `HetznerProject`.
-#[derive(Default)]
-pub struct Connections(RwLock<BTreeMap<String, Result<Arc<Connection>, Refusal>>>);
+pub struct Connections {
+    all: RwLock<BTreeMap<String, Result<Arc<Connection>, Refusal>>>,
+    holder: String,
+    leaving: tokio::sync::Mutex<()>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        let holder = hex::encode(rand::random::<[u8; 8]>());
+        Self {
+            all: RwLock::default(),
+            holder,
+            leaving: tokio::sync::Mutex::default(),
+        }
+    }
+}
 
 impl Connections {
     /// The connection of a project, or why there is none.
     pub fn get(&self, project: &str) -> Option<Result<Arc<Connection>, Refusal>> {
-        self.0
+        self.all
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(project)
@@ -89,7 +185,7 @@ impl Connections {
 
     /// All connections.
     pub fn all(&self) -> Vec<Arc<Connection>> {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
         all.values()
             .filter_map(|found| found.as_ref().ok().cloned())
             .collect()
@@ -97,7 +193,7 @@ impl Connections {
 
     /// Puts a connection, or the reason why there is none, in the place of what was there.
     pub fn put(&self, project: &str, connection: Result<Arc<Connection>, Refusal>) {
-        self.0
+        self.all
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(project.to_owned(), connection);
@@ -105,9 +201,54 @@ impl Connections {
 
     /// Forgets a project.
     pub fn remove(&self, project: &str) {
-        self.0
+        self.all
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(project);
+    }
+
+    /// The random id by which this process marks the projects that it acts in.
+    pub(super) fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// To be held from the look at who shares a Secret until the object is let go: two who leave at once must not each count on the other.
+    pub(super) async fn leaving(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.leaving.lock().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{hetzner::stub, inventory};
+
+    #[tokio::test]
+    async fn another_token_is_another_connection() {
+        let periods = inventory::Periods::default();
+        let key_labels = inventory::KeyLabels {
+            namespace: "a".into(),
+            name: "b".into(),
+        };
+        let inventory = Inventory::new(inventory::Config {
+            selector: "c".into(),
+            key_labels,
+            periods,
+        });
+        let connection = Connection::new(
+            "one",
+            stub::client("http://127.0.0.1:1"),
+            "abc".into(),
+            inventory,
+        );
+        for (token, same) in [("abc", true), ("abd", false), ("ab", false), ("", false)] {
+            assert_eq!(connection.has_token(&token.into()), same, "{token}");
+        }
+        assert!(
+            connection.standing().refused.is_some(),
+            "nothing is believed before the identity was seen"
+        );
+        assert!(connection.update(|standing| standing.max_servers = Some(1)));
+        assert!(!connection.update(|standing| standing.max_servers = Some(1)));
     }
 }

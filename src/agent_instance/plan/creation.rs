@@ -1,6 +1,11 @@
 //! An instance without a server: when one may be asked for, under which name, and what to do when an answer was lost.
 
-use super::*;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
+
+use super::{
+    Agent, Attempt, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW, SecretsView,
+    SendOutcome, ServerStatus, Stage, Step, relabelled,
+};
 
 impl Look<'_> {
     pub(super) fn no_server(&self) -> Plan {
@@ -131,7 +136,7 @@ impl Look<'_> {
         }
         match looked_up {
             Some(look) if look.foreign.is_some() => self.name_taken(record, look.foreign, look.at),
-            Some(_) if self.still_listed(record, agent) => self.announce(ProvisioningRecord {
+            Some(_) if still_listed(record, agent) => announce(ProvisioningRecord {
                 at: MicroTime(self.now),
                 ..record.clone()
             }),
@@ -180,17 +185,6 @@ impl Look<'_> {
         }
     }
 
-    fn still_listed(&self, record: &ProvisioningRecord, agent: &Agent) -> bool {
-        agent.projects.contains(&record.project)
-            && agent.places.iter().any(|place| {
-                place.server_type == record.server_type && place.location == record.location
-            })
-    }
-
-    fn announce(&self, record: ProvisioningRecord) -> Plan {
-        Plan::act(Step::Announce(record), Stage::Creating)
-    }
-
     /// Writes down the next server, in the first project that can have it.
     fn announce_next(&self, agent: &Agent) -> Plan {
         let incarnation = self.world.incarnation() + 1;
@@ -198,7 +192,7 @@ impl Look<'_> {
         for name in &agent.projects {
             match self.opening(name) {
                 Ok((project, place)) => {
-                    return self.announce(ProvisioningRecord {
+                    return announce(ProvisioningRecord {
                         incarnation: i64::from(incarnation),
                         server_name: self.identity.server_name(self.fleet, incarnation),
                         project: project.name.clone(),
@@ -289,4 +283,15 @@ fn server_lost(server: &ServerStatus) -> Stage {
             server.id, server.project
         ),
     )
+}
+
+fn still_listed(record: &ProvisioningRecord, agent: &Agent) -> bool {
+    agent.projects.contains(&record.project)
+        && agent.places.iter().any(|place| {
+            place.server_type == record.server_type && place.location == record.location
+        })
+}
+
+fn announce(record: ProvisioningRecord) -> Plan {
+    Plan::act(Step::Announce(record), Stage::Creating)
 }

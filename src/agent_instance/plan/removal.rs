@@ -1,6 +1,6 @@
 //! An instance that is to go, and everything it caused with it.
 
-use super::*;
+use super::{CONTACT, Known, Look, Plan, ServerView, Stage, Step, VoiceRecord, delete, relabelled};
 
 impl Look<'_> {
     pub(super) fn absent(&self) -> Plan {

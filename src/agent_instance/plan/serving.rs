@@ -1,6 +1,9 @@
 //! An instance with a server: from its first boot to an agent that serves.
 
-use super::*;
+use super::{
+    Agent, Bootstrap, CONTACT, ContactProblem, InstallPhase, Look, Plan, Power, SecretsView,
+    ServerView, Stage, Step, VoiceRecord, armed_here, delete,
+};
 
 impl Look<'_> {
     pub(super) fn server(&self, server: &ServerView) -> Plan {
@@ -188,9 +191,9 @@ impl Look<'_> {
                     failure.message.clone(),
                 )),
                 Err(_) => self.configure(server),
-                Ok(_) => self.serving(server, agent),
+                Ok(_) => serving(server, agent),
             },
-            _ if self.world.spoken(server).as_ref() == Some(&wanted) => self.serving(server, agent),
+            _ if self.world.spoken(server).as_ref() == Some(&wanted) => serving(server, agent),
             _ => self.configure(server),
         }
     }
@@ -255,17 +258,16 @@ impl Look<'_> {
             }
         }
     }
+}
 
-    fn serving(&self, server: &ServerView, agent: &Agent) -> Plan {
-        let booted = server.boot_revision.as_deref();
-        let outdated = booted.is_some_and(|revision| revision != agent.boot_revision);
-        let note = outdated.then(|| {
-            (
-                "NeedsNewServer",
-                "the class changed in what only a new server can take up; this one is kept"
-                    .to_owned(),
-            )
-        });
-        Plan::wait(Stage::Serving(note))
-    }
+fn serving(server: &ServerView, agent: &Agent) -> Plan {
+    let booted = server.boot_revision.as_deref();
+    let outdated = booted.is_some_and(|revision| revision != agent.boot_revision);
+    let note = outdated.then(|| {
+        (
+            "NeedsNewServer",
+            "the class changed in what only a new server can take up; this one is kept".to_owned(),
+        )
+    });
+    Plan::wait(Stage::Serving(note))
 }

@@ -1,5 +1,7 @@
 //! Each line of the plan, as a table.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
 use super::*;
 use crate::{
     agent_instance::world::{Attempt, ConfigureFailure, Configured, GuestView, LookUp},
@@ -337,7 +339,7 @@ fn one_written_record_permits_one_request() {
     };
     assert_eq!(
         present(&world).steps,
-        [look_up.clone()],
+        std::slice::from_ref(&look_up),
         "the answer was lost"
     );
     world.attempt.looked_up = Some(LookUp {
@@ -415,7 +417,7 @@ fn an_unproven_server_is_challenged_and_told_nothing() {
         server: 41,
         incarnation: 1,
     };
-    assert_eq!(present(&booting()).steps, [hello.clone()]);
+    assert_eq!(present(&booting()).steps, std::slice::from_ref(&hello));
     let mut busy = booting();
     busy.servers[0].guest.busy = true;
     assert_eq!(present(&busy).steps, []);

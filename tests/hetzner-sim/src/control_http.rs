@@ -240,6 +240,10 @@ fn machine_routes() -> Router<Arc<Cloud>> {
             get(|control: Control| async move { Json(json!({"machines": control.machines()})) }),
         )
         .route(
+            "/_sim/voices",
+            get(|control: Control| async move { Json(json!({"changes": control.voices()})) }),
+        )
+        .route(
             "/_sim/machines/{id}",
             get(|control: Control, Path(id): Path<u64>| async move {
                 control.machine(id).map(|machine| Json(json!({"machine": machine})))

@@ -11,6 +11,7 @@ use crate::control::{Control, ControlError, unknown};
 use crate::labels::{self, Labels};
 use crate::ledger::Origin;
 use crate::machines::fleet::{Fleet, MachineFaults, MachineView};
+use crate::machines::voice::VoiceChange;
 use crate::machines::{Order, What};
 use crate::request::Request;
 use crate::server_create;
@@ -172,6 +173,17 @@ impl Control {
     pub fn machine(&self, server: u64) -> Result<MachineView, ControlError> {
         let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
         fleet.view(server).ok_or(unknown("machine", server))
+    }
+
+    /// When the agents on all machines, also on those that are gone, began and ceased to run.
+    ///
+    /// A machine that is being deleted may be missing until its disk was removed.
+    pub fn voices(&self) -> Vec<VoiceChange> {
+        self.cloud
+            .fleet
+            .as_ref()
+            .map(Fleet::voices)
+            .unwrap_or_default()
     }
 
     /// All machines.

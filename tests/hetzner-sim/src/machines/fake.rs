@@ -5,7 +5,7 @@
 //! power ends the boot task and every connection; the disk stays.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -197,14 +197,14 @@ pub(crate) async fn live(machine: Arc<Machine>, mut orders: mpsc::UnboundedRecei
             }
             What::Rebuild { user_data, boot } => {
                 unplug(&machine, &mut power).await;
-                wipe(&machine.root);
+                wipe(&machine).await;
                 let user_data = user_data.or(lock(&machine.disk).user_data.take());
                 *lock(&machine.disk) = Disk::fresh(user_data);
                 power = Some(start(&machine, boot));
             }
             What::Delete => {
                 unplug(&machine, &mut power).await;
-                wipe(&machine.root);
+                wipe(&machine).await;
                 return;
             }
         }
@@ -240,11 +240,18 @@ async fn unplug(machine: &Machine, power: &mut Option<watch::Sender<()>>) {
     }
 }
 
-fn wipe(root: &Path) {
-    if root.exists()
-        && let Err(error) = std::fs::remove_dir_all(root)
-    {
-        tracing::warn!(%error, root = %root.display(), "cannot remove");
+async fn wipe(machine: &Arc<Machine>) {
+    let gone = Arc::clone(machine);
+    let wiped = machine.shared.on_disk(move || {
+        gone.shared.keep_voice(gone.server, &gone.root);
+        if gone.root.exists() {
+            std::fs::remove_dir_all(&gone.root)
+        } else {
+            Ok(())
+        }
+    });
+    if let Some(Err(error)) = wiped.await {
+        tracing::warn!(server = machine.server, %error, "cannot remove the disk");
     }
 }
 
@@ -258,7 +265,7 @@ async fn boot(machine: &Arc<Machine>, times: Boot) {
         tokio::join!(serve_ssh(machine), run_units(machine, None));
     } else if cloud_init_at <= ssh_at {
         sleep_until(cloud_init_at).await;
-        let phone = apply_cloud_init(machine);
+        let phone = first_boot(machine).await;
         let later = async {
             sleep_until(ssh_at).await;
             serve_ssh(machine).await;
@@ -270,7 +277,7 @@ async fn boot(machine: &Arc<Machine>, times: Boot) {
         }
         let later = async {
             sleep_until(cloud_init_at).await;
-            let phone = apply_cloud_init(machine);
+            let phone = first_boot(machine).await;
             run_units(machine, phone).await;
         };
         let serving = async {
@@ -285,6 +292,12 @@ fn make_disk(machine: &Machine) {
     if let Err(error) = machine.write_host_key() {
         lock(&machine.disk).boot_error = Some(format!("cannot write the disk: {error}"));
     }
+}
+
+async fn first_boot(machine: &Arc<Machine>) -> Option<PhoneHome> {
+    let booting = Arc::clone(machine);
+    let applied = machine.shared.on_disk(move || apply_cloud_init(&booting));
+    applied.await.flatten()
 }
 
 /// The first boot: host key, files, logins. A failure leaves a machine that nobody can log in to.

@@ -8,15 +8,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::config::Config;
 use crate::machines::fake::{self, Machine};
 use crate::machines::host::Host;
+use crate::machines::voice::{self, VoiceChange};
 use crate::machines::{Order, What};
 
 /// The longest path a unix socket may have, with some room.
 const MAX_SOCKET_PATH: usize = 100;
+
+/// How many machines work on their disks at once, each on a thread.
+const DISKS_AT_ONCE: usize = 4;
 
 /// Why machines could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +139,10 @@ pub(crate) struct Shared {
     pub(crate) ssh_port: u16,
     pub(crate) early_host_key: bool,
     directory: StateDir,
+    /// Room for work on disks, which would hold up the API and SSH.
+    disk_work: Semaphore,
+    /// What was noted on disks that are gone.
+    past_voices: Mutex<Vec<VoiceChange>>,
     stop: watch::Sender<bool>,
     /// Held by every task, so that the end of the last one can be seen.
     alive: Mutex<Option<mpsc::Sender<()>>>,
@@ -154,6 +162,20 @@ impl Shared {
             }
             drop(alive);
         });
+    }
+
+    /// Does work that blocks, beside the tasks; nothing comes of it where the runtime ends.
+    pub(crate) async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let _room = self.disk_work.acquire().await.ok()?;
+        tokio::task::spawn_blocking(work).await.ok()
+    }
+
+    /// Keeps what a disk tells of its agent before the disk goes.
+    pub(crate) fn keep_voice(&self, server: u64, root: &Path) {
+        lock(&self.past_voices).extend(voice::on_disk(server, root));
     }
 
     pub(crate) fn root_of(&self, server: u64) -> PathBuf {
@@ -194,6 +216,8 @@ impl Fleet {
             ssh_port: config.ssh_port,
             early_host_key: config.early_host_key,
             directory,
+            disk_work: Semaphore::new(DISKS_AT_ONCE),
+            past_voices: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),
             alive: Mutex::new(Some(alive)),
         };
@@ -269,6 +293,18 @@ impl Fleet {
 
     pub(crate) fn view(&self, server: u64) -> Option<MachineView> {
         self.machine(server).map(|machine| machine.view())
+    }
+
+    /// When the agents of all machines, also of those that are gone, began and ceased to run.
+    pub(crate) fn voices(&self) -> Vec<VoiceChange> {
+        let machines: Vec<Arc<Machine>> = lock(&self.machines).values().cloned().collect();
+        let mut changes = lock(&self.shared.past_voices).clone();
+        for machine in machines {
+            changes.extend(voice::on_disk(machine.server, &machine.root));
+        }
+        changes.sort();
+        changes.dedup();
+        changes
     }
 
     pub(crate) fn views(&self) -> Vec<MachineView> {

@@ -9,6 +9,7 @@ pub(crate) mod fleet;
 mod host;
 mod phone_home;
 mod ssh;
+pub(crate) mod voice;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

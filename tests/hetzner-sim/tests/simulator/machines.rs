@@ -394,6 +394,8 @@ async fn a_deleted_server_leaves_no_machine_and_no_directory() {
     let simulator = simulator().await;
     let id = server(&simulator, "a").await;
     let view = machine(&simulator, id);
+    std::fs::create_dir(view.root.join(".machine")).unwrap();
+    std::fs::write(view.root.join(".machine/voice.log"), "start 5\nstop 9\n").unwrap();
     ask(
         &simulator,
         "DELETE",
@@ -407,6 +409,13 @@ async fn a_deleted_server_leaves_no_machine_and_no_directory() {
         (!view.root.exists()).then_some(())
     })
     .await;
+    let spoke: Vec<bool> = simulator
+        .control()
+        .voices()
+        .iter()
+        .map(|change| change.speaks)
+        .collect();
+    assert_eq!(spoke, [true, false]);
     assert!(connect(&view).await.is_err());
 }
 

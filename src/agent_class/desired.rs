@@ -1,0 +1,173 @@
+//! What a class should be: places, an image, and the rules of its firewall.
+//!
+//! Pure. Rules come out in the one form that Hetzner answers with, so that what was set is recognised again.
+
+use std::net::IpAddr;
+
+use crate::{
+    api::{self, AgentClass},
+    hetzner::{Direction, FirewallRule, Protocol},
+};
+
+/// What is wanted of a class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// Name of the class.
+    pub name: String,
+    /// Whether it is being deleted.
+    pub absent: bool,
+    /// Names of its projects, in order of preference.
+    pub projects: Vec<String>,
+    /// Server types.
+    pub server_types: Vec<String>,
+    /// Locations.
+    pub locations: Vec<String>,
+    /// Image.
+    pub image: String,
+    /// Name of a network.
+    pub network: Option<String>,
+    /// What its firewall lets through.
+    pub rules: Vec<FirewallRule>,
+}
+
+impl Desired {
+    /// Reads a class; `ssh_port` is where guests listen.
+    pub fn parse(class: &AgentClass, ssh_port: u16) -> Self {
+        let spec = class.spec.clone();
+        Self {
+            name: class.metadata.name.clone().unwrap_or_default(),
+            absent: class.metadata.deletion_timestamp.is_some(),
+            projects: spec.projects,
+            server_types: spec.server_types,
+            locations: spec.locations,
+            image: spec.image,
+            network: spec.network,
+            rules: rules(&spec.firewall, ssh_port),
+        }
+    }
+}
+
+/// SSH for those who may, and what the class adds; all else is dropped at Hetzner.
+fn rules(firewall: &api::Firewall, ssh_port: u16) -> Vec<FirewallRule> {
+    let ssh = FirewallRule {
+        direction: Direction::In,
+        protocol: Protocol::Tcp,
+        port: Some(ssh_port.to_string()),
+        source_ips: networks(&firewall.ssh_from),
+        destination_ips: vec![],
+        description: Some("SSH".into()),
+    };
+    std::iter::once(ssh)
+        .chain(firewall.rules.iter().map(rule))
+        .collect()
+}
+
+fn rule(rule: &api::FirewallRule) -> FirewallRule {
+    let (direction, source_ips, destination_ips) = match rule.direction {
+        api::Direction::In => (Direction::In, networks(&rule.networks), vec![]),
+        api::Direction::Out => (Direction::Out, vec![], networks(&rule.networks)),
+    };
+    let protocol = match rule.protocol {
+        api::Protocol::Tcp => Protocol::Tcp,
+        api::Protocol::Udp => Protocol::Udp,
+        api::Protocol::Icmp => Protocol::Icmp,
+        api::Protocol::Esp => Protocol::Esp,
+        api::Protocol::Gre => Protocol::Gre,
+    };
+    FirewallRule {
+        direction,
+        protocol,
+        port: rule.port.clone(),
+        source_ips,
+        destination_ips,
+        description: rule.description.clone(),
+    }
+}
+
+fn networks(written: &[String]) -> Vec<String> {
+    let mut networks: Vec<String> = written.iter().map(|network| canonical(network)).collect();
+    networks.sort_unstable();
+    networks.dedup();
+    networks
+}
+
+/// A network without host bits, in the usual form; what cannot be read is left for Hetzner to refuse.
+fn canonical(network: &str) -> String {
+    let masked = || {
+        let (address, length) = network.split_once('/')?;
+        let length: u32 = length.parse().ok()?;
+        Some(match address.parse().ok()? {
+            IpAddr::V4(address) if length <= 32 => {
+                let mask = u32::MAX.checked_shl(32 - length).unwrap_or_default();
+                format!(
+                    "{}/{length}",
+                    std::net::Ipv4Addr::from_bits(address.to_bits() & mask)
+                )
+            }
+            IpAddr::V6(address) if length <= 128 => {
+                let mask = u128::MAX.checked_shl(128 - length).unwrap_or_default();
+                format!(
+                    "{}/{length}",
+                    std::net::Ipv6Addr::from_bits(address.to_bits() & mask)
+                )
+            }
+            _ => return None,
+        })
+    };
+    masked().unwrap_or_else(|| network.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_written_as_hetzner_answers_them() {
+        for (written, sent) in [
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("203.0.113.7/32", "203.0.113.7/32"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("2001:DB8:0:0::1/64", "2001:db8::/64"),
+            ("2001:db8::1/128", "2001:db8::1/128"),
+            ("10.0.0.0/33", "10.0.0.0/33"),
+            ("nonsense", "nonsense"),
+        ] {
+            assert_eq!(canonical(written), sent);
+        }
+    }
+
+    #[test]
+    fn firewall_lets_ssh_and_the_rules_of_the_class_through_and_nothing_else() {
+        let firewall: api::Firewall = serde_json::from_value(serde_json::json!({
+            "sshFrom": ["10.0.0.1/32", "10.0.0.1/32"],
+            "healthFrom": ["10.0.0.2/32"],
+            "rules": [
+                {"direction": "Out", "protocol": "Udp", "port": "53", "networks": ["1.1.1.1/32"]},
+                {"direction": "In", "protocol": "Icmp", "networks": ["0.0.0.0/0"], "description": "ping"},
+            ],
+        }))
+        .unwrap();
+        let rules = rules(&firewall, 2222);
+        let told: Vec<_> = rules
+            .iter()
+            .map(|rule| {
+                (
+                    rule.direction.as_str(),
+                    rule.protocol.as_str(),
+                    rule.port.as_deref(),
+                    rule.source_ips.len(),
+                    rule.destination_ips.len(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("in", "tcp", Some("2222"), 1, 0),
+                ("out", "udp", Some("53"), 0, 1),
+                ("in", "icmp", None, 1, 0)
+            ]
+        );
+    }
+}

@@ -1,0 +1,285 @@
+//! Takes the picture from stores, inventories and what is remembered; no request is made here.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
+
+use super::{
+    desired::Desired,
+    memory::Memory,
+    world::{Checked, FirewallView, ProjectView, World},
+};
+use crate::{
+    agent_instance::desired::{Agent, Desired as Instance},
+    api::{AgentClass, AgentClassStatus, AgentInstance, ConditionType, FINALIZER, is_true},
+    context::Context,
+    hetzner::{Server, ServerStatus},
+    hetzner_project::connection::{Connection, Refusal},
+    inventory::Presence,
+    labels,
+};
+
+/// How long what the catalogue said is believed.
+const CHECK_PERIOD: Duration = Duration::from_hours(1);
+/// How far apart other counts of instances are written.
+const COUNTS_PERIOD: Duration = Duration::from_secs(10);
+/// A younger server may not show its firewall yet.
+const FIREWALL_SHOWS: Duration = Duration::from_mins(1);
+
+/// Looks at a class.
+pub fn observe(ctx: &Context, class: &AgentClass, desired: &Desired) -> World {
+    let instances: Vec<Arc<AgentInstance>> = ctx
+        .stores
+        .instances
+        .state()
+        .into_iter()
+        .filter(|instance| instance.spec.class_name == desired.name)
+        .collect();
+    let ready = |instance: &&Arc<AgentInstance>| {
+        instance
+            .status
+            .as_ref()
+            .is_some_and(|status| is_true(&status.conditions, ConditionType::Ready))
+    };
+    let status = class.status.clone().unwrap_or_default();
+    let (named, ready) = (
+        count(instances.len()),
+        count(instances.iter().filter(ready).count()),
+    );
+    let owners = instances
+        .iter()
+        .map(|instance| {
+            (
+                instance.namespace().unwrap_or_default(),
+                instance.name_any(),
+            )
+        })
+        .collect();
+    let look = Look {
+        ctx,
+        desired,
+        owners,
+        now: Instant::now(),
+    };
+    ctx.classes.with(&desired.name, |memory| World {
+        finalizer: class
+            .finalizers()
+            .iter()
+            .any(|finalizer| finalizer == FINALIZER),
+        instances: named,
+        ready_instances: ready,
+        counts_wait: look.counts_wait(
+            memory,
+            (status.instances, status.ready_instances) == (Some(named), Some(ready)),
+        ),
+        revisions: revisions(class),
+        checked: look.checked(memory, &status, class.metadata.generation),
+        projects: look.projects(memory),
+        troubles: memory.troubles.view(look.now),
+        status,
+    })
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The revisions of an instance that asks for nothing of its own.
+fn revisions(class: &AgentClass) -> Option<(String, String)> {
+    let plain = AgentInstance::new(
+        "",
+        serde_json::from_value(serde_json::json!({"className": class.name_any()})).ok()?,
+    );
+    match Instance::parse(&plain) {
+        Instance::Present(_, want) => Agent::of(class, &want)
+            .ok()
+            .map(|agent| (agent.boot_revision, agent.config_revision)),
+        Instance::Absent(_) => None,
+    }
+}
+
+struct Look<'a> {
+    ctx: &'a Context,
+    desired: &'a Desired,
+    /// Namespace and name of the class's instances.
+    owners: HashSet<(String, String)>,
+    now: Instant,
+}
+
+impl Look<'_> {
+    /// How long other counts must not be written.
+    fn counts_wait(&self, memory: &Memory, same: bool) -> Option<Duration> {
+        let since = self.now.saturating_duration_since(memory.counted_at?);
+        COUNTS_PERIOD.checked_sub(since).filter(|_| !same)
+    }
+
+    /// What the catalogue said of this generation; after a start, what the status says it did.
+    fn checked(
+        &self,
+        memory: &mut Memory,
+        status: &AgentClassStatus,
+        generation: Option<i64>,
+    ) -> Option<Checked> {
+        let rendered = |condition: &&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
+            condition.type_ == ConditionType::Rendered.as_str()
+                && condition.status == "True"
+                && condition.observed_generation == generation
+        };
+        if memory.checked.is_none()
+            && status
+                .conditions
+                .iter()
+                .any(|condition| rendered(&condition))
+        {
+            memory.checked = Some((generation, self.now, Ok(())));
+        }
+        let (_, at, outcome) = memory
+            .checked
+            .as_ref()
+            .filter(|(of, ..)| *of == generation)?;
+        let period = if outcome.is_ok() {
+            CHECK_PERIOD
+        } else {
+            self.ctx.settings.project_period
+        };
+        Some(Checked {
+            outcome: outcome.clone(),
+            due: self.now.saturating_duration_since(*at) >= period,
+        })
+    }
+
+    /// The class's projects in its order, then all others.
+    fn projects(&self, memory: &mut Memory) -> Vec<ProjectView> {
+        memory
+            .guarded
+            .retain(|_, at| at.elapsed() < 2 * self.ctx.settings.inventory_slow + FIREWALL_SHOWS);
+        let others = self.ctx.stores.projects.state();
+        let names = self
+            .desired
+            .projects
+            .iter()
+            .cloned()
+            .chain(others.iter().map(|project| project.name_any()));
+        let mut met = BTreeSet::new();
+        names
+            .filter(|name| met.insert(name.clone()))
+            .map(|name| self.project(name, memory))
+            .collect()
+    }
+
+    fn project(&self, name: String, memory: &Memory) -> ProjectView {
+        let object = self.ctx.stores.projects.get(&ObjectRef::new(&name));
+        let mut view = ProjectView {
+            exists: object.is_some(),
+            named: self.desired.projects.contains(&name),
+            deleting: object.is_some_and(|project| project.metadata.deletion_timestamp.is_some()),
+            ..ProjectView::default()
+        };
+        let connection = match self.ctx.connections.get(&name) {
+            _ if !view.exists => {
+                return ProjectView {
+                    unusable: missing(&name),
+                    name,
+                    ..view
+                };
+            }
+            None => {
+                return ProjectView {
+                    pending: true,
+                    unusable: unproven(),
+                    name,
+                    ..view
+                };
+            }
+            Some(Err(refusal)) => {
+                return ProjectView {
+                    unusable: Some(refusal),
+                    name,
+                    ..view
+                };
+            }
+            Some(Ok(connection)) => connection,
+        };
+        let standing = connection.standing();
+        view.pending = !standing.looked_at;
+        view.unusable = standing.refused;
+        if let Some((firewalls, stale)) = connection.firewalls.get(self.ctx.settings.project_period)
+        {
+            let fleet = self.ctx.keyring.current().fleet();
+            let own = firewalls
+                .iter()
+                .filter_map(|firewall| FirewallView::of(firewall, self.desired, fleet));
+            view.firewalls = Some(own.collect());
+            view.stale = stale;
+        }
+        if let Some([first, ..]) = view.firewalls.as_deref() {
+            view.unguarded = self.unguarded(&connection, first.id, memory);
+        }
+        view.network = self.network(&name, &standing.networks, memory);
+        ProjectView { name, ..view }
+    }
+
+    /// Servers of the class that should show its firewall and do not: somebody took it off.
+    fn unguarded(&self, connection: &Connection, firewall: i64, memory: &Memory) -> Vec<i64> {
+        let settled = Timestamp::now()
+            .checked_sub(FIREWALL_SHOWS)
+            .unwrap_or(Timestamp::UNIX_EPOCH);
+        let snapshot = connection.inventory.snapshot();
+        let listed = snapshot
+            .servers()
+            .filter(|entry| entry.presence == Presence::Listed)
+            .map(|entry| &entry.server);
+        let bare = listed.filter(|server| {
+            let old = server.created.is_some_and(|created| created < settled);
+            let at_rest = matches!(server.status, ServerStatus::Running | ServerStatus::Off)
+                && !server.locked;
+            old && at_rest
+                && self.owns(server)
+                && server
+                    .public_net
+                    .firewalls
+                    .iter()
+                    .all(|applied| applied.id.number() != firewall)
+        });
+        bare.map(|server| server.id.number())
+            .filter(|id| !memory.guarded.contains_key(id))
+            .collect()
+    }
+
+    fn owns(&self, server: &Server) -> bool {
+        self.owners.contains(&(
+            labels::text(&server.labels, labels::NAMESPACE),
+            labels::text(&server.labels, labels::NAME),
+        ))
+    }
+
+    fn network(
+        &self,
+        project: &str,
+        known: &std::collections::BTreeMap<String, u64>,
+        memory: &Memory,
+    ) -> Option<Option<u64>> {
+        let name = self.desired.network.as_ref()?;
+        if let Some(id) = known.get(name) {
+            return Some(Some(*id));
+        }
+        let (at, found) = memory.networks.get(&(project.to_owned(), name.clone()))?;
+        (found.is_none() && at.elapsed() < self.ctx.settings.project_period).then_some(None)
+    }
+}
+
+fn missing(name: &str) -> Option<Refusal> {
+    Some((
+        "ProjectMissing",
+        format!("HetznerProject {name} does not exist; create it or take it out of spec.projects"),
+    ))
+}
+
+fn unproven() -> Option<Refusal> {
+    Some(("ProjectNotConnected", "it is being connected".into()))
+}

@@ -1,0 +1,148 @@
+//! The Secret of an instance, measured against what its class asks for.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, ResourceExt as _, runtime::reflector::ObjectRef};
+
+use super::{
+    super::{
+        description,
+        desired::{Agent, Identity, Want},
+        world::SecretsView,
+    },
+    Look,
+};
+use crate::{
+    context::Context,
+    keys::ServerKeys,
+    kube_ext::{CallError, call, error_chain},
+    naming::instance_hash,
+    secret_files::SecretData,
+};
+
+impl Look<'_> {
+    /// Measures the Secret against the class; one that was measured before is not read again.
+    pub(super) async fn secrets(
+        &self,
+        agent: &Agent,
+        want: &Want,
+    ) -> Result<SecretsView, CallError> {
+        if agent.spec.secret_keys.is_empty() && agent.spec.secret_files.is_empty() {
+            return Ok(measure_secret(
+                agent,
+                "",
+                &SecretData::default(),
+                &instance_keys(self.ctx, self.identity),
+            ));
+        }
+        let Some(name) = &want.secret else {
+            let message = format!(
+                "AgentClass {} asks for a Secret: set spec.secretName",
+                agent.class
+            );
+            return Ok(SecretsView::Unmet("SecretNotNamed", message));
+        };
+        let known = self
+            .ctx
+            .stores
+            .secrets
+            .get(&ObjectRef::new(name).within(&self.identity.namespace));
+        let version = known.and_then(|secret| secret.resource_version());
+        let measure = format!(
+            "{name} {version:?} {} {:?}",
+            agent.config_revision, agent.spec.secret_keys
+        );
+        let remembered = self
+            .ctx
+            .memories
+            .with(&self.identity.uid, |memory| memory.secrets.clone());
+        if let Some((by, view)) = remembered
+            && by == measure
+        {
+            return Ok(view);
+        }
+        let view = match read_secret(self.ctx, &self.identity.namespace, name).await? {
+            None => SecretsView::Unmet(
+                "SecretMissing",
+                format!(
+                    "there is no Secret {name} in namespace {}",
+                    self.identity.namespace
+                ),
+            ),
+            Some(secret) => measure_secret(
+                agent,
+                name,
+                &secret,
+                &instance_keys(self.ctx, self.identity),
+            ),
+        };
+        self.ctx.memories.with(&self.identity.uid, |memory| {
+            memory.secrets = Some((measure, view.clone()));
+        });
+        Ok(view)
+    }
+}
+
+/// The keys that tag an instance's secret files, on whichever of its servers.
+pub fn instance_keys(ctx: &Context, identity: &Identity) -> ServerKeys {
+    let master = ctx.keyring.current();
+    master.server_keys(&instance_hash(
+        master.fleet(),
+        &identity.namespace,
+        &identity.name,
+    ))
+}
+
+/// Reads a Secret; none if there is none.
+///
+/// # Errors
+/// When the API server cannot be asked.
+pub async fn read_secret(
+    ctx: &Context,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<SecretData>, CallError> {
+    let secrets: Api<Secret> = Api::namespaced(ctx.clients.read.clone(), namespace);
+    match call("GET secrets", secrets.get(name)).await {
+        Ok(secret) => Ok(Some(
+            secret
+                .data
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(key, value)| (key, value.0.into()))
+                .collect(),
+        )),
+        Err(CallError::Gone { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn measure_secret(
+    agent: &Agent,
+    name: &str,
+    secret: &SecretData,
+    keys: &ServerKeys,
+) -> SecretsView {
+    let missing: Vec<String> = agent
+        .spec
+        .secret_keys
+        .iter()
+        .filter(|key| key.required && !secret.contains_key(&key.name))
+        .map(|key| match &key.description {
+            Some(description) => format!("{} ({description})", key.name),
+            None => key.name.clone(),
+        })
+        .collect();
+    if !missing.is_empty() {
+        return SecretsView::Unmet(
+            "SecretKeyMissing",
+            format!("Secret {name} lacks {}", missing.join(", ")),
+        );
+    }
+    match description::secret_files(&agent.spec, secret, keys) {
+        Ok((_, tag)) => SecretsView::Met { tag },
+        Err(unmade) => SecretsView::Unmet(
+            "SecretUnusable",
+            format!("Secret {name}: {}", error_chain(&unmade)),
+        ),
+    }
+}

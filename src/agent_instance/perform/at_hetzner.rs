@@ -1,0 +1,216 @@
+//! Steps that make one request to Hetzner.
+
+use std::{sync::Arc, time::Instant};
+
+use jiff::Timestamp;
+
+use super::{
+    super::{creation, talk::GuestKey, world::SendOutcome},
+    Performer,
+};
+use crate::{
+    api::ProvisioningRecord,
+    crash_point,
+    error::Setback,
+    hetzner::{Class, Lane, Permit, Place, Server},
+    hetzner_project::connection::Connection,
+    labels,
+};
+
+impl Performer<'_> {
+    pub(super) fn connection(&self, project: &str) -> Result<Arc<Connection>, Setback> {
+        match self.ctx.connections.get(project) {
+            Some(Ok(connection)) => Ok(connection),
+            Some(Err((reason, message))) => Err(Setback::slow(reason, message)),
+            None => Err(Setback::slow(
+                "ProjectMissing",
+                format!("HetznerProject {project} does not exist"),
+            )),
+        }
+    }
+
+    /// A request of the project's allowance, or when to ask again with the place in the queue kept.
+    fn permit(&self, connection: &Connection, lane: Lane) -> Result<Permit, Setback> {
+        let now = Instant::now();
+        connection
+            .budget
+            .try_acquire(lane, &self.identity().uid, now)
+            .map_err(|retry| {
+                let message = format!(
+                    "waits for its turn among the requests that project {} is allowed",
+                    connection.project
+                );
+                Setback::until(
+                    "RateLimited",
+                    message,
+                    retry.0.saturating_duration_since(now),
+                )
+            })
+    }
+
+    pub(super) async fn create_server(&self, record: &ProvisioningRecord) -> Result<(), Setback> {
+        let connection = self.connection(&record.project)?;
+        let (agent, _) = self.agent()?;
+        let request =
+            creation::request(self.ctx, &connection, self.identity(), agent, record).await?;
+        let instances = self.ctx.stores.instances.state().len();
+        let spend = connection.fuse.try_create(instances, Instant::now()).map_err(|until| {
+            let message = format!("project {} has had more creations this hour than its {instances} instances explain", connection.project);
+            Setback::until("SpendingHeld", message, until.saturating_duration_since(Instant::now()))
+        })?;
+        let lane = if record.incarnation > 1 {
+            Lane::ReplaceVanished
+        } else {
+            Lane::Create
+        };
+        let permit = match self.permit(&connection, lane) {
+            Ok(permit) if self.ctx.leadership.holds() => permit,
+            refused => {
+                spend.refused();
+                return Err(refused.err().unwrap_or_else(Setback::not_leading));
+            }
+        };
+        let before = self.remember(|memory| {
+            let before = memory.attempt.unsettled_until;
+            memory.sends(record, Timestamp::now(), self.ctx.settings.window());
+            before
+        });
+        let place = Place {
+            server_type: record.server_type.clone(),
+            location: record.location.clone(),
+        };
+        let answer = crash_point::around(
+            "hetzner",
+            "POST /servers",
+            connection.client.create_server(permit, &request),
+        )
+        .await;
+        match answer {
+            Ok(created) => {
+                connection.stock.created(&place);
+                connection
+                    .inventory
+                    .record_created(created.server, Instant::now());
+                self.remember(|memory| memory.answered(SendOutcome::Created, before));
+                Ok(())
+            }
+            Err(error) => {
+                let outcome = creation::outcome(&error);
+                self.remember(|memory| memory.answered(outcome, before));
+                match error.class() {
+                    Class::OutOfStock => connection.stock.out_of_stock(&place, Instant::now()),
+                    Class::Quota => connection.stock.over_quota(Instant::now()),
+                    _ => {}
+                }
+                if outcome != SendOutcome::Unknown {
+                    spend.refused();
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) async fn look_up(&self, project: &str, name: &str) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let permit = self.permit(&connection, Lane::Create)?;
+        let at = Timestamp::now();
+        let found = crash_point::around(
+            "hetzner",
+            "GET /servers?name=",
+            connection.client.servers_by_name(permit, name),
+        )
+        .await?;
+        let foreign = found
+            .into_iter()
+            .find_map(|server| self.take_if_ours(&connection, server));
+        self.remember(|memory| memory.looked_up(at, foreign));
+        Ok(())
+    }
+
+    /// Enters a server of ours; of any other only the id is told.
+    fn take_if_ours(&self, connection: &Connection, server: Server) -> Option<i64> {
+        let id = server.id.number();
+        if labels::are_ours(&server.labels, self.identity(), self.ctx.keyring.fleet()) {
+            connection.inventory.record_updated(server, Instant::now());
+            return None;
+        }
+        Some(id)
+    }
+
+    pub(super) async fn confirm_gone(&self, project: &str, id: i64) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let permit = self.permit(&connection, Lane::ReplaceVanished)?;
+        match crash_point::around(
+            "hetzner",
+            "GET /servers/{id}",
+            connection.client.get_server(permit, id.into()),
+        )
+        .await
+        {
+            Ok(server) => connection.inventory.record_updated(server, Instant::now()),
+            Err(error) if error.class() == Class::NotFound => {
+                connection.inventory.record_gone(id.into(), Instant::now());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn delete_server(&self, project: &str, id: i64) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let permit = self.permit(&connection, Lane::Delete)?;
+        self.ctx.talks.forget(&GuestKey::new(self.identity(), id));
+        let deletion = connection.inventory.begin_delete(id.into());
+        match crash_point::around(
+            "hetzner",
+            "DELETE /servers/{id}",
+            connection.client.delete_server(permit, id.into()),
+        )
+        .await
+        {
+            Ok(_) => deletion.accepted(Instant::now()),
+            Err(error) if error.class() == Class::NotFound => deletion.not_found(Instant::now()),
+            Err(error) => return Err(error.into()),
+        }
+        connection.inventory.poke();
+        Ok(())
+    }
+
+    pub(super) async fn power_on(&self, project: &str, id: i64) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let permit = self.permit(&connection, Lane::Other)?;
+        let route = "POST /servers/{id}/actions/poweron";
+        crash_point::around(
+            "hetzner",
+            route,
+            connection.client.power_on(permit, id.into()),
+        )
+        .await?;
+        connection.inventory.poke();
+        Err(Setback::slow(
+            "PoweringOn",
+            format!("server {id} was off and was powered on"),
+        ))
+    }
+
+    pub(super) async fn take_up(&self, project: &str, id: i64, uid: &str) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let snapshot = connection.inventory.snapshot();
+        let entry = snapshot.get(id.into()).ok_or_else(|| {
+            Setback::passing("ServerNotListed", format!("server {id} is not listed"))
+        })?;
+        let mut changed = entry.server.labels.clone();
+        changed.insert(labels::UID.into(), uid.into());
+        let permit = self.permit(&connection, Lane::Other)?;
+        let server = crash_point::around(
+            "hetzner",
+            "PUT /servers/{id}",
+            connection
+                .client
+                .update_server_labels(permit, id.into(), &changed),
+        )
+        .await?;
+        connection.inventory.record_updated(server, Instant::now());
+        Ok(())
+    }
+}

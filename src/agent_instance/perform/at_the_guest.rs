@@ -1,0 +1,191 @@
+//! Steps that start an act over SSH.
+
+use super::{
+    super::{
+        description,
+        observe::{instance_keys, read_secret},
+        talk::{self, GuestKey, Listening, Order},
+        world::ServerView,
+    },
+    Performer,
+};
+use crate::{
+    error::Setback,
+    guest::{
+        bundle::Configure,
+        host_key::HostKey,
+        proof::{Accept, Unproven},
+        transport::Pinned,
+    },
+    keys::ServerKeys,
+    kube_ext, labels,
+    secret_files::SecretData,
+};
+
+impl Performer<'_> {
+    fn server(&self, id: i64) -> Result<&ServerView, Setback> {
+        let found = self.world.servers.iter().find(|server| server.id == id);
+        found.ok_or_else(|| {
+            Setback::passing("ServerNotListed", format!("server {id} is not listed"))
+        })
+    }
+
+    fn keys(&self, server: &ServerView) -> Result<ServerKeys, Setback> {
+        let connection = self.connection(&server.project)?;
+        let snapshot = connection.inventory.snapshot();
+        let id = snapshot
+            .get(server.id.into())
+            .map(|entry| labels::text(&entry.server.labels, labels::KEY_ID))
+            .unwrap_or_default();
+        let master = self.ctx.keyring.by_id(&id);
+        let unknown = || {
+            format!(
+                "server {} was made with master key {id:?}, which this operator does not have",
+                server.id
+            )
+        };
+        Ok(master
+            .ok_or_else(|| Setback::lasting("MasterKeyUnknown", unknown()))?
+            .server_keys(&server.name))
+    }
+
+    fn guest(&self, server: &ServerView) -> Result<(Unproven, ServerKeys), Setback> {
+        let keys = self.keys(server)?;
+        let address = talk::address(server, self.ctx.settings.guest_port).ok_or_else(|| {
+            Setback::slow(
+                "NoAddress",
+                format!("server {} has no address yet", server.id),
+            )
+        })?;
+        let login = keys.login.clone();
+        let guest = Unproven {
+            address,
+            login,
+            fleet: self.ctx.keyring.fleet().to_owned(),
+            server: server.name.clone(),
+        };
+        Ok((guest, keys))
+    }
+
+    fn pinned(&self, server: &ServerView) -> Result<Option<HostKey>, Setback> {
+        let pin = self.world.pinned(server).map(str::parse).transpose();
+        pin.map_err(|_| {
+            Setback::lasting(
+                "HostKeyInvalid",
+                "status.server.hostKey is not an SSH host key",
+            )
+        })
+    }
+
+    pub(super) fn hello(&self, id: i64) -> Result<(), Setback> {
+        let server = self.server(id)?;
+        let (guest, keys) = self.guest(server)?;
+        let pinned = self.pinned(server)?;
+        let seen = self.remember(|memory| memory.guest(id).progress.clone());
+        let accept = self.accept(server, &keys);
+        self.ctx.talks.listen(
+            GuestKey::new(self.identity(), id),
+            Listening {
+                guest,
+                pinned,
+                accept,
+                seen,
+            }
+            .run(),
+        );
+        Ok(())
+    }
+
+    /// The boot proof counts for the server of the current record, and while a server is young; afterwards only what came with `configure`.
+    fn accept(&self, server: &ServerView, keys: &ServerKeys) -> Accept {
+        let (boot, resume) = (keys.boot_proof.clone(), keys.resume_proof.clone());
+        let recorded = self
+            .world
+            .record()
+            .is_some_and(|record| record.server_name == server.name);
+        let patience = self
+            .agent()
+            .map(|(agent, _)| agent.lifecycle.provision_timeout.get())
+            .unwrap_or_default();
+        let young = server
+            .created_at
+            .is_some_and(|created| created + patience > self.moment.wall);
+        let spoken = self.world.voice_holder() == Some(server.incarnation);
+        if (recorded || young) && !spoken {
+            Accept::Either { boot, resume }
+        } else {
+            Accept::Resume(resume)
+        }
+    }
+
+    pub(super) async fn configure(
+        &self,
+        id: i64,
+        incarnation: u32,
+        epoch: i64,
+    ) -> Result<(), Setback> {
+        let server = self.server(id)?;
+        let (agent, want) = self.agent()?;
+        let (guest, keys) = self.guest(server)?;
+        let Some(host_key) = self.pinned(server)? else {
+            return Err(Setback::passing(
+                "HostKeyUnproven",
+                "its host key is not pinned",
+            ));
+        };
+        let secret = match &want.secret {
+            Some(name) => read_secret(self.ctx, &self.identity().namespace, name)
+                .await?
+                .unwrap_or_default(),
+            None => SecretData::default(),
+        };
+        let unusable = |error: &(dyn std::error::Error + 'static)| {
+            Setback::lasting("SecretUnusable", kube_ext::error_chain(error))
+        };
+        let tags = instance_keys(self.ctx, self.identity());
+        let (secret_files, secrets_tag) = description::secret_files(&agent.spec, &secret, &tags)
+            .map_err(|error| unusable(&error))?;
+        let description = description::describe(agent, self.identity(), incarnation)
+            .map_err(|error| unusable(&error))?;
+        let configure = Configure {
+            epoch: epoch.unsigned_abs(),
+            resume_key: keys.resume_proof.clone(),
+            description,
+            secrets_tag,
+            secret_files,
+            kept: vec![],
+        };
+        let outdated = self.remember(|memory| {
+            memory.fresh_epoch = None;
+            memory.guest(id).outdated
+        });
+        let upgrade = outdated.then(|| self.ctx.program.clone());
+        let order = Order {
+            server: guest.pinned(host_key),
+            configure,
+            upgrade,
+        };
+        self.ctx
+            .talks
+            .order(GuestKey::new(self.identity(), id), order.run());
+        Ok(())
+    }
+
+    pub(super) fn release(&self, id: i64, epoch: i64) -> Result<(), Setback> {
+        let server = self.server(id)?;
+        let (guest, _) = self.guest(server)?;
+        let Some(host_key) = self.pinned(server)? else {
+            return Err(Setback::passing(
+                "HostKeyUnproven",
+                "its host key is not pinned",
+            ));
+        };
+        self.remember(|memory| memory.fresh_epoch = None);
+        let pinned: Pinned = guest.pinned(host_key);
+        self.ctx.talks.order(
+            GuestKey::new(self.identity(), id),
+            talk::release(pinned, epoch),
+        );
+        Ok(())
+    }
+}
