@@ -9,6 +9,8 @@ use kube::{
     runtime::reflector::{ObjectRef, Store},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     agent_class,
     agent_instance::{memory::Memories, talk::Talks},
@@ -89,6 +91,8 @@ pub struct Stores {
     pub projects: Store<HetznerProject>,
     /// All Secrets, without their content.
     pub secrets: Store<PartialObjectMeta<Secret>>,
+    /// Done when all of them have had their first list: what is absent before that may still exist (I9).
+    pub synced: CancellationToken,
 }
 
 /// Asks a controller to look at an object again.

@@ -149,9 +149,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Operat
             &stop,
         );
     }
-    let synced = watches.synced();
+    let (synced, all_synced) = (watches.synced(), context.stores.synced.clone());
     tokio::spawn(async move {
         synced.await;
+        all_synced.cancel();
         readiness.set_synced();
     });
     let ended = tokio::select! {
@@ -326,6 +327,7 @@ impl Watches {
             classes: self.classes.store.clone(),
             projects: self.projects.store.clone(),
             secrets: self.secrets.store.clone(),
+            synced: CancellationToken::new(),
         }
     }
 

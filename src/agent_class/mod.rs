@@ -39,6 +39,8 @@ use crate::{
     transitions,
 };
 
+pub use crate::hetzner_project::error_policy;
+
 /// The field manager of the status.
 const MANAGER: &str = "agentfleet";
 /// How long the watch may take to show what was just written.
@@ -51,6 +53,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// When Kubernetes does not answer or the view is out of date; everything else is told in the status.
 pub async fn reconcile(class: Arc<AgentClass>, ctx: Arc<Context>) -> Result<Action, Failure> {
+    if !ctx.stores.synced.is_cancelled() {
+        return Ok(Action::requeue(WATCH));
+    }
     let desired = Desired::parse(&class, ctx.settings.guest_port);
     let world = observe::observe(&ctx, &class, &desired);
     let plan = plan(&desired, &world);
@@ -106,7 +111,7 @@ fn after_failure(
             ctx.classes.with(&desired.name, |memory| {
                 memory
                     .troubles
-                    .failed(key, failure.into(), credentials, now)
+                    .failed(key, failure.into(), credentials, now);
             });
             Ok(Action::requeue(Duration::ZERO))
         }
@@ -170,7 +175,7 @@ async fn report(
     );
     if (former.instances, former.ready_instances) != (next.instances, next.ready_instances) {
         ctx.classes.with(&class.name_any(), |memory| {
-            memory.counted_at = Some(Instant::now())
+            memory.counted_at = Some(Instant::now());
         });
     }
     Ok(applied.written)

@@ -12,7 +12,7 @@ use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 use super::{
     desired::Desired,
     memory::Memory,
-    world::{Checked, FirewallView, ProjectView, World},
+    world::{Checked, FirewallView, NetworkView, ObjectView, ProjectView, World},
 };
 use crate::{
     agent_instance::desired::{Agent, Desired as Instance},
@@ -175,15 +175,19 @@ impl Look<'_> {
     fn project(&self, name: String, memory: &Memory) -> ProjectView {
         let object = self.ctx.stores.projects.get(&ObjectRef::new(&name));
         let mut view = ProjectView {
-            exists: object.is_some(),
+            object: object.map_or(ObjectView::Missing, |object| {
+                match object.metadata.deletion_timestamp {
+                    Some(_) => ObjectView::Deleting,
+                    None => ObjectView::Living,
+                }
+            }),
             named: self.desired.projects.contains(&name),
-            deleting: object.is_some_and(|project| project.metadata.deletion_timestamp.is_some()),
             ..ProjectView::default()
         };
         let connection = match self.ctx.connections.get(&name) {
-            _ if !view.exists => {
+            _ if view.object == ObjectView::Missing => {
                 return ProjectView {
-                    unusable: missing(&name),
+                    unusable: Some(missing(&name)),
                     name,
                     ..view
                 };
@@ -191,7 +195,7 @@ impl Look<'_> {
             None => {
                 return ProjectView {
                     pending: true,
-                    unusable: unproven(),
+                    unusable: Some(unproven()),
                     name,
                     ..view
                 };
@@ -263,23 +267,28 @@ impl Look<'_> {
         project: &str,
         known: &std::collections::BTreeMap<String, u64>,
         memory: &Memory,
-    ) -> Option<Option<u64>> {
-        let name = self.desired.network.as_ref()?;
-        if let Some(id) = known.get(name) {
-            return Some(Some(*id));
+    ) -> NetworkView {
+        let Some(name) = &self.desired.network else {
+            return NetworkView::Unknown;
+        };
+        let asked = memory.networks.get(&(project.to_owned(), name.clone()));
+        match asked {
+            _ if known.contains_key(name) => NetworkView::Found,
+            Some((at, None)) if at.elapsed() < self.ctx.settings.project_period => {
+                NetworkView::Missing
+            }
+            _ => NetworkView::Unknown,
         }
-        let (at, found) = memory.networks.get(&(project.to_owned(), name.clone()))?;
-        (found.is_none() && at.elapsed() < self.ctx.settings.project_period).then_some(None)
     }
 }
 
-fn missing(name: &str) -> Option<Refusal> {
-    Some((
+fn missing(name: &str) -> Refusal {
+    (
         "ProjectMissing",
         format!("HetznerProject {name} does not exist; create it or take it out of spec.projects"),
-    ))
+    )
 }
 
-fn unproven() -> Option<Refusal> {
-    Some(("ProjectNotConnected", "it is being connected".into()))
+fn unproven() -> Refusal {
+    ("ProjectNotConnected", "it is being connected".into())
 }

@@ -85,7 +85,7 @@ async fn check_catalogue(
         })?;
     let outcome = rendered::check(desired, &offer, Timestamp::now());
     ctx.classes.with(&desired.name, |memory| {
-        memory.checked = Some((class.metadata.generation, Instant::now(), outcome))
+        memory.checked = Some((class.metadata.generation, Instant::now(), outcome));
     });
     Ok(())
 }
@@ -228,7 +228,7 @@ impl Hetzner<'_> {
         self.ctx.classes.with(&self.desired.name, |memory| {
             memory
                 .guarded
-                .extend(servers.iter().map(|server| (*server, Instant::now())))
+                .extend(servers.iter().map(|server| (*server, Instant::now())));
         });
         Ok(())
     }

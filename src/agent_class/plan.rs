@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     desired::Desired,
     step::{ProjectStep, Step},
-    world::{Checked, FirewallView, ProjectView, World},
+    world::{Checked, FirewallView, NetworkView, ObjectView, ProjectView, World},
 };
 
 #[cfg(test)]
@@ -85,7 +85,7 @@ struct Look<'a> {
 impl Look<'_> {
     fn present(&mut self) {
         for project in &self.world.projects {
-            let wanted = project.named && !project.deleting;
+            let wanted = project.named && project.object != ObjectView::Deleting;
             let found = if wanted {
                 self.wanted(project)
             } else {
@@ -124,7 +124,7 @@ impl Look<'_> {
         self.plan
             .firewalls
             .insert(project.name.clone(), Some(firewall.id));
-        let found = match self.repair(project, firewall, others) {
+        let found = match Self::repair(project, firewall, others) {
             Some((step, found)) => self.act(project, step, found),
             None => Finding::Good,
         };
@@ -133,7 +133,6 @@ impl Look<'_> {
     }
 
     fn repair(
-        &self,
         project: &ProjectView,
         firewall: &FirewallView,
         others: &[FirewallView],
@@ -204,15 +203,15 @@ impl Look<'_> {
             return;
         };
         let found = match project.network {
-            Some(Some(_)) => return,
-            Some(None) => {
+            NetworkView::Found => return,
+            NetworkView::Missing => {
                 let message = format!(
                     "spec.network: project {} has no network {name} at Hetzner; make it there or name another",
                     project.name
                 );
                 Finding::Bad("NetworkMissing", message)
             }
-            None => self.act(
+            NetworkView::Unknown => self.act(
                 project,
                 ProjectStep::FindNetwork,
                 Finding::Open("looks for the network"),
@@ -237,11 +236,9 @@ impl Look<'_> {
             }) => Finding::Bad("NotOffered", message.clone()),
             None => Finding::Open("waits for a project that can be asked what Hetzner offers"),
         };
-        let usable = self
-            .world
-            .projects
-            .iter()
-            .find(|project| project.named && !project.deleting && project.unusable.is_none());
+        let usable = self.world.projects.iter().find(|project| {
+            project.named && project.object == ObjectView::Living && project.unusable.is_none()
+        });
         if let Some(project) = usable.filter(|_| due) {
             found = self.attempt(Step::CheckCatalogue(project.name.clone()), found);
         }
@@ -258,7 +255,12 @@ impl Look<'_> {
             return;
         }
         let mut left = vec![];
-        for project in self.world.projects.iter().filter(|project| project.exists) {
+        for project in self
+            .world
+            .projects
+            .iter()
+            .filter(|project| project.object != ObjectView::Missing)
+        {
             match &project.unusable {
                 Some((reason, message)) if project.named => {
                     self.plan.deleting = Some((

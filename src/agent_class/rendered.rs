@@ -22,7 +22,7 @@ pub fn check(desired: &Desired, offer: &Offer, at: Timestamp) -> Result<(), Stri
                         && problem.value == *server_type
                         && !problem.detail.is_empty() =>
                 {
-                    nowhere = Some(problem)
+                    nowhere = Some(problem);
                 }
                 Err(problem) => return Err(format!("spec.{problem}")),
             }

@@ -48,12 +48,10 @@ pub struct Checked {
 pub struct ProjectView {
     /// Name of the `HetznerProject`.
     pub name: String,
-    /// Whether it exists.
-    pub exists: bool,
+    /// What became of the object.
+    pub object: ObjectView,
     /// Whether the class names it.
     pub named: bool,
-    /// Whether it is being deleted.
-    pub deleting: bool,
     /// Whether nothing is known of it yet, as after a start.
     pub pending: bool,
     /// Why nothing may be changed there.
@@ -64,8 +62,32 @@ pub struct ProjectView {
     pub stale: bool,
     /// Servers of the class that its firewall is missing from.
     pub unguarded: Vec<i64>,
-    /// The class's network there; none: not asked for (or none is wanted).
-    pub network: Option<Option<u64>>,
+    /// The class's network there.
+    pub network: NetworkView,
+}
+
+/// What became of a `HetznerProject`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ObjectView {
+    /// There is none of that name.
+    #[default]
+    Missing,
+    /// It is being deleted.
+    Deleting,
+    /// It is there.
+    Living,
+}
+
+/// The network that a class names, in one project.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetworkView {
+    /// Not asked for lately.
+    #[default]
+    Unknown,
+    /// There is none of that name.
+    Missing,
+    /// It is there.
+    Found,
 }
 
 /// A firewall of this class.

@@ -40,10 +40,11 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Now.
+    /// Now, in the microseconds that Kubernetes keeps: what is written down must equal what is read back.
     pub fn now() -> Self {
+        let wall = Timestamp::now();
         Self {
-            wall: Timestamp::now(),
+            wall: Timestamp::from_microsecond(wall.as_microsecond()).unwrap_or(wall),
             steady: Instant::now(),
         }
     }

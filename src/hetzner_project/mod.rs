@@ -51,6 +51,9 @@ const KUBERNETES: Duration = Duration::from_secs(5);
 /// # Errors
 /// When Kubernetes does not answer or the view is out of date; everything else is told in the status.
 pub async fn reconcile(project: Arc<HetznerProject>, ctx: Arc<Context>) -> Result<Action, Failure> {
+    if !ctx.stores.synced.is_cancelled() {
+        return Ok(Action::requeue(WATCH));
+    }
     let desired = Desired::parse(&project);
     let observed = observe(&ctx, &project, &desired).await?;
     let plan = plan(&desired, &observed.world);
@@ -67,7 +70,6 @@ pub async fn reconcile(project: Arc<HetznerProject>, ctx: Arc<Context>) -> Resul
 }
 
 /// When to look again after an error of [`reconcile`].
-#[expect(clippy::needless_pass_by_value, reason = "kube calls it with these")]
 pub fn error_policy<K>(_: Arc<K>, failure: &Failure, _: Arc<Context>) -> Action {
     if let Failure::Kubernetes(crate::kube_ext::CallError::Stale { .. }) = failure {
         return Action::requeue(WATCH);
@@ -113,14 +115,14 @@ fn trust(ctx: &Context, desired: &Desired, observed: &Observed, plan: &Plan) {
     let connections = &ctx.connections;
     let known = connections.get(&desired.name).and_then(Result::ok);
     let changed = match (&plan.trust, known) {
-        (Trust::AsBefore, _) => false,
+        (Trust::AsBefore, _) | (Trust::Granted { .. }, None) => false,
         (Trust::Refused(reason, message), Some(connection)) => connection.update(|standing| {
             standing.looked_at = true;
             standing.refused = Some((reason, message.clone()));
         }),
         (Trust::Refused(reason, message), None) => {
             let refusal = Err((*reason, message.clone()));
-            let changed = connections.get(&desired.name).map(|before| before.err())
+            let changed = connections.get(&desired.name).map(Result::err)
                 != Some(refusal.as_ref().err().cloned());
             connections.put(&desired.name, refusal);
             changed
@@ -141,7 +143,6 @@ fn trust(ctx: &Context, desired: &Desired, observed: &Observed, plan: &Plan) {
                 standing.max_servers = desired.max_servers;
             })
         }
-        (Trust::Granted { .. }, None) => false,
     };
     if changed {
         dependents::wake(&ctx.stores, &ctx.wake, &desired.name, |_| true);

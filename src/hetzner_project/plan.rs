@@ -93,18 +93,18 @@ pub fn plan(desired: &Desired, world: &World) -> Plan {
         look.present()
     };
     let plan = match &world.seen {
-        Some(seen) => look.paced(plan, seen),
+        Some(seen) => Look::paced(plan, seen),
         None => plan,
     };
     if desired.absent {
-        plan.as_deletion()
+        plan.told_as_deletion()
     } else {
         plan
     }
 }
 
 impl Plan {
-    fn as_deletion(mut self) -> Self {
+    fn told_as_deletion(mut self) -> Self {
         self.stage = match self.stage {
             Stage::Unusable(reason, message)
             | Stage::Blocked(reason, message)
@@ -180,7 +180,7 @@ impl<'a> Look<'a> {
         match self.footing(seen) {
             Ok(Footing::Key(key)) => self.owned(seen, key),
             Ok(Footing::Server | Footing::New) => self.create_key(seen),
-            Err(plan) => plan,
+            Err(plan) => *plan,
         }
     }
 
@@ -195,17 +195,16 @@ impl<'a> Look<'a> {
         let Some(seen) = &self.world.seen else {
             return self.act(Step::Connect, Stage::Checking("connects"));
         };
+        // Another object goes on caring for the project.
+        if self.twin(seen).is_some() {
+            return self.act(Step::LetGo, Stage::Gone);
+        }
         match self.footing(seen) {
             Ok(Footing::Key(key)) => self
                 .holder(seen, key)
                 .unwrap_or_else(|| self.leave(seen, Some(key))),
             Ok(Footing::Server | Footing::New) => self.leave(seen, None),
-            // Another object goes on caring for it.
-            Err(Plan {
-                stage: Stage::Unusable("SameProject", _),
-                ..
-            }) => self.act(Step::LetGo, Stage::Gone),
-            Err(plan) => plan,
+            Err(plan) => *plan,
         }
     }
 
@@ -255,9 +254,10 @@ impl<'a> Look<'a> {
         self.wait(Stage::Unusable(reason, message)).refused()
     }
 
-    fn footing(&self, seen: &'a Seen) -> Result<Footing<'a>, Plan> {
+    fn footing(&self, seen: &'a Seen) -> Result<Footing<'a>, Box<Plan>> {
         let Some(keys) = &seen.keys else {
-            return Err(self.act(Step::ReadKeys, Stage::Checking("looks for its identity")));
+            let plan = self.act(Step::ReadKeys, Stage::Checking("looks for its identity"));
+            return Err(Box::new(plan));
         };
         if let Some(id) = self.world.status.identity {
             if let Some(key) = keys.iter().find(|key| key.id == id) {
@@ -267,10 +267,8 @@ impl<'a> Look<'a> {
                 Some((asked, Some(key))) if *asked == id => return Ok(Footing::Key(key)),
                 Some((asked, None)) if *asked == id => self.proof()?,
                 _ => {
-                    return Err(self.act(
-                        Step::LookUpIdentity(id),
-                        Stage::Checking("looks for its identity"),
-                    ));
+                    let stage = Stage::Checking("looks for its identity");
+                    return Err(Box::new(self.act(Step::LookUpIdentity(id), stage)));
                 }
             }
         } else if !self.world.claims.is_empty() && keys.is_empty() {
@@ -278,26 +276,34 @@ impl<'a> Look<'a> {
         }
         let known = self.world.status.identity.is_some() || !self.world.claims.is_empty();
         match keys.first() {
-            Some(key) => self.not_twice(key).map(|()| Footing::Key(key)),
+            Some(key) => self.not_twice(seen).map(|()| Footing::Key(key)),
             None if known => Ok(Footing::Server),
             None => Ok(Footing::New),
         }
     }
 
+    /// The other object for this very project, as long as this one has no identity of its own.
+    fn twin(&self, seen: &Seen) -> Option<&String> {
+        let key = seen.keys.as_ref()?.first()?;
+        let other = self.world.others.get(&key.id)?;
+        self.world.status.identity.is_none().then_some(other)
+    }
+
     /// Two objects for one project would count its servers, and spend its requests, twice.
-    fn not_twice(&self, key: &KeyView) -> Result<(), Plan> {
-        let Some(other) = self.world.others.get(&key.id) else {
+    fn not_twice(&self, seen: &Seen) -> Result<(), Box<Plan>> {
+        let Some(other) = self.twin(seen) else {
             return Ok(());
         };
         let message = format!(
             "the token in Secret {} belongs to the project of HetznerProject {other}; put this project's own token there",
             self.desired.secret()
         );
-        Err(self.wait(Stage::Unusable("SameProject", message)).refused())
+        let stage = Stage::Unusable("SameProject", message);
+        Err(Box::new(self.wait(stage).refused()))
     }
 
     /// Where our key is not to be seen, a server of ours proves the project (I9).
-    fn proof(&self) -> Result<(), Plan> {
+    fn proof(&self) -> Result<(), Box<Plan>> {
         let claims = &self.world.claims;
         if claims
             .iter()
@@ -310,14 +316,11 @@ impl<'a> Look<'a> {
             .take(PROOFS)
             .find(|claim| claim.answered.is_none())
         {
-            return Err(self.act(
-                Step::LookUpServer(unasked.id),
-                Stage::Checking("looks for a server that it knows"),
-            ));
+            let stage = Stage::Checking("looks for a server that it knows");
+            return Err(Box::new(self.act(Step::LookUpServer(unasked.id), stage)));
         }
-        Err(self
-            .wait(Stage::Unusable("WrongProject", self.wrong_project()))
-            .refused())
+        let stage = Stage::Unusable("WrongProject", self.wrong_project());
+        Err(Box::new(self.wait(stage).refused()))
     }
 
     fn wrong_project(&self) -> String {
@@ -389,17 +392,17 @@ impl<'a> Look<'a> {
             holder: holder.into(),
         };
         match key.holder.as_deref() {
-            Some(CONFLICT) => Some(self.wait(self.contested(key)).refused()),
+            Some(CONFLICT) => Some(self.wait(Self::contested(key)).refused()),
             Some(holder) if holder == self.world.holder && key.ours => None,
             Some(holder) if holder != self.world.holder && !holder.is_empty() && seen.holds => {
-                let plan = self.act(write(CONFLICT), self.contested(key));
+                let plan = self.act(write(CONFLICT), Self::contested(key));
                 Some(plan.refused())
             }
             _ => Some(self.act(write(&self.world.holder), Stage::Checking("takes over"))),
         }
     }
 
-    fn contested(&self, key: &KeyView) -> Stage {
+    fn contested(key: &KeyView) -> Stage {
         let message = format!(
             "another operator acts in this project for the same fleet, as a copy of this cluster would; stop it, then remove the label {} from SSH \
              key {} at Hetzner. Until then nothing is created, replaced or deleted",
@@ -543,7 +546,7 @@ impl<'a> Look<'a> {
     }
 
     /// Looks at the keys in time, and lets steps that failed wait.
-    fn paced(&self, mut plan: Plan, seen: &Seen) -> Plan {
+    fn paced(mut plan: Plan, seen: &Seen) -> Plan {
         let failed = plan
             .steps
             .first()

@@ -35,7 +35,7 @@ fn firewall(id: i64) -> FirewallView {
 fn project(firewalls: &[FirewallView]) -> ProjectView {
     ProjectView {
         name: "one".into(),
-        exists: true,
+        object: ObjectView::Living,
         named: true,
         firewalls: Some(firewalls.to_vec()),
         ..ProjectView::default()
@@ -199,7 +199,7 @@ fn list_is_renewed_in_time_without_a_change_of_status() {
 fn project_that_is_missing_or_not_trusted_is_told_and_one_not_known_yet_is_not() {
     expect(&world(refused()), vec![], "WrongProject");
     let missing = ProjectView {
-        exists: false,
+        object: ObjectView::Missing,
         unusable: Some(("ProjectMissing", "x".into())),
         ..project(&[])
     };
@@ -236,7 +236,7 @@ fn project_that_is_not_named_any_more_or_goes_loses_its_firewall_once_unused() {
             ..project(&[firewall(4)])
         },
         ProjectView {
-            deleting: true,
+            object: ObjectView::Deleting,
             ..project(&[firewall(4)])
         },
     ] {
@@ -336,11 +336,20 @@ fn network_is_found_by_name_or_named_as_missing() {
             }),
         )
     };
-    assert_eq!(with(None).steps, one(ProjectStep::FindNetwork));
-    assert_eq!(reason(&with(None).rendered), "Open");
-    assert_eq!(reason(&with(Some(None)).rendered), "NetworkMissing");
     assert_eq!(
-        (with(Some(Some(3))).steps, with(Some(Some(3))).rendered),
+        with(NetworkView::Unknown).steps,
+        one(ProjectStep::FindNetwork)
+    );
+    assert_eq!(reason(&with(NetworkView::Unknown).rendered), "Open");
+    assert_eq!(
+        reason(&with(NetworkView::Missing).rendered),
+        "NetworkMissing"
+    );
+    assert_eq!(
+        (
+            with(NetworkView::Found).steps,
+            with(NetworkView::Found).rendered
+        ),
         (vec![], Finding::Good)
     );
 }
@@ -448,7 +457,7 @@ fn deleted_class_waits_for_its_instances_then_its_firewalls() {
 fn deleted_class_explains_what_it_cannot_reach_and_skips_what_is_gone() {
     expect_absent(&world(refused()), vec![], Some("WrongProject"));
     let gone = ProjectView {
-        exists: false,
+        object: ObjectView::Missing,
         unusable: Some(("ProjectMissing", "x".into())),
         ..project(&[])
     };

@@ -206,7 +206,7 @@ fn taken_key_name_is_looked_up_and_a_foreign_key_not_touched() {
         "Checking",
     );
     let foreign = change(with(None, vec![]), |seen| {
-        seen.key_name = KeyName::Foreign(9)
+        seen.key_name = KeyName::Foreign(9);
     });
     expect(&foreign, &[], "KeyNameTaken");
     assert!(refused(&desired(), &foreign));
@@ -232,7 +232,7 @@ fn identity_that_no_list_shows_is_asked_for_by_id() {
     };
     expect(
         &change(world.clone(), |seen| {
-            seen.by_id = Some((7, Some(unlabelled)))
+            seen.by_id = Some((7, Some(unlabelled)));
         }),
         &[write(ME)],
         "Checking",
@@ -248,7 +248,7 @@ fn identity_that_no_list_shows_is_asked_for_by_id() {
 fn token_of_another_project_changes_nothing_wrong_project() {
     let other = change(with(Some(7), vec![]), |seen| seen.by_id = Some((7, None)));
     let of_same_fleet = change(with(Some(7), vec![KeyView { id: 8, ..key("x") }]), |seen| {
-        seen.by_id = Some((7, None))
+        seen.by_id = Some((7, None));
     });
     let status_lost = with(None, vec![]);
     for world in [
@@ -289,7 +289,7 @@ fn known_server_proves_a_project_whose_key_is_gone() {
         "Checking",
     );
     let made = change(claiming(gone, &[(1, true, None)]), |seen| {
-        seen.keys = Some(vec![KeyView { id: 9, ..key(ME) }])
+        seen.keys = Some(vec![KeyView { id: 9, ..key(ME) }]);
     });
     assert_eq!(plan(&desired(), &made).identity, Some(9));
     expect(
@@ -365,7 +365,7 @@ fn unknown_break_glass_key_holds_creations_and_is_named() {
             ("ops".into(), Some("ssh-ed25519 A".into())),
             ("boss".into(), None),
         ]
-        .into()
+        .into();
     });
     let plan = plan(&desired, &world);
     assert!(
