@@ -13,7 +13,7 @@ use crate::audit::Audit;
 use crate::cluster::Cluster;
 use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
-use crate::operator::{Operator, Setup, write_private};
+use crate::operator::{Operator, Pace, Setup, write_private};
 use crate::oracle::{self, Canaries};
 use crate::voices::Voices;
 use crate::{manifests, place, wait};
@@ -29,6 +29,8 @@ pub struct Options {
     pub simulator: Option<Arc<Simulator>>,
     /// How that cloud is, where it is not another's.
     pub cloud: Config,
+    /// How often the operator looks at Hetzner of itself.
+    pub pace: Pace,
     /// Whether the operator runs at once.
     pub operator: bool,
     /// Directory for all files; a new one under `target/bed/` unless named.
@@ -40,6 +42,7 @@ impl Default for Options {
         Self {
             simulator: None,
             cloud: quick_cloud(),
+            pace: Pace::default(),
             operator: true,
             dir: None,
         }
@@ -126,6 +129,7 @@ impl Bed {
             kubeconfig,
             endpoint,
             guest_port,
+            pace: options.pace,
             dir: dir.clone(),
         })?;
         let voices = Voices::listen(simulator.control(), dir.join("voices"))?;

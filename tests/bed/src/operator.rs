@@ -18,17 +18,11 @@ use crate::{place, wait};
 /// What a process that aborts itself dies of.
 const SIGABRT: i32 = 6;
 /// Windows and periods short enough that no test waits for them.
-const FLAGS: [&str; 20] = [
+const FLAGS: [&str; 14] = [
     "--settle",
     "1s",
     "--request-timeout",
     "5s",
-    "--inventory-fast",
-    "500ms",
-    "--inventory-slow",
-    "2s",
-    "--project-period",
-    "1s",
     "--lease-duration",
     "3s",
     "--log-format",
@@ -43,11 +37,34 @@ const FLAGS: [&str; 20] = [
 /// Name of the fleet in all beds.
 pub const FLEET: &str = "bed";
 
+/// How often the operator looks at Hetzner of itself, as its flags take it.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    /// Between lists of servers while something is in flux.
+    pub fast: &'static str,
+    /// Between lists of servers otherwise.
+    pub slow: &'static str,
+    /// Between looks at a project.
+    pub project: &'static str,
+}
+
+impl Default for Pace {
+    /// So often that no test waits for it.
+    fn default() -> Self {
+        Self {
+            fast: "500ms",
+            slow: "2s",
+            project: "1s",
+        }
+    }
+}
+
 /// How an operator is started.
 pub(crate) struct Setup {
     pub kubeconfig: PathBuf,
     pub endpoint: String,
     pub guest_port: u16,
+    pub pace: Pace,
     pub dir: PathBuf,
 }
 
@@ -123,6 +140,9 @@ impl Operator {
         let child = Command::new(place::operator()?)
             .arg("run")
             .args(FLAGS)
+            .args(["--inventory-fast", self.setup.pace.fast])
+            .args(["--inventory-slow", self.setup.pace.slow])
+            .args(["--project-period", self.setup.pace.project])
             .args(["--guest-port", &self.setup.guest_port.to_string()])
             .args([
                 "--http-listen",
