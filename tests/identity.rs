@@ -263,7 +263,7 @@ async fn i9_with_a_token_of_another_project_or_a_rejected_one_nothing_is_created
         ("token-that-hetzner-never-gave", "token"),
     ] {
         bed.apply_token(manifests::PROJECT, token).await?;
-        wait_until(token, async || {
+        bed.wait_until(token, async || {
             let project = bed
                 .cluster
                 .get(PROJECT.0, None, PROJECT.2)

@@ -116,7 +116,7 @@ impl Performer<'_> {
         let at = Timestamp::now();
         let found = crash_point::around(
             "hetzner",
-            "GET /servers?name=",
+            "GET /servers by name",
             connection.client.servers_by_name(permit, name),
         )
         .await?;

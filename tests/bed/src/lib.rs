@@ -26,7 +26,7 @@ pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
 pub use cluster::{Cluster, from_yaml};
 pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns};
 pub use failure::{Failure, Outcome, ensure};
-pub use operator::{Call, FLEET, Moment, Operator, status_of};
+pub use operator::{Call, FLEET, Moment, Operator, Pace, status_of};
 pub use place::{built, operator, project};
 pub use voices::Voices;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};
