@@ -58,7 +58,7 @@ pub enum Stage {
     Installing,
     /// The installation failed: the step and its last lines.
     InstallFailed(String),
-    /// The agent serves, and is being given what has changed.
+    /// The agent is being given what has changed, and may be started again for it.
     Updating,
     /// The guest refused them, or the agent did not start: reason and message.
     ConfigureFailed(String, String),

@@ -54,7 +54,8 @@ fn phase(stage: &Stage) -> &'static str {
         Stage::Creating | Stage::Booting(_) | Stage::Installing | Stage::Troubled(..) => {
             "Provisioning"
         }
-        Stage::Serving(_) | Stage::Updating => "Ready",
+        Stage::Serving(_) => "Ready",
+        Stage::Updating => "Updating",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
         Stage::Deleting(..) | Stage::Gone => "Deleting",
     }
@@ -82,7 +83,7 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
     use ConditionType::{
         Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate,
     };
-    let serves = matches!(stage, Stage::Serving(_) | Stage::Updating);
+    let serves = matches!(stage, Stage::Serving(_));
     let active = serves && current.and_then(active).unwrap_or(true);
     let spoken = current.is_some_and(|server| world.spoken(server).is_some());
     let proven = current.is_some_and(|server| server_status(world, server).host_key.is_some());
