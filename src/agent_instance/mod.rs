@@ -21,6 +21,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
 use serde_json::{Value, json};
+use tracing::Instrument as _;
 
 use crate::{
     api::{AgentInstance, AgentInstanceStatus, ConditionType, is_true},
@@ -29,7 +30,7 @@ use crate::{
     kube_ext::{CallError, status_changed},
     transitions,
 };
-use desired::Desired;
+use desired::{Desired, Identity};
 use memory::Memory;
 use observe::{Moment, observe};
 use perform::Performer;
@@ -112,9 +113,19 @@ fn is_replaced(replaced: &mut Vec<String>, version: &str) -> bool {
 
 /// Carries out the steps in order; the first that fails ends the round and says when to look again.
 async fn perform_all(performer: &mut Performer<'_>, plan: &Plan) -> Option<Duration> {
-    let uid = performer.desired.identity().uid.clone();
+    let Identity {
+        namespace,
+        name,
+        uid,
+    } = performer.desired.identity().clone();
+    let instance = format!("{namespace}/{name}");
     for step in &plan.steps {
-        match performer.perform(step).await {
+        let span = tracing::info_span!(
+            "step",
+            instance,
+            incarnation = performer.world.incarnation()
+        );
+        match performer.perform(step).instrument(span).await {
             Ok(()) => performer.ctx.memories.with(&uid, Memory::succeeded),
             Err(setback) => return Some(after(performer.ctx, &uid, step, setback)),
         }
