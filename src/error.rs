@@ -34,6 +34,8 @@ pub enum Retry {
 
 const BRIEF: Retry = Retry::Growing(Duration::from_millis(500), Duration::from_secs(30));
 const SLOW: Retry = Retry::Growing(Duration::from_secs(15), Duration::from_mins(10));
+/// Nobody needs to be told of a pause up to this.
+const A_MOMENT: Duration = Duration::from_secs(5);
 /// A view of an object that is out of date is followed by a newer one at once.
 const STALE: Retry = Retry::After(Duration::from_millis(200));
 
@@ -75,7 +77,19 @@ impl Setback {
 
     /// This process does not hold the Lease, so it changes nothing (I11).
     pub fn not_leading() -> Self {
-        Self::passing("NotLeading", "this replica does not hold the lease")
+        Self::until(
+            "NotLeading",
+            "this replica does not hold the lease",
+            Duration::from_secs(1),
+        )
+    }
+
+    /// The pause of what is over in a moment: a view that was out of date, a turn that is near.
+    pub fn brief(&self) -> Option<Duration> {
+        match self.retry {
+            Retry::After(pause) if pause <= A_MOMENT => Some(pause),
+            _ => None,
+        }
     }
 
     /// How long to wait after this many times in a row.

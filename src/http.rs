@@ -1,7 +1,7 @@
 //! The endpoints that the kubelet asks: is the process alive, is it ready.
 //!
 //! Alive means that something was heard of lately: a watch event, a bookmark or a reconcile. A process that hears nothing for too long is stuck
-//! or cut off, and a restart costs nothing [I10]. Ready means that the Kubernetes stores are filled; Hetzner's state is a condition, not readiness.
+//! or cut off, and a restart costs nothing (I10). Ready means that the Kubernetes stores are filled; Hetzner's state is a condition, not readiness.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The Lease: at most one operator acts [I11], and the one that may not any more knows it without being told.
+//! The Lease: at most one operator acts (I11), and the one that may not any more knows it without being told.
 //!
 //! A holder trusts its own clock only: from the moment it *began* its last successful renewal its word is good for `deadline`, while the others
 //! wait for `lease`, longer than that, counted from when *they* saw the record change. No wall clocks are compared, and a holder that cannot

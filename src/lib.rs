@@ -1,4 +1,39 @@
-//! agentfleet.
+//! agentfleet gives every AI agent a server of its own.
+//!
+//! Three kinds of objects are reconciled, each by the same pipeline: a [`HetznerProject`](api::HetznerProject) (a token and what
+//! it opens), an [`AgentClass`](api::AgentClass) (what runs on which machine) and an [`AgentInstance`](api::AgentInstance) (one
+//! agent, one server).
+//!
+//! ```text
+//!   Kubernetes stores ─┐                                       ┌─► Kubernetes: records, status, finalizers, events
+//!   inventory ─────────┼─► observe ─► World ─┐                 │
+//!   memory ────────────┘                     ├─► plan ─► Steps ┼─► Hetzner: one request each, by a permit of the budget
+//!                          Desired ──────────┘      │          │
+//!                             ▲                     ▼          └─► guests: acts over SSH that come back as events
+//!   object ─► parse ──────────┘                  requeue
+//! ```
+//!
+//! `Desired`, `plan` and `status` are pure: no client, no clock, no await. Every effect is a step, every step is harmless when done
+//! twice, and nothing waits in a reconcile: each wait is a requeue or an event. What must survive a crash is written ahead, into
+//! `status.provisioning` and `status.voice`; all else this process may forget at any time.
+//!
+//! | words | module |
+//! |---|---|
+//! | the objects and their rules | [`api`] |
+//! | instance, incarnation, voice, write-ahead records | [`agent_instance`] |
+//! | class, firewall | [`agent_class`] |
+//! | project, identity, connection | [`hetzner_project`] |
+//! | requests, errors, budget and lanes, stock, catalogue | [`hetzner`] |
+//! | inventory: the servers of a project as shared lists tell them | [`inventory`] |
+//! | labels and names at Hetzner | [`labels`], [`naming`] |
+//! | guest: SSH, proof of host keys, protocol, the program | [`guest`] |
+//! | what a server is born with, and what it is given later | [`cloud_init`], [`systemd_unit`], [`secret_files`], [`bootstrap`] |
+//! | master key and all that is derived from it | [`fleet`], [`keys`] |
+//! | errors as pauses and words | [`error`], [`trouble`], [`transitions`] |
+//! | the process: Lease, clients, endpoints, logs, crash points | [`operator`], [`leader`], [`kube_ext`], [`http`], [`telemetry`], [`crash_point`] |
+//! | what all reconcilers share | [`context`] |
+//! | `agentfleet render` | [`render`] |
+
 pub mod agent_class;
 pub mod agent_instance;
 pub mod api;

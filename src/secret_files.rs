@@ -2,7 +2,7 @@
 //!
 //! Three forms: one key as it is, an environment file, or a template. The environment file has to
 //! mean the same to systemd's `EnvironmentFile=` and to dotenv programs, whose quoting differs;
-//! see [`quoting`] for the rules. Errors name keys and lines, never a value.
+//! see `quoting` for the rules. Errors name keys and lines, never a value.
 
 use std::collections::{BTreeMap, BTreeSet};
 

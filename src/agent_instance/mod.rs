@@ -1,7 +1,7 @@
 //! `AgentInstance`: one agent, one server.
 //!
 //! One look: parse → observe → plan → perform → status → requeue. What is wanted and what is are data, the plan is a pure function of both, and
-//! effects happen in [`perform`] only. Nothing waits here: every wait is a requeue or an event.
+//! effects happen in `perform` only. Nothing waits here: every wait is a requeue or an event.
 
 mod creation;
 mod description;
@@ -18,31 +18,30 @@ pub mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{
-    Resource as _, ResourceExt as _,
-    runtime::{
-        controller::Action,
-        events::{Event, EventType},
-    },
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{AgentInstance, AgentInstanceStatus, ConditionType},
+    api::{AgentInstance, AgentInstanceStatus, ConditionType, is_true},
     context::Context,
     error::Setback,
     kube_ext::{CallError, status_changed},
+    transitions,
 };
 use desired::Desired;
+use memory::Memory;
 use observe::{Moment, observe};
 use perform::Performer;
 use plan::{Plan, Stage, plan};
+use step::Step;
 
 pub use creation::{Birth, user_data};
 
 /// The field manager of everything in the status but the write-ahead records.
 const STATUS: &str = "agentfleet";
+/// How soon to look again while the stores have not had their first lists.
+const SYNCING: Duration = Duration::from_millis(100);
 
 /// Looks at one instance and does what is next.
 ///
@@ -52,6 +51,10 @@ pub async fn reconcile(
     instance: Arc<AgentInstance>,
     ctx: Arc<Context>,
 ) -> Result<Action, CallError> {
+    if !ctx.stores.synced.is_cancelled() {
+        // What no store shows yet is not missing.
+        return Ok(Action::requeue(SYNCING));
+    }
     let version = instance.resource_version().unwrap_or_default();
     let uid = instance.uid().unwrap_or_default();
     if ctx
@@ -75,6 +78,7 @@ pub async fn reconcile(
     let again = perform_all(&mut performer, &plan).await;
     if plan.stage == Stage::Gone {
         ctx.memories.forget(&uid);
+        wake_owners(&ctx, &instance);
         return Ok(Action::await_change());
     }
     let reported = report(&mut performer, &plan).await;
@@ -83,6 +87,18 @@ pub async fn reconcile(
             .or(reported.err())
             .or_else(|| remaining(&plan, moment)),
     ))
+}
+
+/// Its class and project count it, and may wait for it to go.
+fn wake_owners(ctx: &Context, instance: &AgentInstance) {
+    ctx.wake.class(&instance.spec.class_name);
+    if let Some(server) = instance
+        .status
+        .as_ref()
+        .and_then(|status| status.server.as_ref())
+    {
+        ctx.wake.project(&server.project);
+    }
 }
 
 /// Whether a view is older than our own last write; the watch will bring a newer one.
@@ -98,28 +114,28 @@ fn is_replaced(replaced: &mut Vec<String>, version: &str) -> bool {
 async fn perform_all(performer: &mut Performer<'_>, plan: &Plan) -> Option<Duration> {
     let uid = performer.desired.identity().uid.clone();
     for step in &plan.steps {
-        let outcome = performer.perform(step).await;
-        let failed = performer.ctx.memories.with(&uid, |memory| match outcome {
-            Ok(()) => {
-                memory.succeeded();
-                None
-            }
-            Err(setback) => {
-                tracing::warn!(
-                    ?step,
-                    reason = setback.reason,
-                    message = setback.message,
-                    "step failed"
-                );
-                memory.failed(setback, Moment::now().wall);
-                Some(Duration::ZERO)
-            }
-        });
-        if failed.is_some() {
-            return failed;
+        match performer.perform(step).await {
+            Ok(()) => performer.ctx.memories.with(&uid, Memory::succeeded),
+            Err(setback) => return Some(after(performer.ctx, &uid, step, setback)),
         }
     }
     (!plan.steps.is_empty()).then_some(Duration::ZERO)
+}
+
+/// What takes a moment is no news; all else is remembered, and the next look says so.
+fn after(ctx: &Context, uid: &str, step: &Step, setback: Setback) -> Duration {
+    if let Some(pause) = setback.brief() {
+        return pause;
+    }
+    tracing::warn!(
+        ?step,
+        reason = setback.reason,
+        message = setback.message,
+        "step failed"
+    );
+    ctx.memories
+        .with(uid, |memory| memory.failed(setback, Moment::now().wall));
+    Duration::ZERO
 }
 
 fn remaining(plan: &Plan, moment: Moment) -> Option<Duration> {
@@ -153,12 +169,17 @@ async fn report(performer: &mut Performer<'_>, plan: &Plan) -> Result<(), Durati
     if !status_changed(&old, &new) {
         return Ok(());
     }
-    let events = transitions(former, &next);
     match performer.apply_status(STATUS, new).await {
         Ok(()) => {
             let object = performer.instance.object_ref(&());
-            for event in events {
-                performer.ctx.events.publish(&object, event);
+            transitions::publish(&performer.ctx.events, &object, &told(former), &told(&next));
+            if is_true(&former.conditions, ConditionType::Ready)
+                != is_true(&next.conditions, ConditionType::Ready)
+            {
+                performer
+                    .ctx
+                    .wake
+                    .class(&performer.instance.spec.class_name);
             }
             Ok(())
         }
@@ -179,32 +200,14 @@ fn reported(status: &AgentInstanceStatus) -> Value {
     fields
 }
 
-/// One event for each condition that people care about and that has changed its status or its reason.
-fn transitions(old: &AgentInstanceStatus, new: &AgentInstanceStatus) -> Vec<Event> {
-    let told = [ConditionType::Ready, ConditionType::Stalled];
-    let changed = new.conditions.iter().filter(|condition| {
-        let before = old
-            .conditions
-            .iter()
-            .find(|old| old.type_ == condition.type_);
-        let news = before.is_none_or(|before| {
-            (&before.status, &before.reason) != (&condition.status, &condition.reason)
-        });
-        news && told.iter().any(|kind| kind.as_str() == condition.type_)
-            && condition.reason != "NotStalled"
-    });
-    changed
-        .map(|condition| Event {
-            type_: if condition.type_ == "Stalled" {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: condition.reason.clone(),
-            note: Some(condition.message.clone()).filter(|message| !message.is_empty()),
-            action: "Reconcile".into(),
-            secondary: None::<ObjectReference>,
-        })
+/// The conditions whose changes people are told of; the others change with them.
+fn told(status: &AgentInstanceStatus) -> Vec<Condition> {
+    let told = [ConditionType::Ready, ConditionType::Stalled].map(ConditionType::as_str);
+    status
+        .conditions
+        .iter()
+        .filter(|condition| told.contains(&condition.type_.as_str()))
+        .cloned()
         .collect()
 }
 

@@ -19,6 +19,8 @@ use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
 use crate::hetzner::Place;
 
 mod creation;
+#[cfg(test)]
+mod model;
 mod removal;
 mod serving;
 #[cfg(test)]
@@ -28,6 +30,9 @@ mod tests;
 const SLOW: Duration = Duration::from_mins(10);
 /// How long to wait before a server that should answer is tried again.
 const CONTACT: Duration = Duration::from_secs(15);
+
+/// One lost request is no news.
+const TOLD_FROM: u32 = 2;
 
 /// What to do next, and what it means.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +113,7 @@ impl Plan {
             stage @ (Stage::Serving(_) | Stage::Stalled(..)) => stage,
             Stage::Deleting(..) => Stage::Deleting(trouble.reason, trouble.message.clone()),
             Stage::Updating => Stage::Serving(Some((trouble.reason, trouble.message.clone()))),
+            stage if trouble.times < TOLD_FROM && !trouble.stalled => stage,
             _ if trouble.stalled => Stage::Stalled(trouble.reason, trouble.message.clone()),
             _ => Stage::Troubled(trouble.reason, trouble.message.clone()),
         };

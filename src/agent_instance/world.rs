@@ -156,6 +156,8 @@ pub struct GuestView {
     pub contact: Option<(ContactProblem, Timestamp)>,
     /// What the last `configure` came to.
     pub configured: Option<Configured>,
+    /// When it was last asked to be switched on.
+    pub powered: Option<Timestamp>,
     /// The last `release`: the epoch it carried, and whether it was answered.
     pub released: Option<(i64, bool)>,
 }

@@ -7,9 +7,6 @@ use super::{
 
 impl Look<'_> {
     pub(super) fn server(&self, server: &ServerView) -> Plan {
-        if !server.listed {
-            return self.confirm_gone(&server.project, server.id);
-        }
         if server.blocked {
             return Plan::wait(Stage::Stalled(
                 "ProviderBlocked",
@@ -19,9 +16,14 @@ impl Look<'_> {
                 ),
             ));
         }
-        let mut plan = self.towards_serving(server);
-        plan.steps.extend(self.surplus(server));
-        plan
+        let plan = self.towards_serving(server);
+        let steps = if server.listed {
+            plan.steps.into_iter().chain(self.surplus(server)).collect()
+        } else {
+            // What lives is not called dead by a list: nothing else is done or said before Hetzner was asked for it.
+            self.confirm_gone(&server.project, server.id).steps
+        };
+        Plan { steps, ..plan }
     }
 
     /// Servers of this object below the recorded holder of the voice: a late answer's, never the agent (I2).
@@ -40,15 +42,7 @@ impl Look<'_> {
 
     fn towards_serving(&self, server: &ServerView) -> Plan {
         if server.power == Power::Off {
-            let step = Step::PowerOn {
-                project: server.project.clone(),
-                id: server.id,
-            };
-            return self.at_hetzner(
-                &server.project,
-                step,
-                Stage::Booting(format!("server {} is off and is powered on", server.id)),
-            );
+            return self.power_on(server);
         }
         if self.world.pinned(server).is_none() {
             return self.bootstrap(server);
@@ -70,6 +64,20 @@ impl Look<'_> {
                 ..self.contact(server, "")
             },
             Some(InstallPhase::Done) => self.holder(server),
+        }
+    }
+
+    fn power_on(&self, server: &ServerView) -> Plan {
+        let stage = Stage::Booting(format!("server {} is off and is powered on", server.id));
+        match server.guest.powered {
+            Some(asked) if asked + CONTACT > self.now => Plan::wait(stage).until(asked + CONTACT),
+            _ => {
+                let step = Step::PowerOn {
+                    project: server.project.clone(),
+                    id: server.id,
+                };
+                self.at_hetzner(&server.project, step, stage)
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     api::{AgentClass, AgentInstance},
 };
 
-const FLEET: &str = "fleet";
+pub(super) const FLEET: &str = "fleet";
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
@@ -30,7 +30,7 @@ fn class() -> AgentClass {
     .unwrap()
 }
 
-fn want() -> Want {
+pub(super) fn want() -> Want {
     let instance = AgentInstance::new(
         "a",
         serde_json::from_value(serde_json::json!({"className": "small"})).unwrap(),
@@ -41,7 +41,7 @@ fn want() -> Want {
     }
 }
 
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     Identity {
         namespace: "ns".into(),
         name: "a".into(),
@@ -49,7 +49,7 @@ fn identity() -> Identity {
     }
 }
 
-fn agent() -> Agent {
+pub(super) fn agent() -> Agent {
     Agent::of(&class(), &want()).unwrap()
 }
 
@@ -60,7 +60,7 @@ fn place() -> Place {
     }
 }
 
-fn project(name: &str) -> ProjectView {
+pub(super) fn project(name: &str) -> ProjectView {
     ProjectView {
         name: name.into(),
         unusable: None,
@@ -101,7 +101,7 @@ fn recorded(written: i64) -> World {
     world
 }
 
-fn server(incarnation: u32) -> ServerView {
+pub(super) fn server(incarnation: u32) -> ServerView {
     ServerView {
         project: "one".into(),
         id: 40 + i64::from(incarnation),
@@ -803,6 +803,12 @@ fn a_server_that_is_off_is_powered_on_and_a_blocked_one_is_reported() {
             id: 41
         }]
     );
+    world.servers[0].guest.powered = Some(at(-1));
+    assert_eq!(
+        present(&world).look_again,
+        Some(at(14)),
+        "that takes a moment"
+    );
     world.servers[0].blocked = true;
     let plan = present(&world);
     assert_eq!(
@@ -818,7 +824,7 @@ fn a_failed_step_is_not_tried_again_before_its_time() {
         message: "m".into(),
         until: at(20),
         stalled: false,
-        times: 1,
+        times: 2,
     };
     let plan = present(&changed!(booting(), trouble = Some(trouble.clone())));
     assert_eq!(
