@@ -24,7 +24,6 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HetznerProjectSpec {
     /// The key of a Secret that holds this project's API token (Hetzner Console, Security, API tokens; it needs Read & Write).
-    #[x_kube(validation = Rule::new("self.name == oldSelf.name && self.namespace == oldSelf.namespace").message("tokenSecretRef names one Secret for good: put another token into that Secret, or make another HetznerProject"))]
     pub token_secret_ref: TokenSecretRef,
     /// How many servers agentfleet may have in this project at most. Hetzner has a limit of its own; this one can be lower. No limit when unset.
     #[schemars(range(min = 0, max = 100_000))]
@@ -44,9 +43,11 @@ pub struct HetznerProjectSpec {
 pub struct TokenSecretRef {
     /// Namespace of the Secret.
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("tokenSecretRef names one Secret for good: put another token into that Secret, or make another HetznerProject"))]
     pub namespace: String,
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("tokenSecretRef names one Secret for good: put another token into that Secret, or make another HetznerProject"))]
     pub name: String,
     /// Key in the Secret; `token` when unset.
     #[schemars(length(min = 1, max = 253))]
