@@ -1,8 +1,6 @@
 //! I7: deletion finishes or explains, whatever is missing or broken meanwhile.
 
-use bed::{
-    Bed, Instance, Options, Outcome, SYSTEM, TENANT, TOKEN, manifests, quick_cloud, wait_until,
-};
+use bed::{Bed, Instance, Options, Outcome, SYSTEM, TENANT, TOKEN, manifests, quick_cloud};
 use hetzner_sim::{Config, MachineFaults, SshFault};
 use serde_json::json;
 

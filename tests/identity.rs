@@ -2,7 +2,6 @@
 
 use bed::{
     Bed, FLEET, Options, Outcome, SYSTEM, TENANT, TOKEN, ensure, manifests, oracle, quick_cloud,
-    wait_until,
 };
 use hetzner_sim::{Config, Fault, FaultRule};
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 //! His strongest form is a host key of his own in front of the real guest, which answers every `hello` as only the server can. Nobody could
 //! relay that far, because SSH binds the login to the session; if even that is refused, less is too.
 
-use bed::{Bed, Instance, Options, Outcome, manifests, oracle, quick_cloud, status_of, wait_until};
+use bed::{Bed, Instance, Options, Outcome, manifests, oracle, quick_cloud, status_of};
 use hetzner_sim::{Config, MachineFaults, Spread, SshFault, Stage};
 use serde_json::{Value, json};
 

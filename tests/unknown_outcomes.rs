@@ -1,7 +1,7 @@
 //! Requests whose outcome the operator cannot know: lost answers, timeouts, errors that may or may not mean what they say, late commits,
 //! double delivery.
 
-use bed::{Bed, Options, Outcome, ensure, wait_until};
+use bed::{Bed, Options, Outcome, ensure};
 use hetzner_sim::{Fault, FaultBody, FaultRule, WhichAnswer};
 
 /// Longer than the operator waits for an answer, which is 5 s in a bed.

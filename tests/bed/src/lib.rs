@@ -24,7 +24,7 @@ mod wait;
 pub use audit::{Audit, Write};
 pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
 pub use cluster::{Cluster, from_yaml};
-pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns};
+pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns, end_idle};
 pub use failure::{Failure, Outcome, ensure};
 pub use operator::{Call, FLEET, Moment, Operator, Pace, status_of};
 pub use place::{built, operator, project};
