@@ -185,10 +185,7 @@ impl Look<'_> {
         match &self.world.class {
             ClassView::Usable(agent) => Ok(agent),
             ClassView::Refused(reason, message) => Err((*reason, message.clone())),
-            ClassView::Missing => Err((
-                "ClassMissing",
-                "there is no AgentClass of the name in spec.className".into(),
-            )),
+            ClassView::Unknown => Err(("ClassUnread", "the class was not read yet".into())),
         }
     }
 

@@ -37,10 +37,10 @@ pub struct World {
 /// The class of an instance.
 #[derive(Clone, Debug, Default)]
 pub enum ClassView {
-    /// There is none of that name.
+    /// Not looked at.
     #[default]
-    Missing,
-    /// It cannot be used: reason and message.
+    Unknown,
+    /// There is none, or it cannot be used: reason and message.
     Refused(&'static str, String),
     /// What it and the instance describe.
     Usable(Box<Agent>),

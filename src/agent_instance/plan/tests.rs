@@ -253,7 +253,10 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
     };
     let table = [
         (
-            changed!(ready_to_create(), class = ClassView::Missing),
+            changed!(
+                ready_to_create(),
+                class = ClassView::Refused("ClassMissing", "c".into())
+            ),
             "ClassMissing",
         ),
         (
@@ -574,7 +577,10 @@ fn a_changed_secret_or_configuration_is_applied_in_place() {
 fn a_serving_instance_goes_on_when_its_class_or_secret_is_gone() {
     for (world, expected) in [
         (
-            changed!(serving(), class = ClassView::Missing),
+            changed!(
+                serving(),
+                class = ClassView::Refused("ClassMissing", "c".into())
+            ),
             "ClassMissing",
         ),
         (
