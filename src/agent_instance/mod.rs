@@ -82,6 +82,9 @@ pub async fn reconcile(
         wake_owners(&ctx, &instance);
         return Ok(Action::await_change());
     }
+    if plan.stage == Stage::AsBefore {
+        return Ok(Action::await_change());
+    }
     let reported = report(&mut performer, &plan).await;
     Ok(requeue(
         again

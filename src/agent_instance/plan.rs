@@ -48,6 +48,8 @@ pub struct Plan {
 /// Where an instance stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Nothing is known yet, so nothing is said.
+    AsBefore,
     /// Something that a server needs is missing: reason and message.
     Waiting(&'static str, String),
     /// A server is being asked for.

@@ -68,6 +68,8 @@ pub struct ProjectView {
     pub name: String,
     /// Why nothing may be changed there: reason and message. None: the token is good and it is the project that was first seen.
     pub unusable: Option<(&'static str, String)>,
+    /// Whether nothing can be said of it yet: this process has only begun to look at it.
+    pub unseen: bool,
     /// Whether the first full list of servers is in.
     pub synced: bool,
     /// When the last full list began.

@@ -68,10 +68,12 @@ impl Look<'_> {
             Some(Ok(connection)) => connection,
             refused => {
                 let unusable = refused
+                    .clone()
                     .and_then(Result::err)
                     .unwrap_or(("ProjectNotConnected", "it is being connected".into()));
                 return Some(ProjectView {
                     name: name.to_owned(),
+                    unseen: refused.is_none(),
                     unusable: Some(unusable),
                     ..ProjectView::default()
                 });
@@ -81,6 +83,7 @@ impl Look<'_> {
         let list = connection.inventory.last_list();
         Some(ProjectView {
             name: name.to_owned(),
+            unseen: !standing.looked_at || (standing.refused.is_none() && list.is_none()),
             synced: list.is_some(),
             listed_at: list.map(|list| self.moment.on_the_wall(list.started_at)),
             creates_held: self.creates_held(&connection, &standing),

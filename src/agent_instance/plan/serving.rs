@@ -173,6 +173,12 @@ impl Look<'_> {
 
     /// The guest is installed or was configured before: the voice, then configuration and secrets.
     fn holder(&self, server: &ServerView) -> Plan {
+        if matches!(
+            server.guest.contact,
+            Some((ContactProblem::HostKeyChanged(_), _))
+        ) {
+            return self.contact(server, "");
+        }
         if self.world.voice_holder() != Some(server.incarnation) && armed_here(server) {
             return self.record_voice(server);
         }
@@ -201,17 +207,20 @@ impl Look<'_> {
                 Err(_) => self.configure(server),
                 Ok(_) => serving(server, agent),
             },
-            _ if self.world.spoken(server).as_ref() == Some(&wanted) => serving(server, agent),
+            _ if self.world.spoken(server).as_ref() == Some(&wanted)
+                && !self.is_anothers(server) =>
+            {
+                serving(server, agent)
+            }
             _ => self.configure(server),
         }
     }
 
-    /// What an armed server says of itself is written down, with its own epoch: the status was lost, or restored from an older day (I12).
+    /// What an armed server says of itself is written down, with the epoch after its own: the status was lost, or restored from an older day (I12).
     fn record_voice(&self, server: &ServerView) -> Plan {
-        let epoch = self.epoch(server);
         let voice = VoiceRecord {
             incarnation: Some(i64::from(server.incarnation)),
-            epoch,
+            epoch: self.epoch(server) + 1,
         };
         Plan::act(Step::WriteVoice(voice), self.applying(server))
     }
@@ -227,6 +236,16 @@ impl Look<'_> {
             Some(_) => Plan::wait(Stage::Serving(Some((reason, message)))),
             None => Plan::wait(Stage::Waiting(reason, message)),
         }
+    }
+
+    /// Whether the guest still belongs to an earlier object, whose server was taken up.
+    fn is_anothers(&self, server: &ServerView) -> bool {
+        let armed_for = server
+            .guest
+            .hello
+            .as_ref()
+            .and_then(|hello| hello.armed_for.as_ref());
+        armed_for.is_some_and(|uid| *uid != self.identity.uid)
     }
 
     fn applying(&self, server: &ServerView) -> Stage {

@@ -64,6 +64,7 @@ pub(super) fn project(name: &str) -> ProjectView {
     ProjectView {
         name: name.into(),
         unusable: None,
+        unseen: false,
         synced: true,
         listed_at: Some(at(-5)),
         creates_held: None,
@@ -752,7 +753,7 @@ fn i12_with_all_status_lost_the_armed_server_with_the_highest_epoch_is_the_agent
         present(&world).steps,
         [Step::WriteVoice(VoiceRecord {
             incarnation: Some(1),
-            epoch: 9
+            epoch: 10
         })]
     );
 }
@@ -775,7 +776,7 @@ fn i12_a_restored_status_does_not_take_the_voice_from_the_newest_server() {
         present(&world).steps,
         [Step::WriteVoice(VoiceRecord {
             incarnation: Some(2),
-            epoch: 8
+            epoch: 9
         })]
     );
 }
@@ -931,7 +932,7 @@ fn i7_a_deletion_that_cannot_go_on_says_why() {
     for (world, expected) in [
         (
             changed!(serving(), projects = vec![unusable.clone()]),
-            "Releasing",
+            "TokenRejected",
         ),
         (
             changed!(booting(), projects = vec![unusable]),
@@ -971,4 +972,77 @@ fn i12_a_deleted_instance_does_not_take_an_earlier_objects_server_along() {
         ..server(1)
     });
     assert_eq!(absent(&world).steps, [Step::RemoveFinalizer]);
+}
+
+#[test]
+fn i10_a_restart_says_nothing_before_it_has_looked() {
+    let mut world = serving();
+    world.servers.clear();
+    world.known = Known::Unseen;
+    world.projects[0] = ProjectView {
+        unseen: true,
+        synced: false,
+        ..project("one")
+    };
+    let plan = present(&world);
+    assert_eq!(
+        (plan.steps.as_slice(), plan.stage),
+        ([].as_slice(), Stage::AsBefore)
+    );
+    world.projects[0] = ProjectView {
+        unusable: Some(("TokenRejected", "401".into())),
+        ..project("one")
+    };
+    let plan = present(&world);
+    assert_eq!(plan.steps, []);
+    assert!(
+        matches!(plan.stage, Stage::Serving(Some(("TokenRejected", _)))),
+        "it was serving when it was seen last"
+    );
+}
+
+#[test]
+fn a_place_that_the_class_no_longer_lists_is_not_asked_for() {
+    let mut world = recorded(-1);
+    world.attempt.announced = Some(at(-1));
+    world.status.provisioning.as_mut().unwrap().server_type = "cx99".into();
+    assert_eq!(present(&world).steps, [Step::Announce(record(2, 0))]);
+}
+
+#[test]
+fn i12_a_server_that_was_taken_up_is_given_its_new_owner_with_a_higher_epoch() {
+    let mut world = voiced(10);
+    world.status.config_revision = Some(agent().config_revision);
+    world.status.secrets_tag = Some("tag".into());
+    world.fresh_epoch = Some(10);
+    world.servers[0].guest.hello = Some(Hello {
+        armed: Some(1),
+        armed_for: Some("uid-0".into()),
+        epoch: 9,
+        ..Hello::default()
+    });
+    assert_eq!(
+        present(&world).steps,
+        [Step::Configure {
+            server: 41,
+            incarnation: 1,
+            epoch: 10
+        }]
+    );
+}
+
+#[test]
+fn i5_a_host_key_that_changed_after_it_was_pinned_gets_nothing() {
+    let mut world = serving();
+    world.status.secrets_tag = Some("old".into());
+    world.servers[0].guest.hello = Some(Hello {
+        epoch: 3,
+        ..Hello::default()
+    });
+    world.servers[0].guest.contact = Some((ContactProblem::HostKeyChanged("k".into()), at(-1)));
+    let plan = present(&world);
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str()),
+        (0, "HostKeyChanged")
+    );
 }
