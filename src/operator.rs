@@ -69,8 +69,10 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
     /// The endpoint of Hetzner's API is not a URL.
-    #[error("the Hetzner endpoint is not usable: check --hcloud-endpoint, or HCLOUD_ENDPOINT")]
-    Endpoint(#[source] hetzner::Error),
+    #[error(
+        "the Hetzner endpoint {0:?} is not usable: check --hcloud-endpoint, or HCLOUD_ENDPOINT"
+    )]
+    Endpoint(String, #[source] hetzner::Error),
     /// There is no way to the API server.
     #[error("cannot reach Kubernetes: check KUBECONFIG, or run inside the cluster")]
     Config(#[from] kube::config::InferConfigError),
@@ -99,12 +101,13 @@ pub enum OperatorError {
 /// # Errors
 /// Why it could not start, or why it had to end.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<(), OperatorError> {
-    hetzner::Client::new(
-        &options.settings.endpoint,
-        String::new().into(),
-        options.settings.request_timeout,
-    )
-    .map_err(OperatorError::Endpoint)?;
+    let Settings {
+        endpoint,
+        request_timeout,
+        ..
+    } = &options.settings;
+    hetzner::Client::new(endpoint, String::new().into(), *request_timeout)
+        .map_err(|error| OperatorError::Endpoint(endpoint.clone(), error))?;
     let config = kube::Config::infer().await?;
     let clients = kube_ext::clients(&config)?;
     let (liveness, readiness) = (Liveness::new(options.silence_max), Readiness::default());
