@@ -13,7 +13,7 @@ use crate::audit::Audit;
 use crate::cluster::Cluster;
 use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
-use crate::operator::{Operator, Setup, write_private};
+use crate::operator::{Operator, SHORT_PERIODS, Setup, write_private};
 use crate::oracle::{self, Canaries};
 use crate::voices::Voices;
 use crate::{manifests, place, wait};
@@ -127,6 +127,7 @@ impl Bed {
             endpoint,
             guest_port,
             dir: dir.clone(),
+            periods: SHORT_PERIODS,
         })?;
         let voices = Voices::listen(simulator.control(), dir.join("voices"))?;
         let mut bed = Self {

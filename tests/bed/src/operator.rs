@@ -17,7 +17,7 @@ use crate::{place, wait};
 /// What a process that aborts itself dies of.
 const SIGABRT: i32 = 6;
 /// Windows and periods short enough that no test waits for them.
-const FLAGS: [&str; 20] = [
+pub const SHORT_PERIODS: &[&str] = &[
     "--settle",
     "1s",
     "--request-timeout",
@@ -30,10 +30,11 @@ const FLAGS: [&str; 20] = [
     "1s",
     "--lease-duration",
     "3s",
+];
+/// The same in every bed.
+const FLAGS: [&str; 6] = [
     "--log-format",
     "json",
-    "--log-level",
-    "info",
     "--namespace",
     SYSTEM,
     "--fleet",
@@ -43,11 +44,17 @@ const FLAGS: [&str; 20] = [
 pub const FLEET: &str = "bed";
 
 /// How an operator is started.
-pub(crate) struct Setup {
+pub struct Setup {
+    /// What it reaches the API server with.
     pub kubeconfig: PathBuf,
+    /// Base URL of the Hetzner API.
     pub endpoint: String,
+    /// Port of SSH on machines.
     pub guest_port: u16,
+    /// Directory for its log.
     pub dir: PathBuf,
+    /// Flags for windows and periods; the operator's defaults where none.
+    pub periods: &'static [&'static str],
 }
 
 /// The operator's process; it is killed when this goes.
@@ -95,7 +102,11 @@ impl Call {
 }
 
 impl Operator {
-    pub(crate) fn new(setup: Setup) -> Outcome<Self> {
+    /// An operator that does not run yet.
+    ///
+    /// # Errors
+    /// Fails when no port is free.
+    pub fn new(setup: Setup) -> Outcome<Self> {
         let local =
             || Ok::<_, Failure>(SocketAddr::from((Ipv4Addr::LOCALHOST, place::free_port()?)));
         Ok(Self {
@@ -119,6 +130,7 @@ impl Operator {
         let child = Command::new(place::operator()?)
             .arg("run")
             .args(FLAGS)
+            .args(self.setup.periods)
             .args(["--guest-port", &self.setup.guest_port.to_string()])
             .args([
                 "--http-listen",
@@ -153,6 +165,11 @@ impl Operator {
     /// As [`Self::start_with`].
     pub fn start_to_crash_at(&mut self, call: &Call, moment: Moment) -> Outcome {
         self.start_with(&[("FAILPOINTS", &call.fail_point(moment))])
+    }
+
+    /// Id of its process, while it runs.
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Kills it on the spot and waits until it is gone.
@@ -319,7 +336,10 @@ pub async fn status_of(address: SocketAddr, request: &str) -> Option<u16> {
 }
 
 /// Writes a file that only we can read.
-pub(crate) fn write_private(path: &Path, text: &str) -> Outcome {
+///
+/// # Errors
+/// Fails when it cannot be written.
+pub fn write_private(path: &Path, text: &str) -> Outcome {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut file = File::options()
