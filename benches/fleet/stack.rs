@@ -44,17 +44,17 @@ pub(crate) struct Stack {
     _control_plane: ControlPlane,
 }
 
-/// Boots of 20 to 40 s, and Hetzner's limit of requests.
+/// Boots of 20 to 40 s, and Hetzner's limit of requests. SSH answers when logins and guest are there: cloud-init orders itself before sshd.
 fn cloud() -> Config {
     Config {
         time_factor: 1.0,
         boot_ssh_s: Spread {
-            from: 10.0,
-            to: 20.0,
-        },
-        boot_cloud_init_s: Spread {
             from: 20.0,
             to: 40.0,
+        },
+        boot_cloud_init_s: Spread {
+            from: 15.0,
+            to: 20.0,
         },
         rate_limit: 3600,
         ..bed::quick_cloud()
@@ -154,12 +154,13 @@ impl Stack {
     }
 
     /// Waits until so many instances are Ready. Exact times are in the audit log, so this looks seldom.
-    pub(crate) async fn all_ready(&self, wanted: usize) -> Outcome {
+    pub(crate) async fn all_ready(&mut self, wanted: usize) -> Outcome {
         wait_within(
             PATIENCE,
             &format!("{wanted} instances are Ready"),
             async || {
                 tokio::time::sleep(Duration::from_secs(1)).await;
+                self.operator.check_alive()?;
                 let instances = self.cluster.list("AgentInstance").await?;
                 let ready = instances
                     .iter()
