@@ -23,7 +23,7 @@ use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{AgentInstance, AgentInstanceStatus, ConditionType},
+    api::{AgentInstance, AgentInstanceStatus, ConditionType, is_true},
     context::Context,
     error::Setback,
     kube_ext::{CallError, status_changed},
@@ -59,6 +59,9 @@ pub async fn reconcile(
     }
     let (desired, moment) = (Desired::parse(&instance), Moment::now());
     let world = observe(&ctx, &instance, &desired, moment).await?;
+    if world.is_unseen() && matches!(desired, Desired::Present(..)) {
+        return Ok(Action::await_change());
+    }
     let plan = plan(&desired, &world, ctx.keyring.fleet(), moment.wall);
     tracing::debug!(stage = ?plan.stage, steps = ?plan.steps, "planned");
     let mut performer = Performer {
@@ -69,17 +72,24 @@ pub async fn reconcile(
         moment,
         version,
     };
-    let again = perform_all(&mut performer, &plan).await;
+    let failed = perform_all(&mut performer, &plan).await;
     if plan.stage == Stage::Gone {
         ctx.memories.forget(&uid);
         return Ok(Action::await_change());
     }
+    let goes_on = (failed.is_none() && !plan.steps.is_empty()).then_some(Duration::ZERO);
+    if goes_on.is_some() && can_wait(&world.status) {
+        return Ok(requeue(goes_on));
+    }
     let reported = report(&mut performer, &plan).await;
-    Ok(requeue(
-        again
-            .or(reported.err())
-            .or_else(|| remaining(&plan, moment)),
-    ))
+    let again = failed.or(goes_on).or(reported.err());
+    Ok(requeue(again.or_else(|| remaining(&plan, moment))))
+}
+
+/// Whether what is reported may stay until the next look, which follows a step at once: all of it is there, and it does not say Ready, which may
+/// be over (I6).
+fn can_wait(reported: &AgentInstanceStatus) -> bool {
+    !reported.conditions.is_empty() && !is_true(&reported.conditions, ConditionType::Ready)
 }
 
 /// Whether a view is older than our own last write; the watch will bring a newer one.
@@ -100,7 +110,7 @@ async fn perform_all(performer: &mut Performer<'_>, plan: &Plan) -> Option<Durat
             Err(setback) => return Some(after(performer.ctx, &uid, step, setback)),
         }
     }
-    (!plan.steps.is_empty()).then_some(Duration::ZERO)
+    None
 }
 
 /// What takes a moment is no news; all else is remembered, and the next look says so.

@@ -67,12 +67,14 @@ impl Look<'_> {
         let connection = match self.ctx.connections.get(name) {
             Some(Ok(connection)) => connection,
             refused => {
+                let unseen = refused.is_none();
                 let unusable = refused
                     .and_then(Result::err)
                     .unwrap_or(("ProjectNotConnected", "it is being connected".into()));
                 return Some(ProjectView {
                     name: name.to_owned(),
                     unusable: Some(unusable),
+                    unseen,
                     ..ProjectView::default()
                 });
             }
@@ -93,6 +95,8 @@ impl Look<'_> {
         });
         Some(ProjectView {
             name: name.to_owned(),
+            unseen: !standing.looked_at
+                || (standing.refused.is_none() && !snapshot.first_list_done()),
             unusable: standing.refused,
             synced: snapshot.first_list_done(),
             listed_at: snapshot

@@ -64,6 +64,7 @@ fn project(name: &str) -> ProjectView {
     ProjectView {
         name: name.into(),
         unusable: None,
+        unseen: false,
         synced: true,
         listed_at: Some(at(-5)),
         creates_held: None,
@@ -919,7 +920,7 @@ fn i7_a_deletion_that_cannot_go_on_says_why() {
     for (world, expected) in [
         (
             changed!(serving(), projects = vec![unusable.clone()]),
-            "Releasing",
+            "ServerDeleting",
         ),
         (
             changed!(booting(), projects = vec![unusable]),
