@@ -200,7 +200,7 @@ mod tests {
         if is_child() {
             let written = std::env::var("AGENTFLEET_CALL_LOG").unwrap() + "-effect";
             return super::around("guest", "configure", async {
-                std::fs::write(written, "").unwrap()
+                std::fs::write(written, "").unwrap();
             })
             .await;
         }

@@ -82,6 +82,16 @@ impl Inventory {
         self.lock().of(key)
     }
 
+    /// The last full list, if there was one.
+    pub fn last_list(&self) -> Option<ListFacts> {
+        self.lock().list()
+    }
+
+    /// How many servers there are.
+    pub fn count(&self) -> usize {
+        self.lock().count()
+    }
+
     /// What is known of the whereabouts of one server.
     pub fn presence(&self, id: ServerId) -> Presence {
         self.lock().presence(id)

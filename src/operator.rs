@@ -31,7 +31,7 @@ use crate::{
     context::{Context, Settings, Stores, Wake},
     fleet,
     guest::program::Program,
-    hetzner_project,
+    hetzner, hetzner_project,
     http::{Liveness, Readiness, routes},
     keys::{Keyring, MasterKey},
     kube_ext::{self, Events},
@@ -68,6 +68,9 @@ pub struct Options {
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
+    /// The endpoint of Hetzner's API is not a URL.
+    #[error("the Hetzner endpoint is not usable: check --hcloud-endpoint, or HCLOUD_ENDPOINT")]
+    Endpoint(#[source] hetzner::Error),
     /// There is no way to the API server.
     #[error("cannot reach Kubernetes: check KUBECONFIG, or run inside the cluster")]
     Config(#[from] kube::config::InferConfigError),
@@ -96,6 +99,12 @@ pub enum OperatorError {
 /// # Errors
 /// Why it could not start, or why it had to end.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<(), OperatorError> {
+    hetzner::Client::new(
+        &options.settings.endpoint,
+        String::new().into(),
+        options.settings.request_timeout,
+    )
+    .map_err(OperatorError::Endpoint)?;
     let config = kube::Config::infer().await?;
     let clients = kube_ext::clients(&config)?;
     let (liveness, readiness) = (Liveness::new(options.silence_max), Readiness::default());

@@ -1,8 +1,6 @@
 //! I7: deletion finishes or explains, whatever is missing or broken meanwhile.
 
-use bed::{
-    Bed, Instance, Options, Outcome, SYSTEM, TENANT, TOKEN, manifests, quick_cloud, wait_until,
-};
+use bed::{Bed, Instance, Options, Outcome, SYSTEM, TENANT, TOKEN, manifests, quick_cloud};
 use hetzner_sim::{Config, MachineFaults, SshFault};
 use serde_json::json;
 
@@ -20,7 +18,7 @@ async fn force_away(bed: &Bed, kind: &str, namespace: Option<&str>, name: &str) 
         .await?
         .unwrap_or_default();
     bed.cluster.delete(kind, namespace, name).await?;
-    wait_until("it is gone", async || {
+    bed.wait_until("it is gone", async || {
         let left = bed.cluster.get(kind, namespace, name).await?;
         if left.is_some() {
             bed.cluster.remove(&object, kind).await?;
@@ -125,7 +123,7 @@ async fn i7_deletion_ends_while_the_server_boots_and_when_it_has_vanished() -> O
     .await?;
     bed.apply_basics().await?;
     let booting = bed.create("booting").await?;
-    wait_until("the server exists", async || {
+    bed.wait_until("the server exists", async || {
         Ok(booting.status().await?["server"]["id"].is_u64())
     })
     .await?;
@@ -191,7 +189,7 @@ async fn class_project_and_token_wait_for_what_is_theirs_and_say_so() -> Outcome
     one.delete().await?;
     nothing_is_left_of(&bed, &one).await?;
     bed.delete_all().await?;
-    wait_until("the token goes last", async || {
+    bed.wait_until("the token goes last", async || {
         Ok(bed
             .cluster
             .get("Secret", Some(SYSTEM), &token)

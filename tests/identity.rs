@@ -2,7 +2,6 @@
 
 use bed::{
     Bed, FLEET, Options, Outcome, SYSTEM, TENANT, TOKEN, ensure, manifests, oracle, quick_cloud,
-    wait_until,
 };
 use hetzner_sim::{Config, Fault, FaultRule};
 use serde_json::{Value, json};
@@ -263,7 +262,7 @@ async fn i9_with_a_token_of_another_project_or_a_rejected_one_nothing_is_created
         ("token-that-hetzner-never-gave", "token"),
     ] {
         bed.apply_token(manifests::PROJECT, token).await?;
-        wait_until(token, async || {
+        bed.wait_until(token, async || {
             let project = bed
                 .cluster
                 .get(PROJECT.0, None, PROJECT.2)

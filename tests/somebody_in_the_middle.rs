@@ -3,7 +3,7 @@
 //! His strongest form is a host key of his own in front of the real guest, which answers every `hello` as only the server can. Nobody could
 //! relay that far, because SSH binds the login to the session; if even that is refused, less is too.
 
-use bed::{Bed, Instance, Options, Outcome, manifests, oracle, quick_cloud, status_of, wait_until};
+use bed::{Bed, Instance, Options, Outcome, manifests, oracle, quick_cloud, status_of};
 use hetzner_sim::{Config, MachineFaults, Spread, SshFault, Stage};
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ async fn slow_bed(bootstrap: &str) -> Outcome<Bed> {
 
 /// Cuts a booting server off until it has booted, puts another host key in front of it, and lets it be reached.
 async fn get_between(bed: &Bed, one: &Instance<'_>) -> Outcome<u64> {
-    wait_until("the server exists", async || {
+    bed.wait_until("the server exists", async || {
         Ok(!bed.cloud().machines().is_empty())
     })
     .await?;
@@ -43,11 +43,11 @@ async fn get_between(bed: &Bed, one: &Instance<'_>) -> Outcome<u64> {
             ..MachineFaults::default()
         },
     )?;
-    wait_until("it has booted", async || {
+    bed.wait_until("it has booted", async || {
         Ok(bed.cloud().machine(server)?.stage == Stage::Up)
     })
     .await?;
-    wait_until(
+    bed.wait_until(
         "its host key is posted, where that is the way",
         async || {
             let posted = one.status().await?["server"]["hostKey"].is_string();

@@ -1,7 +1,7 @@
 //! Requests whose outcome the operator cannot know: lost answers, timeouts, errors that may or may not mean what they say, late commits,
 //! double delivery.
 
-use bed::{Bed, Options, Outcome, ensure, wait_until};
+use bed::{Bed, Options, Outcome, ensure};
 use hetzner_sim::{Fault, FaultBody, FaultRule, WhichAnswer};
 
 /// Longer than the operator waits for an answer, which is 5 s in a bed.
@@ -171,11 +171,11 @@ async fn i2_an_instance_deleted_while_its_create_is_in_flight_leaves_nothing() -
             ..FaultRule::next("POST", "/servers", fault)
         });
         let instance = bed.create(name).await?;
-        wait_until("the create is under way", async || {
+        bed.wait_until("the create is under way", async || {
             Ok(instance.status().await?["provisioning"].is_object())
         })
         .await?;
-        wait_until("the create was sent", async || {
+        bed.wait_until("the create was sent", async || {
             Ok(bed.cloud().faults().iter().any(|fault| fault.hits > 0))
         })
         .await?;
@@ -212,7 +212,7 @@ async fn i1_an_instance_made_again_while_the_create_of_the_first_is_in_flight_ge
         Fault::ResetThenCommit { seconds: LATE_S },
     ));
     let one = bed.create("one").await?;
-    wait_until("the create was sent", async || {
+    bed.wait_until("the create was sent", async || {
         Ok(bed.cloud().faults().iter().any(|fault| fault.hits > 0))
     })
     .await?;

@@ -23,7 +23,7 @@ const START: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_secs(15);
 
 /// Creates so many instances at once and waits until all are Ready.
-pub(crate) async fn burst(stack: &mut Stack, instances: usize, summary: &mut Summary) -> Outcome {
+pub(crate) async fn burst(stack: &Stack, instances: usize, summary: &mut Summary) -> Outcome {
     stack.create_secrets(0..instances).await?;
     let before = stack.writes()?.len();
     stack.cloud.forget_requests();
@@ -130,7 +130,7 @@ fn memory(stack: &Stack, instances: usize, summary: &mut Summary) -> Outcome {
 }
 
 /// Creates the rest of the large fleet.
-pub(crate) async fn grow(stack: &mut Stack, scale: &Scale, summary: &mut Summary) -> Outcome {
+pub(crate) async fn grow(stack: &Stack, scale: &Scale, summary: &mut Summary) -> Outcome {
     stack.create_secrets(scale.burst..scale.fleet).await?;
     stack.create(scale.burst..scale.fleet).await?;
     stack.all_ready(scale.fleet).await?;

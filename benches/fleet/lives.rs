@@ -9,7 +9,7 @@ use crate::stack::{PATIENCE, Stack};
 use crate::summary::{Summary, number};
 
 /// Lets so many instances live and die at once, and counts what that cost.
-pub(crate) async fn measure(stack: &mut Stack, lives: usize, summary: &mut Summary) -> Outcome {
+pub(crate) async fn measure(stack: &Stack, lives: usize, summary: &mut Summary) -> Outcome {
     stack.create_secrets(0..lives).await?;
     let before = stack.writes()?.len();
     stack.cloud.forget_requests();

@@ -46,9 +46,9 @@ async fn measure_unless_interrupted() -> Outcome {
 async fn measure(scale: &Scale) -> Outcome {
     let mut summary = Summary::begin()?;
     let mut stack = Stack::start(&mut summary).await?;
-    lives::measure(&mut stack, scale.lives, &mut summary).await?;
-    fleet::burst(&mut stack, scale.burst, &mut summary).await?;
-    fleet::grow(&mut stack, scale, &mut summary).await?;
+    lives::measure(&stack, scale.lives, &mut summary).await?;
+    fleet::burst(&stack, scale.burst, &mut summary).await?;
+    fleet::grow(&stack, scale, &mut summary).await?;
     fleet::calm(&stack, scale, &mut summary).await?;
     fleet::restart(&mut stack, scale, &mut summary).await?;
     summary.end()?;

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bed::{
-    Audit, Cluster, ControlPlane, OPERATOR, Operator, Outcome, SYSTEM, Setup, TENANT, TOKEN, Turns,
-    Write, ensure, manifests, wait_within,
+    Audit, Cluster, ControlPlane, OPERATOR, Operator, Outcome, Pace, SYSTEM, Setup, TENANT, TOKEN,
+    Turns, Write, ensure, manifests, wait_within,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hetzner_sim::{Config, Control, RequestCount, Simulator, Spread};
@@ -17,16 +17,14 @@ use serde_json::Value;
 use crate::summary::{Summary, number};
 
 /// The operator's own defaults, but for the time that deletions wait for requests that may still be under way.
-const PERIODS: &[&str] = &[
-    "--settle",
-    "1s",
-    "--inventory-fast",
-    "10s",
-    "--inventory-slow",
-    "60s",
-    "--project-period",
-    "60s",
-];
+const PACE: Pace = Pace {
+    fast: "10s",
+    slow: "60s",
+    project: "60s",
+    request_timeout: "30s",
+    settle: "1s",
+    lease: "15s",
+};
 /// Requests to the API server at once, of whoever applies many objects.
 const AT_ONCE: usize = 16;
 /// Used up by a failure only.
@@ -79,7 +77,7 @@ impl Stack {
             endpoint: simulator.endpoint(),
             guest_port: simulator.ssh_port(),
             dir: dir.clone(),
-            periods: PERIODS,
+            pace: PACE,
         })?;
         let mut stack = Self {
             operator,
@@ -154,7 +152,7 @@ impl Stack {
     }
 
     /// Waits until so many instances are Ready. Exact times are in the audit log, so this looks seldom.
-    pub(crate) async fn all_ready(&mut self, wanted: usize) -> Outcome {
+    pub(crate) async fn all_ready(&self, wanted: usize) -> Outcome {
         wait_within(
             PATIENCE,
             &format!("{wanted} instances are Ready"),

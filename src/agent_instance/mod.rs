@@ -21,6 +21,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
 use serde_json::{Value, json};
+use tracing::Instrument as _;
 
 use crate::{
     api::{AgentInstance, AgentInstanceStatus, ConditionType, is_true},
@@ -29,7 +30,7 @@ use crate::{
     kube_ext::{CallError, status_changed},
     transitions,
 };
-use desired::Desired;
+use desired::{Desired, Identity};
 use memory::Memory;
 use observe::{Moment, observe};
 use perform::Performer;
@@ -40,6 +41,8 @@ pub use creation::{Birth, user_data};
 
 /// The field manager of everything in the status but the write-ahead records.
 const STATUS: &str = "agentfleet";
+/// How soon to look again while the stores have not had their first lists.
+const SYNCING: Duration = Duration::from_millis(100);
 
 /// Looks at one instance and does what is next.
 ///
@@ -49,6 +52,10 @@ pub async fn reconcile(
     instance: Arc<AgentInstance>,
     ctx: Arc<Context>,
 ) -> Result<Action, CallError> {
+    if !ctx.stores.synced.is_cancelled() {
+        // What no store shows yet is not missing.
+        return Ok(Action::requeue(SYNCING));
+    }
     let version = instance.resource_version().unwrap_or_default();
     let uid = instance.uid().unwrap_or_default();
     if ctx
@@ -59,9 +66,6 @@ pub async fn reconcile(
     }
     let (desired, moment) = (Desired::parse(&instance), Moment::now());
     let world = observe(&ctx, &instance, &desired, moment).await?;
-    if world.is_unseen() && matches!(desired, Desired::Present(..)) {
-        return Ok(Action::await_change());
-    }
     let plan = plan(&desired, &world, ctx.keyring.fleet(), moment.wall);
     tracing::debug!(stage = ?plan.stage, steps = ?plan.steps, "planned");
     let mut performer = Performer {
@@ -75,6 +79,10 @@ pub async fn reconcile(
     let failed = perform_all(&mut performer, &plan).await;
     if plan.stage == Stage::Gone {
         ctx.memories.forget(&uid);
+        wake_owners(&ctx, &instance);
+        return Ok(Action::await_change());
+    }
+    if plan.stage == Stage::AsBefore {
         return Ok(Action::await_change());
     }
     let goes_on = (failed.is_none() && !plan.steps.is_empty()).then_some(Duration::ZERO);
@@ -92,6 +100,18 @@ fn can_wait(reported: &AgentInstanceStatus) -> bool {
     !reported.conditions.is_empty() && !is_true(&reported.conditions, ConditionType::Ready)
 }
 
+/// Its class and project count it, and may wait for it to go.
+fn wake_owners(ctx: &Context, instance: &AgentInstance) {
+    ctx.wake.class(&instance.spec.class_name);
+    if let Some(server) = instance
+        .status
+        .as_ref()
+        .and_then(|status| status.server.as_ref())
+    {
+        ctx.wake.project(&server.project);
+    }
+}
+
 /// Whether a view is older than our own last write; the watch will bring a newer one.
 fn is_replaced(replaced: &mut Vec<String>, version: &str) -> bool {
     let known = replaced.iter().any(|old| old == version);
@@ -103,9 +123,19 @@ fn is_replaced(replaced: &mut Vec<String>, version: &str) -> bool {
 
 /// Carries out the steps in order; the first that fails ends the round and says when to look again.
 async fn perform_all(performer: &mut Performer<'_>, plan: &Plan) -> Option<Duration> {
-    let uid = performer.desired.identity().uid.clone();
+    let Identity {
+        namespace,
+        name,
+        uid,
+    } = performer.desired.identity().clone();
+    let instance = format!("{namespace}/{name}");
     for step in &plan.steps {
-        match performer.perform(step).await {
+        let span = tracing::info_span!(
+            "step",
+            instance,
+            incarnation = performer.world.incarnation()
+        );
+        match performer.perform(step).instrument(span).await {
             Ok(()) => performer.ctx.memories.with(&uid, Memory::succeeded),
             Err(setback) => return Some(after(performer.ctx, &uid, step, setback)),
         }
@@ -164,6 +194,14 @@ async fn report(performer: &mut Performer<'_>, plan: &Plan) -> Result<(), Durati
         Ok(()) => {
             let object = performer.instance.object_ref(&());
             transitions::publish(&performer.ctx.events, &object, &told(former), &told(&next));
+            if is_true(&former.conditions, ConditionType::Ready)
+                != is_true(&next.conditions, ConditionType::Ready)
+            {
+                performer
+                    .ctx
+                    .wake
+                    .class(&performer.instance.spec.class_name);
+            }
             Ok(())
         }
         Err(setback) => {

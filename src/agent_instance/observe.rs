@@ -77,7 +77,7 @@ pub async fn observe(
         moment,
     };
     let (class, secrets) = match desired {
-        Desired::Absent(_) => (ClassView::Missing, SecretsView::Unknown),
+        Desired::Absent(_) => (ClassView::Unknown, SecretsView::Unknown),
         Desired::Present(_, want) => look.prerequisites(want).await?,
     };
     Ok(look.world(desired, class, secrets))
@@ -129,7 +129,11 @@ impl Look<'_> {
         let Some(class) =
             class.filter(|class| class.metadata.deletion_timestamp.is_none() || self.has_server())
         else {
-            return Ok((ClassView::Missing, SecretsView::Unknown));
+            let message = format!("there is no AgentClass {}", want.class);
+            return Ok((
+                ClassView::Refused("ClassMissing", message),
+                SecretsView::Unknown,
+            ));
         };
         let view = match self.refusal(&class).await? {
             Some((reason, message)) if !self.has_server() => ClassView::Refused(reason, message),

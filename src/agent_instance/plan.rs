@@ -19,6 +19,8 @@ use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
 use crate::hetzner::Place;
 
 mod creation;
+#[cfg(test)]
+mod model;
 mod removal;
 mod serving;
 #[cfg(test)]
@@ -28,6 +30,9 @@ mod tests;
 const SLOW: Duration = Duration::from_mins(10);
 /// How long to wait before a server that should answer is tried again.
 const CONTACT: Duration = Duration::from_secs(15);
+
+/// One lost request is no news.
+const TOLD_FROM: u32 = 2;
 
 /// What to do next, and what it means.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +48,8 @@ pub struct Plan {
 /// Where an instance stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Nothing is known yet, so nothing is said.
+    AsBefore,
     /// Something that a server needs is missing: reason and message.
     Waiting(&'static str, String),
     /// A server is being asked for.
@@ -53,7 +60,7 @@ pub enum Stage {
     Installing,
     /// The installation failed: the step and its last lines.
     InstallFailed(String),
-    /// The agent serves, and is being given what has changed.
+    /// The agent is being given what has changed, and may be started again for it.
     Updating,
     /// The guest refused them, or the agent did not start: reason and message.
     ConfigureFailed(String, String),
@@ -108,6 +115,7 @@ impl Plan {
             stage @ (Stage::Serving(_) | Stage::Stalled(..)) => stage,
             Stage::Deleting(..) => Stage::Deleting(trouble.reason, trouble.message.clone()),
             Stage::Updating => Stage::Serving(Some((trouble.reason, trouble.message.clone()))),
+            stage if trouble.times < TOLD_FROM && !trouble.stalled => stage,
             _ if trouble.stalled => Stage::Stalled(trouble.reason, trouble.message.clone()),
             _ => Stage::Troubled(trouble.reason, trouble.message.clone()),
         };
@@ -179,10 +187,7 @@ impl Look<'_> {
         match &self.world.class {
             ClassView::Usable(agent) => Ok(agent),
             ClassView::Refused(reason, message) => Err((*reason, message.clone())),
-            ClassView::Missing => Err((
-                "ClassMissing",
-                "there is no AgentClass of the name in spec.className".into(),
-            )),
+            ClassView::Unknown => Err(("ClassUnread", "the class was not read yet".into())),
         }
     }
 

@@ -24,6 +24,8 @@ pub fn status(
 ) -> AgentInstanceStatus {
     let former = &world.status;
     let applied = current.and_then(|server| world.applied(server));
+    // What was last known of a server that is out of sight stays known.
+    let kept = |known: &Option<String>| known.clone().filter(|_| current.is_none());
     let mut next = AgentInstanceStatus {
         phase: Some(phase(stage).into()),
         observed_generation: generation.max(former.observed_generation),
@@ -38,8 +40,13 @@ pub fn status(
             || former.boot_revision.clone(),
             |server| server.boot_revision.clone(),
         ),
-        config_revision: applied.as_ref().map(|(config, _)| config.clone()),
-        secrets_tag: applied.map(|(_, tag)| tag),
+        config_revision: applied
+            .as_ref()
+            .map(|(config, _)| config.clone())
+            .or_else(|| kept(&former.config_revision)),
+        secrets_tag: applied
+            .map(|(_, tag)| tag)
+            .or_else(|| kept(&former.secrets_tag)),
     };
     for found in conditions(world, current, stage) {
         set_condition(&mut next.conditions, found, generation, now);
@@ -50,11 +57,12 @@ pub fn status(
 /// One word for people.
 fn phase(stage: &Stage) -> &'static str {
     match stage {
-        Stage::Waiting(..) => "Pending",
+        Stage::Waiting(..) | Stage::AsBefore => "Pending",
         Stage::Creating | Stage::Booting(_) | Stage::Installing | Stage::Troubled(..) => {
             "Provisioning"
         }
-        Stage::Serving(_) | Stage::Updating => "Ready",
+        Stage::Serving(_) => "Ready",
+        Stage::Updating => "Updating",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
         Stage::Deleting(..) | Stage::Gone => "Deleting",
     }
@@ -82,7 +90,7 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
     use ConditionType::{
         Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate,
     };
-    let serves = matches!(stage, Stage::Serving(_) | Stage::Updating);
+    let serves = matches!(stage, Stage::Serving(_));
     let active = serves && current.and_then(active).unwrap_or(true);
     let spoken = current.is_some_and(|server| world.spoken(server).is_some());
     let proven = current.is_some_and(|server| server_status(world, server).host_key.is_some());
@@ -144,6 +152,7 @@ pub fn words(stage: &Stage) -> (&str, String) {
             "the agent is being given what has changed".into(),
         ),
         Stage::Serving(None) => ("UnitInactive", "the agent's unit is not active".into()),
+        Stage::AsBefore => ("NotSeenYet", "nothing is known yet".into()),
         Stage::Gone => ("Gone", "nothing of it is left".into()),
     }
 }

@@ -239,6 +239,9 @@ impl Order {
         };
         let (outcome, stored) = match done.await {
             Ok(answered) => (Ok(answered.answer.unit.is_active()), None),
+            Err(GuestError::Transport(error @ TransportError::HostKeyChanged { .. })) => {
+                return Outcome::Unreached(ContactProblem::HostKeyChanged(error.to_string()));
+            }
             Err(error) => (Err(failure(&error)), stored_epoch(&error)),
         };
         Outcome::Configured(

@@ -37,10 +37,10 @@ pub struct World {
 /// The class of an instance.
 #[derive(Clone, Debug, Default)]
 pub enum ClassView {
-    /// There is none of that name.
+    /// Not looked at.
     #[default]
-    Missing,
-    /// It cannot be used: reason and message.
+    Unknown,
+    /// There is none, or it cannot be used: reason and message.
     Refused(&'static str, String),
     /// What it and the instance describe.
     Usable(Box<Agent>),
@@ -68,7 +68,7 @@ pub struct ProjectView {
     pub name: String,
     /// Why nothing may be changed there: reason and message. None: the token is good and it is the project that was first seen.
     pub unusable: Option<(&'static str, String)>,
-    /// Whether nothing is known of it yet, because this process has just begun or its token has just changed.
+    /// Whether nothing can be said of it yet: this process has only begun to look at it.
     pub unseen: bool,
     /// Whether the first full list of servers is in.
     pub synced: bool,
@@ -158,6 +158,8 @@ pub struct GuestView {
     pub contact: Option<(ContactProblem, Timestamp)>,
     /// What the last `configure` came to.
     pub configured: Option<Configured>,
+    /// When it was last asked to be switched on.
+    pub powered: Option<Timestamp>,
     /// The last `release`: the epoch it carried, and whether it was answered.
     pub released: Option<(i64, bool)>,
 }
@@ -310,14 +312,6 @@ impl World {
             .unwrap_or_default()
     }
 
-    /// Whether its server is in a project of which nothing is known yet: what was reported last is then the best that can be said, and a
-    /// restart changes nothing (I10).
-    pub fn is_unseen(&self) -> bool {
-        let server = self.status.server.as_ref();
-        let project = server.and_then(|server| self.project(&server.project));
-        self.known == Known::Unseen && project.is_some_and(|project| project.unseen)
-    }
-
     /// The incarnation that holds the voice by the record.
     pub fn voice_holder(&self) -> Option<u32> {
         self.voice()?
@@ -374,30 +368,5 @@ impl World {
     pub fn spoken(&self, server: &ServerView) -> Option<(String, String)> {
         self.applied(server)
             .filter(|_| self.voice_holder() == Some(server.incarnation))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_is_said_of_a_server_before_its_project_was_listed() {
-        let status = serde_json::json!({"server": {"project": "one", "id": 41, "name": "a", "incarnation": 1}});
-        let project = |unseen| ProjectView {
-            name: "one".into(),
-            unseen,
-            ..ProjectView::default()
-        };
-        let world = |known, projects| World {
-            status: serde_json::from_value(status.clone()).unwrap(),
-            known,
-            projects,
-            ..World::default()
-        };
-        assert!(world(Known::Unseen, vec![project(true)]).is_unseen());
-        assert!(!world(Known::Unseen, vec![project(false)]).is_unseen());
-        assert!(!world(Known::Present, vec![project(true)]).is_unseen());
-        assert!(!world(Known::Unseen, vec![]).is_unseen());
     }
 }

@@ -43,9 +43,11 @@ pub struct HetznerProjectSpec {
 pub struct TokenSecretRef {
     /// Namespace of the Secret.
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("tokenSecretRef names one Secret for good: put another token into that Secret, or make another HetznerProject"))]
     pub namespace: String,
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("tokenSecretRef names one Secret for good: put another token into that Secret, or make another HetznerProject"))]
     pub name: String,
     /// Key in the Secret; `token` when unset.
     #[schemars(length(min = 1, max = 253))]

@@ -155,6 +155,14 @@ impl Store {
             .collect()
     }
 
+    pub(super) fn list(&self) -> Option<ListFacts> {
+        self.list
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.servers.len()
+    }
+
     pub(super) fn presence(&self, id: ServerId) -> Presence {
         match self.servers.get(&id) {
             Some(known) => known.presence(),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     hetzner::{Next, Place},
-    hetzner_project::connection::Connection,
+    hetzner_project::connection::{Connection, Standing},
 };
 
 impl Look<'_> {
@@ -67,45 +67,54 @@ impl Look<'_> {
         let connection = match self.ctx.connections.get(name) {
             Some(Ok(connection)) => connection,
             refused => {
-                let unseen = refused.is_none();
                 let unusable = refused
+                    .clone()
                     .and_then(Result::err)
                     .unwrap_or(("ProjectNotConnected", "it is being connected".into()));
                 return Some(ProjectView {
                     name: name.to_owned(),
+                    unseen: refused.is_none(),
                     unusable: Some(unusable),
-                    unseen,
                     ..ProjectView::default()
                 });
             }
         };
         let standing = connection.standing();
-        let snapshot = connection.inventory.snapshot();
-        let held = standing
-            .max_servers
-            .filter(|max| snapshot.servers().count() >= *max)
-            .map(|max| {
-                let message =
-                    format!("HetznerProject {name} allows {max} servers: see its spec.maxServers");
-                ("ServerLimitReached", message, self.in_a_minute())
-            });
-        let over_quota = connection.stock.over_quota_until(self.moment.steady).map(|until| {
-            let message = format!("Hetzner's limit for project {name} is used up; ask Hetzner to raise it (Console, Limits)");
-            ("QuotaExceeded", message, self.moment.on_the_wall(until))
-        });
+        let list = connection.inventory.last_list();
         Some(ProjectView {
             name: name.to_owned(),
-            unseen: !standing.looked_at
-                || (standing.refused.is_none() && !snapshot.first_list_done()),
-            unusable: standing.refused,
-            synced: snapshot.first_list_done(),
-            listed_at: snapshot
-                .list()
-                .map(|list| self.moment.on_the_wall(list.started_at)),
-            creates_held: held.or(over_quota),
+            unseen: !standing.looked_at || (standing.refused.is_none() && list.is_none()),
+            synced: list.is_some(),
+            listed_at: list.map(|list| self.moment.on_the_wall(list.started_at)),
+            creates_held: self.creates_held(&connection, &standing),
             place: agent.and_then(|agent| self.place(&connection, &agent.places)),
             firewall: agent.is_some_and(|agent| standing.firewalls.contains_key(&agent.class)),
+            unusable: standing.refused,
         })
+    }
+
+    fn creates_held(
+        &self,
+        connection: &Connection,
+        standing: &Standing,
+    ) -> Option<(&'static str, String, Timestamp)> {
+        let name = &connection.project;
+        if let Some((reason, message)) = standing.creates_held.clone() {
+            return Some((reason, message, self.in_a_minute()));
+        }
+        if let Some(max) = standing
+            .max_servers
+            .filter(|max| connection.inventory.count() >= *max)
+        {
+            let message =
+                format!("HetznerProject {name} allows {max} servers: see its spec.maxServers");
+            return Some(("ServerLimitReached", message, self.in_a_minute()));
+        }
+        let until = connection.stock.over_quota_until(self.moment.steady)?;
+        let message = format!(
+            "Hetzner's limit for project {name} is used up; ask Hetzner to raise it (Console, Limits)"
+        );
+        Some(("QuotaExceeded", message, self.moment.on_the_wall(until)))
     }
 
     fn place(&self, connection: &Connection, places: &[Place]) -> Option<Result<Place, Timestamp>> {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use jiff::Timestamp;
 
 use super::{
-    super::{creation, talk::GuestKey, world::SendOutcome},
+    super::{creation, observe::Moment, talk::GuestKey, world::SendOutcome},
     Performer,
 };
 use crate::{
@@ -116,7 +116,7 @@ impl Performer<'_> {
         let at = Timestamp::now();
         let found = crash_point::around(
             "hetzner",
-            "GET /servers?name=",
+            "GET /servers by name",
             connection.client.servers_by_name(permit, name),
         )
         .await?;
@@ -187,10 +187,9 @@ impl Performer<'_> {
         )
         .await?;
         connection.inventory.poke();
-        Err(Setback::slow(
-            "PoweringOn",
-            format!("server {id} was off and was powered on"),
-        ))
+        let now = Moment::now().wall;
+        self.remember(|memory| memory.guest(id).view.powered = Some(now));
+        Ok(())
     }
 
     pub(super) async fn take_up(&self, project: &str, id: i64, uid: &str) -> Result<(), Setback> {

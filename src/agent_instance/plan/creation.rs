@@ -10,12 +10,29 @@ use super::{
 impl Look<'_> {
     pub(super) fn no_server(&self) -> Plan {
         match (self.world.known, &self.world.status.server) {
-            (Known::Unseen, Some(server)) => self.confirm_gone(&server.project, server.id),
+            (Known::Unseen, Some(server)) => self.unseen(server),
             (Known::Relabelled, Some(server)) => stalled_relabelled(server),
             (Known::Gone, Some(server)) if self.held_voice(server.incarnation) => {
                 Plan::wait(server_lost(server))
             }
             _ => self.create(),
+        }
+    }
+
+    /// Of a server that nothing shows yet nothing is said; one that is out of sight because its project is, is reported as it was.
+    fn unseen(&self, server: &ServerStatus) -> Plan {
+        if self
+            .world
+            .project(&server.project)
+            .is_some_and(|project| project.unseen)
+        {
+            return Plan::wait(Stage::AsBefore);
+        }
+        match self.usable(&server.project) {
+            Err((reason, message)) if self.held_voice(server.incarnation) => {
+                Plan::wait(Stage::Serving(Some((reason, message))))
+            }
+            _ => self.confirm_gone(&server.project, server.id),
         }
     }
 
@@ -131,16 +148,18 @@ impl Look<'_> {
         if let Err((reason, message)) = self.usable(&record.project) {
             return Plan::wait(Stage::Waiting(reason, message));
         }
+        if !still_listed(record, agent) {
+            return self.after_settling(record, || self.announce_next(agent));
+        }
         if *announced == Some(record.at.0) && *sent != *announced {
             return self.send(record);
         }
         match looked_up {
             Some(look) if look.foreign.is_some() => self.name_taken(record, look.foreign, look.at),
-            Some(_) if still_listed(record, agent) => announce(ProvisioningRecord {
+            Some(_) => announce(ProvisioningRecord {
                 at: MicroTime(self.now),
                 ..record.clone()
             }),
-            Some(_) => self.after_settling(record, || self.announce_next(agent)),
             None => self.look_up(record),
         }
     }

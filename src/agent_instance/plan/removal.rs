@@ -60,6 +60,9 @@ impl Look<'_> {
     }
 
     fn remove(&self, server: &ServerView) -> Plan {
+        if let Err((reason, message)) = self.usable(&server.project) {
+            return Plan::wait(Stage::Deleting(reason, message));
+        }
         if server.deleting {
             return Plan::wait(deleting(server));
         }

@@ -7,9 +7,6 @@ use super::{
 
 impl Look<'_> {
     pub(super) fn server(&self, server: &ServerView) -> Plan {
-        if !server.listed {
-            return self.confirm_gone(&server.project, server.id);
-        }
         if server.blocked {
             return Plan::wait(Stage::Stalled(
                 "ProviderBlocked",
@@ -19,9 +16,14 @@ impl Look<'_> {
                 ),
             ));
         }
-        let mut plan = self.towards_serving(server);
-        plan.steps.extend(self.surplus(server));
-        plan
+        let plan = self.towards_serving(server);
+        let steps = if server.listed {
+            plan.steps.into_iter().chain(self.surplus(server)).collect()
+        } else {
+            // What lives is not called dead by a list: nothing else is done or said before Hetzner was asked for it.
+            self.confirm_gone(&server.project, server.id).steps
+        };
+        Plan { steps, ..plan }
     }
 
     /// Servers of this object below the recorded holder of the voice: a late answer's, never the agent (I2).
@@ -40,15 +42,7 @@ impl Look<'_> {
 
     fn towards_serving(&self, server: &ServerView) -> Plan {
         if server.power == Power::Off {
-            let step = Step::PowerOn {
-                project: server.project.clone(),
-                id: server.id,
-            };
-            return self.at_hetzner(
-                &server.project,
-                step,
-                Stage::Booting(format!("server {} is off and is powered on", server.id)),
-            );
+            return self.power_on(server);
         }
         if self.world.pinned(server).is_none() {
             return self.bootstrap(server);
@@ -70,6 +64,20 @@ impl Look<'_> {
                 ..self.contact(server, "")
             },
             Some(InstallPhase::Done) => self.holder(server),
+        }
+    }
+
+    fn power_on(&self, server: &ServerView) -> Plan {
+        let stage = Stage::Booting(format!("server {} is off and is powered on", server.id));
+        match server.guest.powered {
+            Some(asked) if asked + CONTACT > self.now => Plan::wait(stage).until(asked + CONTACT),
+            _ => {
+                let step = Step::PowerOn {
+                    project: server.project.clone(),
+                    id: server.id,
+                };
+                self.at_hetzner(&server.project, step, stage)
+            }
         }
     }
 
@@ -170,6 +178,12 @@ impl Look<'_> {
 
     /// The guest is installed or was configured before: the voice, then configuration and secrets.
     fn holder(&self, server: &ServerView) -> Plan {
+        if matches!(
+            server.guest.contact,
+            Some((ContactProblem::HostKeyChanged(_), _))
+        ) {
+            return self.contact(server, "");
+        }
         if self.world.voice_holder() != Some(server.incarnation) && armed_here(server) {
             return self.record_voice(server);
         }
@@ -198,17 +212,20 @@ impl Look<'_> {
                 Err(_) => self.configure(server),
                 Ok(_) => serving(server, agent),
             },
-            _ if self.world.spoken(server).as_ref() == Some(&wanted) => serving(server, agent),
+            _ if self.world.spoken(server).as_ref() == Some(&wanted)
+                && !self.is_anothers(server) =>
+            {
+                serving(server, agent)
+            }
             _ => self.configure(server),
         }
     }
 
-    /// What an armed server says of itself is written down, with its own epoch: the status was lost, or restored from an older day (I12).
+    /// What an armed server says of itself is written down, with the epoch after its own: the status was lost, or restored from an older day (I12).
     fn record_voice(&self, server: &ServerView) -> Plan {
-        let epoch = self.epoch(server);
         let voice = VoiceRecord {
             incarnation: Some(i64::from(server.incarnation)),
-            epoch,
+            epoch: self.epoch(server) + 1,
         };
         Plan::act(Step::WriteVoice(voice), self.applying(server))
     }
@@ -224,6 +241,16 @@ impl Look<'_> {
             Some(_) => Plan::wait(Stage::Serving(Some((reason, message)))),
             None => Plan::wait(Stage::Waiting(reason, message)),
         }
+    }
+
+    /// Whether the guest still belongs to an earlier object, whose server was taken up.
+    fn is_anothers(&self, server: &ServerView) -> bool {
+        let armed_for = server
+            .guest
+            .hello
+            .as_ref()
+            .and_then(|hello| hello.armed_for.as_ref());
+        armed_for.is_some_and(|uid| *uid != self.identity.uid)
     }
 
     fn applying(&self, server: &ServerView) -> Stage {

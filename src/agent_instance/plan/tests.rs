@@ -8,7 +8,7 @@ use crate::{
     api::{AgentClass, AgentInstance},
 };
 
-const FLEET: &str = "fleet";
+pub(super) const FLEET: &str = "fleet";
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
@@ -30,7 +30,7 @@ fn class() -> AgentClass {
     .unwrap()
 }
 
-fn want() -> Want {
+pub(super) fn want() -> Want {
     let instance = AgentInstance::new(
         "a",
         serde_json::from_value(serde_json::json!({"className": "small"})).unwrap(),
@@ -41,7 +41,7 @@ fn want() -> Want {
     }
 }
 
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     Identity {
         namespace: "ns".into(),
         name: "a".into(),
@@ -49,7 +49,7 @@ fn identity() -> Identity {
     }
 }
 
-fn agent() -> Agent {
+pub(super) fn agent() -> Agent {
     Agent::of(&class(), &want()).unwrap()
 }
 
@@ -60,7 +60,7 @@ fn place() -> Place {
     }
 }
 
-fn project(name: &str) -> ProjectView {
+pub(super) fn project(name: &str) -> ProjectView {
     ProjectView {
         name: name.into(),
         unusable: None,
@@ -102,7 +102,7 @@ fn recorded(written: i64) -> World {
     world
 }
 
-fn server(incarnation: u32) -> ServerView {
+pub(super) fn server(incarnation: u32) -> ServerView {
     ServerView {
         project: "one".into(),
         id: 40 + i64::from(incarnation),
@@ -254,7 +254,10 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
     };
     let table = [
         (
-            changed!(ready_to_create(), class = ClassView::Missing),
+            changed!(
+                ready_to_create(),
+                class = ClassView::Refused("ClassMissing", "c".into())
+            ),
             "ClassMissing",
         ),
         (
@@ -575,7 +578,10 @@ fn a_changed_secret_or_configuration_is_applied_in_place() {
 fn a_serving_instance_goes_on_when_its_class_or_secret_is_gone() {
     for (world, expected) in [
         (
-            changed!(serving(), class = ClassView::Missing),
+            changed!(
+                serving(),
+                class = ClassView::Refused("ClassMissing", "c".into())
+            ),
             "ClassMissing",
         ),
         (
@@ -747,7 +753,7 @@ fn i12_with_all_status_lost_the_armed_server_with_the_highest_epoch_is_the_agent
         present(&world).steps,
         [Step::WriteVoice(VoiceRecord {
             incarnation: Some(1),
-            epoch: 9
+            epoch: 10
         })]
     );
 }
@@ -770,7 +776,7 @@ fn i12_a_restored_status_does_not_take_the_voice_from_the_newest_server() {
         present(&world).steps,
         [Step::WriteVoice(VoiceRecord {
             incarnation: Some(2),
-            epoch: 8
+            epoch: 9
         })]
     );
 }
@@ -804,6 +810,12 @@ fn a_server_that_is_off_is_powered_on_and_a_blocked_one_is_reported() {
             id: 41
         }]
     );
+    world.servers[0].guest.powered = Some(at(-1));
+    assert_eq!(
+        present(&world).look_again,
+        Some(at(14)),
+        "that takes a moment"
+    );
     world.servers[0].blocked = true;
     let plan = present(&world);
     assert_eq!(
@@ -819,7 +831,7 @@ fn a_failed_step_is_not_tried_again_before_its_time() {
         message: "m".into(),
         until: at(20),
         stalled: false,
-        times: 1,
+        times: 2,
     };
     let plan = present(&changed!(booting(), trouble = Some(trouble.clone())));
     assert_eq!(
@@ -920,7 +932,7 @@ fn i7_a_deletion_that_cannot_go_on_says_why() {
     for (world, expected) in [
         (
             changed!(serving(), projects = vec![unusable.clone()]),
-            "ServerDeleting",
+            "TokenRejected",
         ),
         (
             changed!(booting(), projects = vec![unusable]),
@@ -960,4 +972,77 @@ fn i12_a_deleted_instance_does_not_take_an_earlier_objects_server_along() {
         ..server(1)
     });
     assert_eq!(absent(&world).steps, [Step::RemoveFinalizer]);
+}
+
+#[test]
+fn i10_a_restart_says_nothing_before_it_has_looked() {
+    let mut world = serving();
+    world.servers.clear();
+    world.known = Known::Unseen;
+    world.projects[0] = ProjectView {
+        unseen: true,
+        synced: false,
+        ..project("one")
+    };
+    let plan = present(&world);
+    assert_eq!(
+        (plan.steps.as_slice(), plan.stage),
+        ([].as_slice(), Stage::AsBefore)
+    );
+    world.projects[0] = ProjectView {
+        unusable: Some(("TokenRejected", "401".into())),
+        ..project("one")
+    };
+    let plan = present(&world);
+    assert_eq!(plan.steps, []);
+    assert!(
+        matches!(plan.stage, Stage::Serving(Some(("TokenRejected", _)))),
+        "it was serving when it was seen last"
+    );
+}
+
+#[test]
+fn a_place_that_the_class_no_longer_lists_is_not_asked_for() {
+    let mut world = recorded(-1);
+    world.attempt.announced = Some(at(-1));
+    world.status.provisioning.as_mut().unwrap().server_type = "cx99".into();
+    assert_eq!(present(&world).steps, [Step::Announce(record(2, 0))]);
+}
+
+#[test]
+fn i12_a_server_that_was_taken_up_is_given_its_new_owner_with_a_higher_epoch() {
+    let mut world = voiced(10);
+    world.status.config_revision = Some(agent().config_revision);
+    world.status.secrets_tag = Some("tag".into());
+    world.fresh_epoch = Some(10);
+    world.servers[0].guest.hello = Some(Hello {
+        armed: Some(1),
+        armed_for: Some("uid-0".into()),
+        epoch: 9,
+        ..Hello::default()
+    });
+    assert_eq!(
+        present(&world).steps,
+        [Step::Configure {
+            server: 41,
+            incarnation: 1,
+            epoch: 10
+        }]
+    );
+}
+
+#[test]
+fn i5_a_host_key_that_changed_after_it_was_pinned_gets_nothing() {
+    let mut world = serving();
+    world.status.secrets_tag = Some("old".into());
+    world.servers[0].guest.hello = Some(Hello {
+        epoch: 3,
+        ..Hello::default()
+    });
+    world.servers[0].guest.contact = Some((ContactProblem::HostKeyChanged("k".into()), at(-1)));
+    let plan = present(&world);
+    assert_eq!(
+        (plan.steps.len(), reason(&plan).as_str()),
+        (0, "HostKeyChanged")
+    );
 }

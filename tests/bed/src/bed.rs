@@ -13,7 +13,7 @@ use crate::audit::Audit;
 use crate::cluster::Cluster;
 use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
-use crate::operator::{Operator, SHORT_PERIODS, Setup, write_private};
+use crate::operator::{Operator, Pace, Setup, write_private};
 use crate::oracle::{self, Canaries};
 use crate::voices::Voices;
 use crate::{manifests, place, wait};
@@ -29,6 +29,8 @@ pub struct Options {
     pub simulator: Option<Arc<Simulator>>,
     /// How that cloud is, where it is not another's.
     pub cloud: Config,
+    /// How often the operator looks at Hetzner of itself.
+    pub pace: Pace,
     /// Whether the operator runs at once.
     pub operator: bool,
     /// Directory for all files; a new one under `target/bed/` unless named.
@@ -40,6 +42,7 @@ impl Default for Options {
         Self {
             simulator: None,
             cloud: quick_cloud(),
+            pace: Pace::default(),
             operator: true,
             dir: None,
         }
@@ -126,8 +129,8 @@ impl Bed {
             kubeconfig,
             endpoint,
             guest_port,
+            pace: options.pace,
             dir: dir.clone(),
-            periods: SHORT_PERIODS,
         })?;
         let voices = Voices::listen(simulator.control(), dir.join("voices"))?;
         let mut bed = Self {
@@ -260,16 +263,33 @@ impl Bed {
         &self.dir
     }
 
-    /// Waits until something is so.
+    /// Waits until something is so; the operator has to stay alive meanwhile, if it runs.
     ///
     /// # Errors
     /// Fails at the deadline.
     pub async fn wait_until(
         &self,
         what: &str,
-        look: impl AsyncFnMut() -> Outcome<bool>,
+        mut look: impl AsyncFnMut() -> Outcome<bool>,
     ) -> Outcome {
-        wait::wait_until(what, look).await
+        self.wait_for(what, async || Ok(look().await?.then_some(())))
+            .await
+    }
+
+    /// Waits until there is an answer; the operator has to stay alive meanwhile, if it runs.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn wait_for<T>(
+        &self,
+        what: &str,
+        mut look: impl AsyncFnMut() -> Outcome<Option<T>>,
+    ) -> Outcome<T> {
+        wait::wait_for(what, async || {
+            self.operator.check_alive()?;
+            look().await
+        })
+        .await
     }
 
     /// Waits until an object has a condition with that status and reason; answers its message.
@@ -285,7 +305,7 @@ impl Bed {
     ) -> Outcome<String> {
         let mut last = Value::Null;
         let what = format!("{} {} has {kind}={status}/{reason}", object.0, object.2);
-        let waited = wait::wait_for(&what, async || {
+        let waited = self.wait_for(&what, async || {
             last = self
                 .cluster
                 .get(object.0, object.1, object.2)
@@ -309,22 +329,23 @@ impl Bed {
     pub async fn told(&self, object: (&str, Option<&str>, &str), words: &[&str]) -> Outcome<Value> {
         let mut last = Value::Null;
         let what = format!("{} {} says {words:?}", object.0, object.2);
-        let waited = wait::wait_for(&what, async || {
-            last = self
-                .cluster
-                .get(object.0, object.1, object.2)
-                .await?
-                .map_or(Value::Null, |found| found["status"]["conditions"].clone());
-            let says = |found: &&Value| {
-                words.iter().all(|word| {
-                    found["message"]
-                        .as_str()
-                        .is_some_and(|message| message.contains(word))
-                })
-            };
-            Ok(last.as_array().into_iter().flatten().find(says).cloned())
-        })
-        .await;
+        let waited = self
+            .wait_for(&what, async || {
+                last = self
+                    .cluster
+                    .get(object.0, object.1, object.2)
+                    .await?
+                    .map_or(Value::Null, |found| found["status"]["conditions"].clone());
+                let says = |found: &&Value| {
+                    words.iter().all(|word| {
+                        found["message"]
+                            .as_str()
+                            .is_some_and(|message| message.contains(word))
+                    })
+                };
+                Ok(last.as_array().into_iter().flatten().find(says).cloned())
+            })
+            .await;
         waited.map_err(|failure| Failure::new(format!("{failure}; its conditions are {last:#}")))
     }
 
@@ -348,7 +369,7 @@ impl Bed {
                     .delete(kind, object["metadata"]["namespace"].as_str(), name)
                     .await?;
             }
-            wait::wait_until(&format!("no {kind} is left"), async || {
+            self.wait_until(&format!("no {kind} is left"), async || {
                 Ok(self.cluster.list(kind).await?.is_empty())
             })
             .await?;
@@ -438,7 +459,7 @@ impl Instance<'_> {
     /// Fails at the deadline, or when Ready is not the truth.
     pub async fn ready(&self) -> Outcome<u64> {
         let what = format!("{} is Ready", self.name);
-        let waited = wait::wait_until(&what, async || {
+        let waited = self.bed.wait_until(&what, async || {
             Ok(oracle::condition(&self.status().await?, "Ready")
                 .is_some_and(|ready| ready["status"] == "True"))
         });
@@ -507,13 +528,14 @@ impl Instance<'_> {
             "{path} on the server of {} holds what was declared",
             self.name
         );
-        wait::wait_until(&what, async || {
-            Ok(self
-                .file(path)
-                .await?
-                .is_some_and(|content| content.contains(text)))
-        })
-        .await
+        self.bed
+            .wait_until(&what, async || {
+                Ok(self
+                    .file(path)
+                    .await?
+                    .is_some_and(|content| content.contains(text)))
+            })
+            .await
     }
 
     /// Sets an annotation, as the admin.
@@ -545,7 +567,8 @@ impl Instance<'_> {
     /// Fails at the deadline.
     pub async fn gone(&self) -> Outcome {
         let what = format!("{} is gone", self.name);
-        wait::wait_until(&what, async || Ok(self.object().await?.is_none()))
+        self.bed
+            .wait_until(&what, async || Ok(self.object().await?.is_none()))
             .await
             .map_err(|failure| {
                 let left: Vec<_> = self

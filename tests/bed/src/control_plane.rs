@@ -49,6 +49,13 @@ struct Ready {
     audit_log: PathBuf,
 }
 
+/// Ends the control planes that no bed uses, and waits until nothing is left of them.
+///
+/// A program that does not ask for it ends them too, but a moment after itself.
+pub fn end_idle() {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
 impl Turns {
     /// Waits for so many control planes.
     ///
@@ -185,7 +192,6 @@ impl Plane {
 }
 
 impl Drop for Plane {
-    /// Only a start that failed comes here: a control plane in use ends with the program.
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         // It has ended or is about to; there is nobody to tell.

@@ -30,6 +30,7 @@ async fn main() -> ExitCode {
         Command::Demo => bounded_demo().await,
         Command::Dev => dev::run().await,
     };
+    bed::end_idle();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,21 +17,6 @@ use crate::{place, wait};
 
 /// What a process that aborts itself dies of.
 const SIGABRT: i32 = 6;
-/// Windows and periods short enough that no test waits for them.
-pub const SHORT_PERIODS: &[&str] = &[
-    "--settle",
-    "1s",
-    "--request-timeout",
-    "5s",
-    "--inventory-fast",
-    "500ms",
-    "--inventory-slow",
-    "2s",
-    "--project-period",
-    "1s",
-    "--lease-duration",
-    "3s",
-];
 /// The same in every bed.
 const FLAGS: [&str; 6] = [
     "--log-format",
@@ -43,6 +29,37 @@ const FLAGS: [&str; 6] = [
 /// Name of the fleet in all beds.
 pub const FLEET: &str = "bed";
 
+/// How often the operator looks at Hetzner of itself, and how long it waits, as its flags take it.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    /// Between lists of servers while something is in flux.
+    pub fast: &'static str,
+    /// Between lists of servers otherwise.
+    pub slow: &'static str,
+    /// Between looks at a project.
+    pub project: &'static str,
+    /// How long a request to Hetzner may take.
+    pub request_timeout: &'static str,
+    /// How long after a request without an answer it may still take effect.
+    pub settle: &'static str,
+    /// How long others wait for a silent holder of the Lease.
+    pub lease: &'static str,
+}
+
+impl Default for Pace {
+    /// So often, and so briefly, that no test waits for it.
+    fn default() -> Self {
+        Self {
+            fast: "500ms",
+            slow: "2s",
+            project: "1s",
+            request_timeout: "5s",
+            settle: "1s",
+            lease: "3s",
+        }
+    }
+}
+
 /// How an operator is started.
 pub struct Setup {
     /// What it reaches the API server with.
@@ -51,16 +68,17 @@ pub struct Setup {
     pub endpoint: String,
     /// Port of SSH on machines.
     pub guest_port: u16,
+    /// Its periods and windows.
+    pub pace: Pace,
     /// Directory for its log.
     pub dir: PathBuf,
-    /// Flags for windows and periods; the operator's defaults where none.
-    pub periods: &'static [&'static str],
 }
 
 /// The operator's process; it is killed when this goes.
 pub struct Operator {
     setup: Setup,
-    child: Option<Child>,
+    /// Behind a lock, so that whoever waits for something else can see that it has ended.
+    child: Mutex<Option<Child>>,
     http: SocketAddr,
     phone_home: SocketAddr,
 }
@@ -111,7 +129,7 @@ impl Operator {
             || Ok::<_, Failure>(SocketAddr::from((Ipv4Addr::LOCALHOST, place::free_port()?)));
         Ok(Self {
             setup,
-            child: None,
+            child: Mutex::default(),
             http: local()?,
             phone_home: local()?,
         })
@@ -122,7 +140,9 @@ impl Operator {
     /// # Errors
     /// Fails when it runs already or cannot be started.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Outcome {
-        ensure(self.child.is_none(), || "the operator runs already".into())?;
+        ensure(self.child().is_none(), || {
+            "the operator runs already".into()
+        })?;
         let log = File::options()
             .create(true)
             .append(true)
@@ -130,7 +150,12 @@ impl Operator {
         let child = Command::new(place::operator()?)
             .arg("run")
             .args(FLAGS)
-            .args(self.setup.periods)
+            .args(["--inventory-fast", self.setup.pace.fast])
+            .args(["--inventory-slow", self.setup.pace.slow])
+            .args(["--project-period", self.setup.pace.project])
+            .args(["--request-timeout", self.setup.pace.request_timeout])
+            .args(["--settle", self.setup.pace.settle])
+            .args(["--lease-duration", self.setup.pace.lease])
             .args(["--guest-port", &self.setup.guest_port.to_string()])
             .args([
                 "--http-listen",
@@ -147,7 +172,7 @@ impl Operator {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        self.child = Some(child);
+        *self.child() = Some(child);
         Ok(())
     }
 
@@ -169,7 +194,7 @@ impl Operator {
 
     /// Id of its process, while it runs.
     pub fn process(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        self.child().as_ref().map(Child::id)
     }
 
     /// Kills it on the spot and waits until it is gone.
@@ -177,7 +202,7 @@ impl Operator {
     /// # Errors
     /// Fails when it does not run.
     pub fn kill(&mut self) -> Outcome<ExitStatus> {
-        let mut child = self.child.take().ok_or_else(not_running)?;
+        let mut child = self.child().take().ok_or_else(not_running)?;
         child.kill()?;
         Ok(child.wait()?)
     }
@@ -188,7 +213,7 @@ impl Operator {
     /// Fails when it does not end.
     pub async fn stop(&mut self) -> Outcome<ExitStatus> {
         let id = self
-            .child
+            .child()
             .as_ref()
             .ok_or_else(not_running)?
             .id()
@@ -203,9 +228,8 @@ impl Operator {
     /// # Errors
     /// Fails when it does not.
     pub async fn end(&mut self) -> Outcome<ExitStatus> {
-        let child = self.child.as_mut().ok_or_else(not_running)?;
-        let status = wait::wait_for("the operator ends", async || Ok(child.try_wait()?)).await?;
-        self.child = None;
+        let status = wait::wait_for("the operator ends", async || self.ended()).await?;
+        *self.child() = None;
         Ok(status)
     }
 
@@ -214,11 +238,10 @@ impl Operator {
     /// # Errors
     /// Fails when it ended in another way, or does not run.
     pub fn has_crashed(&mut self) -> Outcome<bool> {
-        let child = self.child.as_mut().ok_or_else(not_running)?;
-        let Some(status) = child.try_wait()? else {
+        let Some(status) = self.ended()? else {
             return Ok(false);
         };
-        self.child = None;
+        *self.child() = None;
         ensure(status.signal() == Some(SIGABRT), || {
             format!("the operator ended by itself: {status}")
         })?;
@@ -234,24 +257,29 @@ impl Operator {
         self.start()
     }
 
-    /// Fails when it has ended, with what it said last.
+    /// Fails when it has ended by itself, with what it said last; one that was stopped or never started is none of that.
     ///
     /// # Errors
     /// As said.
-    pub fn check_alive(&mut self) -> Outcome {
+    pub fn check_alive(&self) -> Outcome {
         let ended = self
-            .child
+            .child()
             .as_mut()
             .map(Child::try_wait)
             .transpose()?
             .flatten();
         match ended {
-            Some(status) => Err(Failure::new(format!(
-                "the operator ended: {status}; it said last: {}",
-                self.last_words()
-            ))),
+            Some(status) => Err(Failure::new(format!("the operator ended: {status}"))),
             None => Ok(()),
         }
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self) -> Outcome<Option<ExitStatus>> {
+        Ok(self.child().as_mut().ok_or_else(not_running)?.try_wait()?)
     }
 
     /// Where it writes its log.
@@ -310,7 +338,7 @@ impl Operator {
 
 impl Drop for Operator {
     fn drop(&mut self) {
-        if self.child.is_some()
+        if self.child().is_some()
             && let Err(failure) = self.kill()
         {
             eprintln!("the operator cannot be killed: {failure}");

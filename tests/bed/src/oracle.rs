@@ -114,6 +114,10 @@ fn disks(bed: &Bed) -> Outcome<BTreeMap<PathBuf, Vec<u8>>> {
 }
 
 fn read_all(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) -> Outcome {
+    // A machine that never ran has no disk yet, and one that is deleted takes it along.
+    if !dir.exists() {
+        return Ok(());
+    }
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let kind = entry.file_type()?;
@@ -202,9 +206,15 @@ async fn places(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
     }
     let files = disks(bed)?
         .into_iter()
-        .filter(|(path, _)| !path.ends_with(SECRET_FILE.trim_start_matches('/')));
+        .filter(|(path, _)| !may_hold_secrets(path));
     places.extend(files.map(|(path, content)| (path.display().to_string(), content)));
     Ok(places)
+}
+
+/// The declared file, and where a released guest keeps what its agent may have changed: for root alone, until the next `configure`.
+fn may_hold_secrets(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    text.ends_with(SECRET_FILE) || text.contains("/var/lib/agentfleet/kept/")
 }
 
 /// User-data as cloud-init sees it.

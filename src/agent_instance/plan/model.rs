@@ -1,0 +1,318 @@
+//! A small world that plans act upon: whatever goes wrong in it, the plan converges, and then is empty.
+//!
+//! Hetzner here is a set of names, a guest three facts. Requests may be lost before or after they took effect, take effect late, or be
+//! refused; the process may forget everything between any two steps. The oracles look at that world, never at what the plan believes.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::{
+    tests::{FLEET, identity, project, server, want},
+    *,
+};
+use crate::{
+    agent_instance::{
+        memory::Memory,
+        status::status,
+        world::{Configured, GuestView},
+    },
+    api::AgentInstanceStatus,
+};
+
+const SETTLE: Duration = Duration::from_mins(2);
+/// The longest that a lost request takes to have its effect; shorter than the window that is waited for.
+const LATEST: i64 = 100;
+
+/// What becomes of one request for a server.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Answered,
+    AnswerLost,
+    RequestLost,
+    Late(i64),
+    OutOfStock,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Guest {
+    armed: bool,
+    epoch: i64,
+    applied: Option<(String, String)>,
+}
+
+struct Model {
+    now: Timestamp,
+    finalizer: bool,
+    status: AgentInstanceStatus,
+    memory: Memory,
+    /// Servers that exist, by incarnation.
+    alive: BTreeMap<u32, Guest>,
+    /// Servers that a late request will bring, and when.
+    late: Vec<(Timestamp, u32)>,
+    fates: Vec<Fate>,
+    gone: bool,
+}
+
+impl Model {
+    fn new(fates: Vec<Fate>) -> Self {
+        Self {
+            now: Timestamp::from_second(1_000_000).unwrap(),
+            finalizer: false,
+            status: AgentInstanceStatus::default(),
+            memory: Memory::default(),
+            alive: BTreeMap::new(),
+            late: vec![],
+            fates,
+            gone: false,
+        }
+    }
+
+    fn world(&mut self) -> World {
+        if let Some(record) = &self.status.provisioning {
+            self.memory.find_record(record, SETTLE);
+        }
+        let numbers: Vec<u32> = self.alive.keys().copied().collect();
+        let servers: Vec<ServerView> = numbers
+            .into_iter()
+            .map(|number| {
+                let guest: GuestView = self.memory.guest(40 + i64::from(number)).view.clone();
+                ServerView {
+                    guest,
+                    ..server(number)
+                }
+            })
+            .collect();
+        let listed = self
+            .status
+            .server
+            .as_ref()
+            .is_none_or(|known| servers.iter().any(|server| server.id == known.id));
+        let at = self.now;
+        let view = |name: &str| ProjectView {
+            listed_at: Some(at),
+            ..project(name)
+        };
+        World {
+            finalizer: self.finalizer,
+            status: self.status.clone(),
+            class: ClassView::Usable(Box::new(super::tests::agent())),
+            secrets: SecretsView::Met { tag: "tag".into() },
+            projects: vec![view("one"), view("two")],
+            known: if listed { Known::Present } else { Known::Gone },
+            servers,
+            attempt: self.memory.attempt.clone(),
+            fresh_epoch: self.memory.fresh_epoch,
+            trouble: None,
+        }
+    }
+
+    /// One look: plan, steps, status; then time passes.
+    fn look(&mut self, desired: &Desired) -> Plan {
+        let world = self.world();
+        let plan = plan(desired, &world, FLEET, self.now);
+        for step in &plan.steps {
+            self.perform(step);
+        }
+        let current = world.servers.iter().max_by_key(|server| server.incarnation);
+        let next = status(&world, current, &plan.stage, Some(1), self.now);
+        let (provisioning, voice) = (self.status.provisioning.take(), self.status.voice.take());
+        self.status = AgentInstanceStatus {
+            provisioning,
+            voice,
+            ..next
+        };
+        self.pass(1);
+        plan
+    }
+
+    fn pass(&mut self, seconds: i64) {
+        self.now = self
+            .now
+            .checked_add(jiff::SignedDuration::from_secs(seconds))
+            .unwrap();
+        let now = self.now;
+        let due: Vec<u32> = self
+            .late
+            .extract_if(.., |(at, _)| *at <= now)
+            .map(|(_, number)| number)
+            .collect();
+        for number in due {
+            self.alive.entry(number).or_default();
+        }
+    }
+
+    fn perform(&mut self, step: &Step) {
+        match step {
+            Step::AddFinalizer => self.finalizer = true,
+            Step::RemoveFinalizer => self.gone = true,
+            Step::Announce(record) => {
+                self.status.provisioning = Some(record.clone());
+                self.memory.announced(record);
+            }
+            Step::WriteVoice(voice) => {
+                self.status.voice = Some(voice.clone());
+                self.memory.fresh_epoch = Some(voice.epoch);
+            }
+            Step::CreateServer(record) => self.create(record),
+            Step::LookUp { .. } => self.memory.looked_up(self.now, None),
+            Step::DeleteServer { id, .. } => {
+                self.alive.remove(&u32::try_from(id - 40).unwrap());
+            }
+            Step::Hello {
+                server,
+                incarnation,
+            } => self.hello(*server, *incarnation),
+            Step::Configure {
+                server,
+                incarnation,
+                epoch,
+            } => self.configure(*server, *incarnation, *epoch),
+            Step::Release {
+                server,
+                incarnation,
+                epoch,
+            } => {
+                let guest = self.alive.get_mut(incarnation).unwrap();
+                *guest = Guest {
+                    armed: false,
+                    epoch: *epoch,
+                    applied: None,
+                };
+                self.memory.guest(*server).view.released = Some((*epoch, true));
+            }
+            Step::ConfirmGone { .. } | Step::PowerOn { .. } | Step::TakeUp { .. } => {
+                unreachable!("not in this model: {step:?}")
+            }
+        }
+    }
+
+    fn create(&mut self, record: &ProvisioningRecord) {
+        let number = u32::try_from(record.incarnation).unwrap();
+        let before = self.memory.attempt.unsettled_until;
+        self.memory.sends(record, self.now, SETTLE);
+        let fate = self.fates.pop().unwrap_or(Fate::Answered);
+        let taken = self.alive.contains_key(&number);
+        match fate {
+            Fate::OutOfStock => return self.memory.answered(SendOutcome::OutOfStock, before),
+            Fate::Late(after) => self.late.push((
+                self.now
+                    .checked_add(jiff::SignedDuration::from_secs(after))
+                    .unwrap(),
+                number,
+            )),
+            Fate::Answered | Fate::AnswerLost => drop(self.alive.entry(number).or_default()),
+            Fate::RequestLost => {}
+        }
+        if matches!(fate, Fate::Answered) && !taken {
+            self.memory.answered(SendOutcome::Created, before);
+        }
+    }
+
+    fn hello(&mut self, server: i64, incarnation: u32) {
+        let Some(guest) = self.alive.get(&incarnation).cloned() else {
+            return;
+        };
+        let view = &mut self.memory.guest(server).view;
+        view.proven = Some("key".into());
+        view.hello = Some(Hello {
+            armed: guest.armed.then_some(incarnation),
+            epoch: guest.epoch,
+            applied: guest.applied,
+            active: guest.armed,
+            ..Hello::default()
+        });
+    }
+
+    fn configure(&mut self, server: i64, incarnation: u32, epoch: i64) {
+        self.memory.fresh_epoch = None;
+        let guest = self.alive.get_mut(&incarnation).unwrap();
+        assert!(epoch >= guest.epoch, "an epoch never goes back");
+        let sent = (super::tests::agent().config_revision, "tag".to_owned());
+        *guest = Guest {
+            armed: true,
+            epoch,
+            applied: Some(sent.clone()),
+        };
+        self.memory.guest(server).view.configured = Some(Configured {
+            epoch,
+            sent,
+            outcome: Ok(true),
+        });
+        let armed = self.alive.values().filter(|guest| guest.armed).count();
+        assert!(armed <= 1, "two servers of one instance run the agent");
+    }
+
+    fn forget(&mut self) {
+        self.memory = Memory::default();
+    }
+
+    /// Looks until nothing is planned any more.
+    fn settle(&mut self, desired: &Desired, forget_at: &[usize]) -> Plan {
+        for round in 0..400 {
+            if forget_at.contains(&round) {
+                self.forget();
+            }
+            let plan = self.look(desired);
+            if self.gone
+                || (plan.steps.is_empty()
+                    && plan.look_again.is_none()
+                    && matches!(plan.stage, Stage::Serving(_)))
+            {
+                return plan;
+            }
+        }
+        panic!("no end after 400 looks: {:?} {:?}", self.status, self.alive);
+    }
+}
+
+fn fates() -> impl Strategy<Value = Vec<Fate>> {
+    let fate = prop_oneof![
+        Just(Fate::Answered),
+        Just(Fate::AnswerLost),
+        Just(Fate::RequestLost),
+        (0..LATEST).prop_map(Fate::Late),
+        Just(Fate::OutOfStock),
+    ];
+    prop::collection::vec(fate, 0..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn whatever_is_lost_the_agent_serves_on_one_server_and_then_nothing_is_planned(
+        fates in fates(), forget in prop::collection::vec(0_usize..60, 0..5),
+    ) {
+        let desired = Desired::Present(identity(), Box::new(want()));
+        let mut model = Model::new(fates);
+        model.settle(&desired, &forget);
+        model.pass(2 * LATEST);
+        model.settle(&desired, &[]);
+        prop_assert_eq!(model.alive.len(), 1, "a late answer's server is not left behind");
+        prop_assert!(model.alive.values().all(|guest| guest.armed));
+        model.forget();
+        let plan = model.look(&desired);
+        prop_assert_eq!(plan.steps, vec![], "a restart changes nothing");
+    }
+
+    #[test]
+    fn whatever_is_lost_a_deleted_instance_leaves_nothing(
+        fates in fates(), forget in prop::collection::vec(0_usize..60, 0..5), looks in 0_usize..30,
+    ) {
+        let mut model = Model::new(fates);
+        let desired = Desired::Present(identity(), Box::new(want()));
+        for round in 0..looks {
+            if forget.contains(&round) {
+                model.forget();
+            }
+            model.look(&desired);
+        }
+        if !model.finalizer {
+            return Ok(());
+        }
+        model.settle(&Desired::Absent(identity()), &forget);
+        model.pass(2 * LATEST);
+        prop_assert!(model.alive.is_empty(), "left behind: {:?}", model.alive);
+    }
+}
