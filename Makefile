@@ -54,8 +54,8 @@ dev: control-plane helm ## Start what the demo uses and keep it until Ctrl-C; se
 	cargo build --workspace --bins $(FAILPOINTS) --locked
 	target/debug/agentfleet-bed dev
 
-bench: control-plane helm venv ## Measure; the numbers go to target/bench/summary.json.
-	cargo test --release --locked --test bench -- --ignored --nocapture
+bench: control-plane helm ## Measure the release build; the numbers go to target/bench/summary.json.
+	cargo bench --locked --bench fleet
 
 crds: ## Write crds/ from the code.
 	cargo run --quiet --locked -- crds --dir crds

@@ -97,7 +97,7 @@ struct Run {
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
     /// Level of the log: error, warn, info, debug, trace, or a list of them by module
-    #[arg(long, default_value = "info")]
+    #[arg(long, env = "AGENTFLEET_LOG_LEVEL", default_value = "info")]
     log_level: String,
 }
 

@@ -17,25 +17,28 @@ pub fn publish(
     }
 }
 
-/// A condition that is unknown, or that came true at its first sight, is no news.
+/// A condition that is unknown, or that is as it should be at its first sight, is no news.
 fn transitions(before: &[Condition], after: &[Condition]) -> impl Iterator<Item = Event> {
     after.iter().filter_map(move |new| {
         let old = before.iter().find(|old| old.type_ == new.type_);
         let news = match (old, new.status.as_str()) {
             (_, "Unknown") => false,
             (Some(old), "True") => old.status == "False",
-            (None, _) => new.status == "False",
+            (None, _) => !is_good(new),
             (Some(old), _) => (&old.status, &old.reason) != (&new.status, &new.reason),
         };
         news.then(|| event(new))
     })
 }
 
+/// Of all conditions only `Stalled` is bad when true.
+fn is_good(condition: &Condition) -> bool {
+    (condition.status == "True") != (condition.type_ == "Stalled")
+}
+
 fn event(condition: &Condition) -> Event {
-    let stalled = condition.type_ == "Stalled";
-    let good = (condition.status == "True") != stalled;
     Event {
-        type_: if good {
+        type_: if is_good(condition) {
             EventType::Normal
         } else {
             EventType::Warning
@@ -67,6 +70,9 @@ mod tests {
     fn transitions_are_told_and_nothing_else() {
         let told =
             |before: &[Condition], after: Vec<Condition>| transitions(before, &after).count();
+        let stalled = |status| vec![condition(ConditionType::Stalled, Some(status), "Why", "")];
+        assert_eq!(told(&[], stalled(false)), 0);
+        assert_eq!(told(&[], stalled(true)), 1);
         assert_eq!(told(&[], ready(None, "Checking")), 0);
         assert_eq!(told(&[], ready(Some(false), "Missing")), 1);
         assert_eq!(

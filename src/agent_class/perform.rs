@@ -42,7 +42,10 @@ pub async fn perform(
         Step::AddFinalizer | Step::RemoveFinalizer if !ctx.leadership.holds() => {
             Err(Failure::NotLeading)
         }
-        Step::AddFinalizer => Ok(add_finalizer(&api, class, FINALIZER).await?),
+        Step::AddFinalizer => {
+            add_finalizer(&api, class, FINALIZER).await?;
+            Ok(())
+        }
         Step::RemoveFinalizer => match remove_finalizer(&api, class, FINALIZER).await {
             Err(CallError::Gone { .. }) => Ok(()),
             outcome => Ok(outcome?),

@@ -76,7 +76,7 @@ pub async fn reconcile(
         moment,
         version,
     };
-    let again = perform_all(&mut performer, &plan).await;
+    let failed = perform_all(&mut performer, &plan).await;
     if plan.stage == Stage::Gone {
         ctx.memories.forget(&uid);
         wake_owners(&ctx, &instance);
@@ -85,12 +85,19 @@ pub async fn reconcile(
     if plan.stage == Stage::AsBefore {
         return Ok(Action::await_change());
     }
+    let goes_on = (failed.is_none() && !plan.steps.is_empty()).then_some(Duration::ZERO);
+    if goes_on.is_some() && can_wait(&world.status) {
+        return Ok(requeue(goes_on));
+    }
     let reported = report(&mut performer, &plan).await;
-    Ok(requeue(
-        again
-            .or(reported.err())
-            .or_else(|| remaining(&plan, moment)),
-    ))
+    let again = failed.or(goes_on).or(reported.err());
+    Ok(requeue(again.or_else(|| remaining(&plan, moment))))
+}
+
+/// Whether what is reported may stay until the next look, which follows a step at once: all of it is there, and it does not say Ready, which may
+/// be over (I6).
+fn can_wait(reported: &AgentInstanceStatus) -> bool {
+    !reported.conditions.is_empty() && !is_true(&reported.conditions, ConditionType::Ready)
 }
 
 /// Its class and project count it, and may wait for it to go.
@@ -133,7 +140,7 @@ async fn perform_all(performer: &mut Performer<'_>, plan: &Plan) -> Option<Durat
             Err(setback) => return Some(after(performer.ctx, &uid, step, setback)),
         }
     }
-    (!plan.steps.is_empty()).then_some(Duration::ZERO)
+    None
 }
 
 /// What takes a moment is no news; all else is remembered, and the next look says so.

@@ -53,7 +53,10 @@ impl Performer<'_> {
         }
         match step {
             Step::AddFinalizer => {
-                Ok(kube_ext::add_finalizer(&self.api(), self.instance, FINALIZER).await?)
+                let version =
+                    kube_ext::add_finalizer(&self.api(), self.instance, FINALIZER).await?;
+                self.goes_on_from(version);
+                Ok(())
             }
             Step::RemoveFinalizer => {
                 Ok(kube_ext::remove_finalizer(&self.api(), self.instance, FINALIZER).await?)
@@ -124,12 +127,16 @@ impl Performer<'_> {
         let name = self.instance.name_any();
         let applied =
             kube_ext::apply_status(&self.api(), manager, &name, &self.version, fields).await?;
-        let version = applied.object.resource_version().unwrap_or_default();
+        self.goes_on_from(applied.object.resource_version().unwrap_or_default());
+        Ok(())
+    }
+
+    /// The next write replaces what this one made; a view from before it is out of date.
+    fn goes_on_from(&mut self, version: String) {
         if version != self.version {
             let replaced = std::mem::replace(&mut self.version, version);
             self.remember(|memory| memory.replaced.push(replaced));
         }
-        Ok(())
     }
 
     fn agent(&self) -> Result<(&Agent, &Want), Setback> {

@@ -119,14 +119,15 @@ impl Kubernetes<'_> {
     }
 
     async fn add_finalizer(&self) -> Result<(), Failure> {
-        Ok(add_finalizer(&self.projects(), self.project, FINALIZER).await?)
+        add_finalizer(&self.projects(), self.project, FINALIZER).await?;
+        Ok(())
     }
 
     async fn hold_secret(&self) -> Result<(), Failure> {
-        match &self.observed.secret {
-            Some(secret) => Ok(add_finalizer(&self.secrets(), secret, FINALIZER).await?),
-            None => Ok(()),
+        if let Some(secret) = &self.observed.secret {
+            add_finalizer(&self.secrets(), secret, FINALIZER).await?;
         }
+        Ok(())
     }
 
     async fn release_secret(&self) -> Result<(), Failure> {

@@ -52,11 +52,15 @@ where
     Ok(Applied { object, written })
 }
 
-/// Puts a finalizer on an object, keeping those of others; does nothing when it is there already.
+/// Puts a finalizer on an object, keeping those of others; does nothing when it is there already. Answers the `resourceVersion` for the next write.
 ///
 /// # Errors
 /// See [`CallError`]; an object that is being deleted takes no new finalizer and answers [`CallError::Invalid`].
-pub async fn add_finalizer<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<(), CallError>
+pub async fn add_finalizer<K>(
+    api: &Api<K>,
+    object: &K,
+    finalizer: &str,
+) -> Result<String, CallError>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
 {
@@ -65,7 +69,7 @@ where
         .iter()
         .any(|present| present == finalizer)
     {
-        return Ok(());
+        return Ok(object.resource_version().unwrap_or_default());
     }
     let finalizers = object
         .finalizers()
@@ -97,7 +101,8 @@ where
         .filter(|present| *present != finalizer)
         .cloned()
         .collect();
-    patch_finalizers(api, object, "finalizer remove", finalizers).await
+    patch_finalizers(api, object, "finalizer remove", finalizers).await?;
+    Ok(())
 }
 
 /// A merge patch replaces the whole list, which is safe because it is bound to the version whose list was read.
@@ -106,7 +111,7 @@ async fn patch_finalizers<K>(
     object: &K,
     what: &str,
     finalizers: Vec<String>,
-) -> Result<(), CallError>
+) -> Result<String, CallError>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
 {
@@ -116,7 +121,7 @@ where
         "finalizers": finalizers,
     }});
     let label = format!("PATCH {} {what}", K::plural(&()));
-    call(
+    let patched = call(
         &label,
         api.patch_metadata(
             &object.name_any(),
@@ -125,7 +130,7 @@ where
         ),
     )
     .await?;
-    Ok(())
+    Ok(patched.resource_version().unwrap_or_default())
 }
 
 /// Whether two statuses differ in what the API server would store: a null and an absent field are the same.

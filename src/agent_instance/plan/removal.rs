@@ -64,38 +64,24 @@ impl Look<'_> {
             return Plan::wait(Stage::Deleting(reason, message));
         }
         if server.deleting {
-            return Plan::wait(Stage::Deleting(
-                "ServerDeleting",
-                format!("server {} is being deleted", server.id),
-            ));
+            return Plan::wait(deleting(server));
         }
         if !server.listed {
             return self.confirm_gone(&server.project, server.id);
         }
         if server.guest.busy {
-            return Plan::wait(Stage::Deleting(
-                "Releasing",
-                format!("server {} stops its agent", server.id),
-            ))
-            .until(self.now + CONTACT);
+            return Plan::wait(deleting(server)).until(self.now + CONTACT);
         }
         match self.release(server) {
             Some(plan) => plan,
-            None => self.at_hetzner(
-                &server.project,
-                delete(server),
-                Stage::Deleting(
-                    "ServerDeleting",
-                    format!("server {} is being deleted", server.id),
-                ),
-            ),
+            None => self.at_hetzner(&server.project, delete(server), deleting(server)),
         }
     }
 
     /// An agent that runs is told to stop once, with an epoch that outranks any `configure` under way; then its server goes, whatever it said.
     fn release(&self, server: &ServerView) -> Option<Plan> {
         let voice = self.world.voice()?;
-        let stage = Stage::Deleting("Releasing", format!("server {} stops its agent", server.id));
+        let stage = deleting(server);
         self.world.pinned(server)?;
         if voice.incarnation == Some(i64::from(server.incarnation)) {
             return Some(Plan::act(
@@ -123,4 +109,12 @@ impl Look<'_> {
             )
         })
     }
+}
+
+/// One word for all that is done with a server that goes: its agent stops, Hetzner is told, a list no longer shows it.
+fn deleting(server: &ServerView) -> Stage {
+    Stage::Deleting(
+        "ServerDeleting",
+        format!("server {} stops its agent and is deleted", server.id),
+    )
 }

@@ -133,7 +133,12 @@ impl Look<'_> {
         } else {
             ""
         };
-        match server.guest.contact.as_ref().map(|(problem, _)| problem) {
+        let contact = server.guest.contact.as_ref().map(|(problem, _)| problem);
+        // That a server is silent while it boots is no news.
+        let news = contact.filter(|problem| {
+            !matches!(problem, ContactProblem::Silent(_)) || self.overdue(server)
+        });
+        match news {
             None => Stage::Booting(format!("server {} {what}{overdue}", server.id)),
             Some(ContactProblem::Silent(why)) => Stage::Booting(format!(
                 "server {} does not answer ({why}){overdue}",

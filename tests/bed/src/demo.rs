@@ -17,6 +17,9 @@ const PACE: Pace = Pace {
     fast: "2s",
     slow: "10s",
     project: "10s",
+    request_timeout: "5s",
+    settle: "1s",
+    lease: "3s",
 };
 
 pub(crate) async fn run() -> Outcome {

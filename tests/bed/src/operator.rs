@@ -17,18 +17,10 @@ use crate::{place, wait};
 
 /// What a process that aborts itself dies of.
 const SIGABRT: i32 = 6;
-/// Windows and periods short enough that no test waits for them.
-const FLAGS: [&str; 14] = [
-    "--settle",
-    "1s",
-    "--request-timeout",
-    "5s",
-    "--lease-duration",
-    "3s",
+/// The same in every bed.
+const FLAGS: [&str; 6] = [
     "--log-format",
     "json",
-    "--log-level",
-    "info",
     "--namespace",
     SYSTEM,
     "--fleet",
@@ -37,7 +29,7 @@ const FLAGS: [&str; 14] = [
 /// Name of the fleet in all beds.
 pub const FLEET: &str = "bed";
 
-/// How often the operator looks at Hetzner of itself, as its flags take it.
+/// How often the operator looks at Hetzner of itself, and how long it waits, as its flags take it.
 #[derive(Clone, Copy)]
 pub struct Pace {
     /// Between lists of servers while something is in flux.
@@ -46,25 +38,39 @@ pub struct Pace {
     pub slow: &'static str,
     /// Between looks at a project.
     pub project: &'static str,
+    /// How long a request to Hetzner may take.
+    pub request_timeout: &'static str,
+    /// How long after a request without an answer it may still take effect.
+    pub settle: &'static str,
+    /// How long others wait for a silent holder of the Lease.
+    pub lease: &'static str,
 }
 
 impl Default for Pace {
-    /// So often that no test waits for it.
+    /// So often, and so briefly, that no test waits for it.
     fn default() -> Self {
         Self {
             fast: "500ms",
             slow: "2s",
             project: "1s",
+            request_timeout: "5s",
+            settle: "1s",
+            lease: "3s",
         }
     }
 }
 
 /// How an operator is started.
-pub(crate) struct Setup {
+pub struct Setup {
+    /// What it reaches the API server with.
     pub kubeconfig: PathBuf,
+    /// Base URL of the Hetzner API.
     pub endpoint: String,
+    /// Port of SSH on machines.
     pub guest_port: u16,
+    /// Its periods and windows.
     pub pace: Pace,
+    /// Directory for its log.
     pub dir: PathBuf,
 }
 
@@ -114,7 +120,11 @@ impl Call {
 }
 
 impl Operator {
-    pub(crate) fn new(setup: Setup) -> Outcome<Self> {
+    /// An operator that does not run yet.
+    ///
+    /// # Errors
+    /// Fails when no port is free.
+    pub fn new(setup: Setup) -> Outcome<Self> {
         let local =
             || Ok::<_, Failure>(SocketAddr::from((Ipv4Addr::LOCALHOST, place::free_port()?)));
         Ok(Self {
@@ -143,6 +153,9 @@ impl Operator {
             .args(["--inventory-fast", self.setup.pace.fast])
             .args(["--inventory-slow", self.setup.pace.slow])
             .args(["--project-period", self.setup.pace.project])
+            .args(["--request-timeout", self.setup.pace.request_timeout])
+            .args(["--settle", self.setup.pace.settle])
+            .args(["--lease-duration", self.setup.pace.lease])
             .args(["--guest-port", &self.setup.guest_port.to_string()])
             .args([
                 "--http-listen",
@@ -177,6 +190,11 @@ impl Operator {
     /// As [`Self::start_with`].
     pub fn start_to_crash_at(&mut self, call: &Call, moment: Moment) -> Outcome {
         self.start_with(&[("FAILPOINTS", &call.fail_point(moment))])
+    }
+
+    /// Id of its process, while it runs.
+    pub fn process(&self) -> Option<u32> {
+        self.child().as_ref().map(Child::id)
     }
 
     /// Kills it on the spot and waits until it is gone.
@@ -346,7 +364,10 @@ pub async fn status_of(address: SocketAddr, request: &str) -> Option<u16> {
 }
 
 /// Writes a file that only we can read.
-pub(crate) fn write_private(path: &Path, text: &str) -> Outcome {
+///
+/// # Errors
+/// Fails when it cannot be written.
+pub fn write_private(path: &Path, text: &str) -> Outcome {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut file = File::options()

@@ -1,0 +1,57 @@
+//! `make bench`: what agentfleet costs and how fast it is, counted where others count it: at the simulated Hetzner Cloud, in the API server's
+//! audit log, on the machines' disks and in `/proc`.
+//!
+//! One stack is used from beginning to end: lives of a few instances, a burst, growth to a large fleet, calm, a restart. The numbers go to
+//! `target/bench/summary.json`; nothing here judges them.
+
+mod fleet;
+mod lives;
+mod processes;
+mod scale;
+mod stack;
+mod summary;
+mod timeline;
+
+use std::process::ExitCode;
+
+use bed::{Failure, Outcome};
+
+use crate::scale::Scale;
+use crate::stack::Stack;
+use crate::summary::Summary;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match measure_unless_interrupted().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An interrupt ends the operator and all else as the end of a run does.
+async fn measure_unless_interrupted() -> Outcome {
+    let scale = Scale::chosen();
+    tokio::select! {
+        outcome = measure(&scale) => outcome,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            Err(Failure::new("interrupted"))
+        }
+    }
+}
+
+async fn measure(scale: &Scale) -> Outcome {
+    let mut summary = Summary::begin()?;
+    let mut stack = Stack::start(&mut summary).await?;
+    lives::measure(&stack, scale.lives, &mut summary).await?;
+    fleet::burst(&stack, scale.burst, &mut summary).await?;
+    fleet::grow(&stack, scale, &mut summary).await?;
+    fleet::calm(&stack, scale, &mut summary).await?;
+    fleet::restart(&mut stack, scale, &mut summary).await?;
+    summary.end()?;
+    stack.close();
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! How much is measured: the design's numbers, or fewer for a quick look.
+
+use std::time::Duration;
+
+/// Sizes and lengths of one run.
+pub(crate) struct Scale {
+    /// Instances that live a whole life.
+    pub(crate) lives: usize,
+    /// Instances that are created at once.
+    pub(crate) burst: usize,
+    /// Instances of the large fleet, those of the burst among them.
+    pub(crate) fleet: usize,
+    /// How long the large fleet is watched while nothing happens.
+    pub(crate) calm: Duration,
+}
+
+impl Scale {
+    /// The design's sizes, unless `AGENTFLEET_BENCH` is `small`.
+    pub(crate) fn chosen() -> Self {
+        if std::env::var("AGENTFLEET_BENCH").is_ok_and(|chosen| chosen == "small") {
+            return Self {
+                lives: 50,
+                burst: 50,
+                fleet: 100,
+                calm: Duration::from_secs(30),
+            };
+        }
+        Self {
+            lives: 50,
+            burst: 500,
+            fleet: 1_000,
+            calm: Duration::from_mins(5),
+        }
+    }
+}

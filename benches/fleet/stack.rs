@@ -1,0 +1,242 @@
+//! What is measured: a control plane, a simulated Hetzner Cloud with machines, and the release build of the operator between them.
+//!
+//! Much like a bed, but with the periods that users have, and without the looks at disks and voices that would take their share of the
+//! processor.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bed::{
+    Audit, Cluster, ControlPlane, OPERATOR, Operator, Outcome, Pace, SYSTEM, Setup, TENANT, TOKEN,
+    Turns, Write, ensure, manifests, wait_within,
+};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hetzner_sim::{Config, Control, RequestCount, Simulator, Spread};
+use serde_json::Value;
+
+use crate::summary::{Summary, number};
+
+/// The operator's own defaults, but for the time that deletions wait for requests that may still be under way.
+const PACE: Pace = Pace {
+    fast: "10s",
+    slow: "60s",
+    project: "60s",
+    request_timeout: "30s",
+    settle: "1s",
+    lease: "15s",
+};
+/// Requests to the API server at once, of whoever applies many objects.
+const AT_ONCE: usize = 16;
+/// Used up by a failure only.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(15);
+
+/// All of it.
+pub(crate) struct Stack {
+    pub(crate) operator: Operator,
+    pub(crate) cluster: Cluster,
+    pub(crate) audit: Audit,
+    pub(crate) cloud: Control,
+    dir: PathBuf,
+    // Last, so that they end when all else has ended.
+    _simulator: Simulator,
+    _control_plane: ControlPlane,
+}
+
+/// Boots of 20 to 40 s, and Hetzner's limit of requests. SSH answers when logins and guest are there: cloud-init orders itself before sshd.
+fn cloud() -> Config {
+    Config {
+        time_factor: 1.0,
+        boot_ssh_s: Spread {
+            from: 20.0,
+            to: 40.0,
+        },
+        boot_cloud_init_s: Spread {
+            from: 15.0,
+            to: 20.0,
+        },
+        rate_limit: 3600,
+        ..bed::quick_cloud()
+    }
+}
+
+impl Stack {
+    /// Starts everything, and waits for a project and a class that are Ready.
+    pub(crate) async fn start(summary: &mut Summary) -> Outcome<Self> {
+        let control_plane = Turns::take(1).await?.control_plane().await?;
+        let cluster = Cluster::admin(control_plane.kubeconfig()?).await?;
+        let audit = Audit::from_now(control_plane.audit_log()?)?;
+        let simulator = Simulator::start(cloud()).await?;
+        let dir = bed::scratch("bench")?;
+        let kubeconfig = dir.join("operator.kubeconfig");
+        bed::write_private(
+            &kubeconfig,
+            &cluster.kubeconfig_of("agentfleet")?.to_string(),
+        )?;
+        let operator = Operator::new(Setup {
+            kubeconfig,
+            endpoint: simulator.endpoint(),
+            guest_port: simulator.ssh_port(),
+            dir: dir.clone(),
+            pace: PACE,
+        })?;
+        let mut stack = Self {
+            operator,
+            cluster,
+            audit,
+            cloud: simulator.control(),
+            dir,
+            _simulator: simulator,
+            _control_plane: control_plane,
+        };
+        stack.operator.start()?;
+        stack.set_up(summary).await?;
+        Ok(stack)
+    }
+
+    async fn set_up(&self, summary: &mut Summary) -> Outcome {
+        let token = manifests::token_secret(manifests::PROJECT);
+        self.apply_all(vec![
+            manifests::namespace(TENANT),
+            manifests::secret(SYSTEM, &token, "token", TOKEN),
+            manifests::project(manifests::PROJECT),
+            manifests::class(),
+        ])
+        .await?;
+        for (kind, name) in [
+            ("HetznerProject", manifests::PROJECT),
+            ("AgentClass", manifests::CLASS),
+        ] {
+            wait_within(PATIENCE, &format!("{kind} {name} is Ready"), async || {
+                let found = self.cluster.get(kind, None, name).await?;
+                Ok(found.filter(is_ready).map(|_| ()))
+            })
+            .await?;
+        }
+        let how = "from an empty project to HetznerProject and AgentClass Ready, from the simulator's count: ";
+        summary.add(
+            "setup_requests",
+            (number(self.count()), "requests"),
+            1,
+            how.to_owned() + &self.routes(),
+        )
+    }
+
+    /// Ends it; what it leaves on disk is in the way of nobody.
+    pub(crate) fn close(mut self) {
+        let _ended = self.operator.kill();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+
+    /// Applies objects, several at once.
+    pub(crate) async fn apply_all(&self, objects: Vec<Value>) -> Outcome {
+        let (namespaces, rest): (Vec<_>, Vec<_>) = objects
+            .into_iter()
+            .partition(|object| object["kind"] == "Namespace");
+        for objects in [namespaces, rest] {
+            let applied = stream::iter(&objects).map(|object| self.cluster.apply(object));
+            let _applied: Vec<Value> = applied.buffer_unordered(AT_ONCE).try_collect().await?;
+        }
+        Ok(())
+    }
+
+    /// Creates instances of these numbers, whose Secrets exist already.
+    pub(crate) async fn create(&self, numbers: std::ops::Range<usize>) -> Outcome {
+        let instances = numbers.map(|n| manifests::instance(TENANT, &name(n)));
+        self.apply_all(instances.collect()).await
+    }
+
+    /// Creates the Secrets of instances of these numbers.
+    pub(crate) async fn create_secrets(&self, numbers: std::ops::Range<usize>) -> Outcome {
+        let secrets = numbers.map(|n| manifests::secret(TENANT, &name(n), "API_KEY", &name(n)));
+        self.apply_all(secrets.collect()).await
+    }
+
+    /// Waits until so many instances are Ready. Exact times are in the audit log, so this looks seldom.
+    pub(crate) async fn all_ready(&self, wanted: usize) -> Outcome {
+        wait_within(
+            PATIENCE,
+            &format!("{wanted} instances are Ready"),
+            async || {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                self.operator.check_alive()?;
+                let instances = self.cluster.list("AgentInstance").await?;
+                let ready = instances
+                    .iter()
+                    .filter(|instance| is_ready(instance))
+                    .count();
+                Ok((ready == wanted).then_some(()))
+            },
+        )
+        .await
+    }
+
+    /// Asks for the deletion of instances of these numbers.
+    pub(crate) async fn delete(&self, numbers: std::ops::Range<usize>) -> Outcome {
+        let deleted = stream::iter(numbers).map(async |n| {
+            self.cluster
+                .delete("AgentInstance", Some(TENANT), &name(n))
+                .await
+        });
+        let _deleted: Vec<()> = deleted.buffer_unordered(AT_ONCE).try_collect().await?;
+        Ok(())
+    }
+
+    /// Requests to Hetzner since they were last forgotten.
+    pub(crate) fn count(&self) -> u64 {
+        self.cloud.requests().iter().map(|asked| asked.count).sum()
+    }
+
+    /// How many of them were answered with a status.
+    pub(crate) fn answered_with(&self, status: u16) -> u64 {
+        let asked = self.cloud.requests().into_iter();
+        asked
+            .filter(|asked| asked.status == status)
+            .map(|asked| asked.count)
+            .sum()
+    }
+
+    /// The same by route, as text.
+    pub(crate) fn routes(&self) -> String {
+        let told = |asked: RequestCount| {
+            let RequestCount {
+                method,
+                route,
+                status,
+                count,
+                ..
+            } = asked;
+            format!("{count} {method} {route} {status}")
+        };
+        self.cloud
+            .requests()
+            .into_iter()
+            .map(told)
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// What the operator has written to Kubernetes, the Lease left out.
+    pub(crate) fn writes(&self) -> Outcome<Vec<Write>> {
+        let mut writes = self.audit.writes_of(OPERATOR)?;
+        writes.retain(|write| !write.is_lease());
+        Ok(writes)
+    }
+
+    /// Id of the operator's process.
+    pub(crate) fn process(&self) -> Outcome<u32> {
+        let process = self.operator.process();
+        ensure(process.is_some(), || "the operator does not run".into())?;
+        Ok(process.unwrap_or_default())
+    }
+}
+
+/// Name of the n-th instance and of its Secret.
+pub(crate) fn name(n: usize) -> String {
+    format!("agent-{n:04}")
+}
+
+/// Whether an object says that it is Ready.
+pub(crate) fn is_ready(object: &Value) -> bool {
+    bed::oracle::condition(&object["status"], "Ready")
+        .is_some_and(|ready| ready["status"] == "True")
+}
