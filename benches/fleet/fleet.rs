@@ -83,9 +83,12 @@ fn after_boot(
     )
 }
 
+/// Name, length and source of a span of a life.
+type Span = (&'static str, fn(&Timeline) -> f64, &'static str);
+
 /// How long an instance waited for the operator once its server was ready to be configured.
 fn added(lines: &[Timeline], summary: &mut Summary) -> Outcome {
-    let spans: [(&str, fn(&Timeline) -> f64, &str); 4] = [
+    let spans: [Span; 4] = [
         (
             "time_added",
             |line| seconds(line.installed, line.ready),

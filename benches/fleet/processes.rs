@@ -78,7 +78,7 @@ struct Stat {
 }
 
 impl Stat {
-    /// See proc_pid_stat(5); nothing for a process that has ended.
+    /// See `proc_pid_stat(5)`; nothing for a process that has ended.
     fn of(process: u32) -> Option<Self> {
         let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         let (head, rest) = text.rsplit_once(") ")?;
@@ -105,7 +105,7 @@ fn is_below(stats: &BTreeMap<u32, Stat>, process: u32, ancestor: u32) -> bool {
     true
 }
 
-/// Busy seconds of all processors: user, nice, system, irq, softirq and steal of proc_stat(5).
+/// Busy seconds of all processors: user, nice, system, irq, softirq and steal of `proc_stat(5)`.
 fn machine_seconds() -> Outcome<f64> {
     let text = fs::read_to_string("/proc/stat")?;
     let line = text.lines().next().unwrap_or_default();
