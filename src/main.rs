@@ -143,7 +143,7 @@ async fn run(flags: Run) -> Ended {
         None => None,
     };
     let options = Options {
-        http: Listener::bind(&flags.http_listen).await?,
+        http: Some(Listener::bind(&flags.http_listen).await?),
         phone_home,
         fleet: flags.fleet.clone(),
         identity: format!("{}-{:08x}", flags.name, rand::random::<u32>()),

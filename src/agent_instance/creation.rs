@@ -16,7 +16,9 @@ use crate::{
     context::Context,
     error::Setback,
     guest::program::Program,
-    hetzner::{self, CatalogueError, CreateServer, Labels, Outcome, PublicNetRequest},
+    hetzner::{
+        self, CatalogueError, CreateServer, Labels, Outcome, PublicNetRequest, ResolvedPlace,
+    },
     hetzner_project::connection::Connection,
     keys::MasterKey,
     labels,
@@ -34,25 +36,7 @@ pub async fn request(
     agent: &Agent,
     record: &ProvisioningRecord,
 ) -> Result<CreateServer, Setback> {
-    let now = Instant::now();
-    let offer = connection
-        .catalogue
-        .offer(
-            &connection.client,
-            &connection.budget,
-            &agent.boot.image,
-            now,
-        )
-        .await
-        .map_err(unread)?;
-    let place = offer
-        .validate(&record.server_type, &record.location, Timestamp::now())
-        .map_err(|problem| {
-            Setback::lasting(
-                "NotOffered",
-                format!("AgentClass {}: {problem}", agent.class),
-            )
-        })?;
+    let place = offered(connection, agent, record).await?;
     let standing = connection.standing();
     let missing = |what: &str| {
         Setback::passing(
@@ -65,26 +49,24 @@ pub async fn request(
         .firewalls
         .get(&agent.class)
         .ok_or_else(|| missing("firewall for this class"))?;
-    let network = agent.boot.network.as_ref().map(|name| {
-        standing
-            .networks
-            .get(name)
-            .copied()
-            .ok_or_else(|| missing("such network"))
-    });
+    let networks = match &agent.boot.network {
+        Some(name) => vec![
+            *standing
+                .networks
+                .get(name)
+                .ok_or_else(|| missing("such network"))?,
+        ],
+        None => vec![],
+    };
     let master = ctx.keyring.current();
     let phone_home = phone_home_url(ctx, agent, master, &record.server_name)?;
-    let user_data = user_data(
-        identity,
-        agent,
-        record,
-        &Birth {
-            master,
-            program: &ctx.program,
-            admin_keys: &standing.admin_keys,
-            phone_home,
-        },
-    )?;
+    let birth = Birth {
+        master,
+        program: &ctx.program,
+        admin_keys: &standing.admin_keys,
+        phone_home,
+    };
+    let user_data = user_data(identity, agent, record, &birth)?;
     Ok(CreateServer {
         name: record.server_name.clone(),
         server_type: place.server_type,
@@ -94,12 +76,37 @@ pub async fn request(
         user_data: user_data.sent().clone(),
         labels: server_labels(identity, agent, record, master),
         firewalls: vec![firewall],
-        networks: network.transpose()?.into_iter().collect(),
+        networks,
         public_net: PublicNetRequest {
             enable_ipv4: agent.boot.ipv4,
             enable_ipv6: agent.boot.ipv6,
         },
         start_after_create: true,
+    })
+}
+
+/// The place of a record, if Hetzner offers it.
+async fn offered(
+    connection: &Connection,
+    agent: &Agent,
+    record: &ProvisioningRecord,
+) -> Result<ResolvedPlace, Setback> {
+    let Connection {
+        client,
+        budget,
+        catalogue,
+        ..
+    } = connection;
+    let offer = catalogue
+        .offer(client, budget, &agent.boot.image, Instant::now())
+        .await
+        .map_err(unread)?;
+    let place = offer.validate(&record.server_type, &record.location, Timestamp::now());
+    place.map_err(|problem| {
+        Setback::lasting(
+            "NotOffered",
+            format!("AgentClass {}: {problem}", agent.class),
+        )
     })
 }
 

@@ -12,7 +12,7 @@ use crate::{
     api::ProvisioningRecord,
     crash_point,
     error::Setback,
-    hetzner::{Class, Lane, Permit, Place, Server},
+    hetzner::{self, Class, CreatedServer, Lane, Permit, Place, Server, Spend},
     hetzner_project::connection::Connection,
     labels,
 };
@@ -48,26 +48,18 @@ impl Performer<'_> {
             })
     }
 
+    /// Sends the one request that a written record permits.
     pub(super) async fn create_server(&self, record: &ProvisioningRecord) -> Result<(), Setback> {
         let connection = self.connection(&record.project)?;
         let (agent, _) = self.agent()?;
         let request =
             creation::request(self.ctx, &connection, self.identity(), agent, record).await?;
-        let instances = self.ctx.stores.instances.state().len();
-        let spend = connection.fuse.try_create(instances, Instant::now()).map_err(|until| {
-            let message = format!("project {} has had more creations this hour than its {instances} instances explain", connection.project);
-            Setback::until("SpendingHeld", message, until.saturating_duration_since(Instant::now()))
-        })?;
-        let lane = if record.incarnation > 1 {
-            Lane::ReplaceVanished
-        } else {
-            Lane::Create
-        };
-        let permit = match self.permit(&connection, lane) {
-            Ok(permit) if self.ctx.leadership.holds() => permit,
-            refused => {
+        let spend = self.spend(&connection)?;
+        let permit = match self.permit_to_buy(&connection, record) {
+            Ok(permit) => permit,
+            Err(setback) => {
                 spend.refused();
-                return Err(refused.err().unwrap_or_else(Setback::not_leading));
+                return Err(setback);
             }
         };
         let before = self.remember(|memory| {
@@ -75,38 +67,47 @@ impl Performer<'_> {
             memory.sends(record, Timestamp::now(), self.ctx.settings.window());
             before
         });
-        let place = Place {
-            server_type: record.server_type.clone(),
-            location: record.location.clone(),
-        };
         let answer = crash_point::around(
             "hetzner",
             "POST /servers",
             connection.client.create_server(permit, &request),
         )
         .await;
-        match answer {
-            Ok(created) => {
-                connection.stock.created(&place);
-                connection
-                    .inventory
-                    .record_created(created.server, Instant::now());
-                self.remember(|memory| memory.answered(SendOutcome::Created, before));
-                Ok(())
-            }
-            Err(error) => {
-                let outcome = creation::outcome(&error);
-                self.remember(|memory| memory.answered(outcome, before));
-                match error.class() {
-                    Class::OutOfStock => connection.stock.out_of_stock(&place, Instant::now()),
-                    Class::Quota => connection.stock.over_quota(Instant::now()),
-                    _ => {}
-                }
-                if outcome != SendOutcome::Unknown {
-                    spend.refused();
-                }
-                Err(error.into())
-            }
+        let outcome = answer
+            .as_ref()
+            .map_or_else(creation::outcome, |_| SendOutcome::Created);
+        self.remember(|memory| memory.answered(outcome, before));
+        if matches!(outcome, SendOutcome::OutOfStock | SendOutcome::Refused) {
+            spend.refused();
+        }
+        take_answer(&connection, record, answer)
+    }
+
+    /// The fuse on spending: more creations than the instances explain are a defect somewhere.
+    fn spend<'a>(&self, connection: &'a Connection) -> Result<Spend<'a>, Setback> {
+        let (instances, now) = (self.ctx.stores.instances.state().len(), Instant::now());
+        connection.fuse.try_create(instances, now).map_err(|until| {
+            let message = format!("project {} has had more creations this hour than its {instances} instances explain", connection.project);
+            Setback::until("SpendingHeld", message, until.saturating_duration_since(now))
+        })
+    }
+
+    fn permit_to_buy(
+        &self,
+        connection: &Connection,
+        record: &ProvisioningRecord,
+    ) -> Result<Permit, Setback> {
+        let lane = if record.incarnation > 1 {
+            Lane::ReplaceVanished
+        } else {
+            Lane::Create
+        };
+        let permit = self.permit(connection, lane)?;
+        // What came before may have taken a while: the catalogue may have been read.
+        if self.ctx.leadership.holds() {
+            Ok(permit)
+        } else {
+            Err(Setback::not_leading())
         }
     }
 
@@ -212,4 +213,31 @@ impl Performer<'_> {
         connection.inventory.record_updated(server, Instant::now());
         Ok(())
     }
+}
+
+/// What everybody in the project learns from the answer to a create.
+fn take_answer(
+    connection: &Connection,
+    record: &ProvisioningRecord,
+    answer: Result<CreatedServer, hetzner::Error>,
+) -> Result<(), Setback> {
+    let place = Place {
+        server_type: record.server_type.clone(),
+        location: record.location.clone(),
+    };
+    let now = Instant::now();
+    match &answer {
+        Ok(created) => {
+            connection.stock.created(&place);
+            connection
+                .inventory
+                .record_created(created.server.clone(), now);
+        }
+        Err(error) if error.class() == Class::OutOfStock => {
+            connection.stock.out_of_stock(&place, now);
+        }
+        Err(error) if error.class() == Class::Quota => connection.stock.over_quota(now),
+        Err(_) => {}
+    }
+    answer.map(drop).map_err(Setback::from)
 }

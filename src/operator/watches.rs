@@ -1,0 +1,311 @@
+//! The watches of Kubernetes: they fill the stores, wake whoever is concerned, and feed the controllers.
+
+use std::{fmt::Debug, hash::Hash, sync::Arc};
+
+use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc, stream::BoxStream};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::ObjectMeta,
+    core::PartialObjectMeta,
+    runtime::{
+        Controller, PredicateConfig, WatchStreamExt as _,
+        controller::{self, Action},
+        predicates,
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agent_class,
+    agent_instance::{self, talk::Ended},
+    api::{AgentClass, AgentInstance, HetznerProject},
+    context::{Context, Stores, Wake},
+    hetzner_project,
+    http::Liveness,
+    kube_ext,
+};
+
+/// How many instances are looked at side by side; a look waits for the API server and Hetzner only.
+const INSTANCES_AT_ONCE: u16 = 64;
+
+/// The other ends of [`Wake`].
+pub(super) struct Woken {
+    instances: mpsc::UnboundedReceiver<ObjectRef<AgentInstance>>,
+    classes: mpsc::UnboundedReceiver<ObjectRef<AgentClass>>,
+    projects: mpsc::UnboundedReceiver<ObjectRef<HetznerProject>>,
+}
+
+pub(super) fn wakes() -> (Wake, Woken) {
+    let (instances, woken_instances) = mpsc::unbounded();
+    let (classes, woken_classes) = mpsc::unbounded();
+    let (projects, woken_projects) = mpsc::unbounded();
+    let woken = Woken {
+        instances: woken_instances,
+        classes: woken_classes,
+        projects: woken_projects,
+    };
+    (
+        Wake {
+            instances,
+            classes,
+            projects,
+        },
+        woken,
+    )
+}
+
+pub(super) async fn wake_when_over(mut ended: Ended, wake: Wake) {
+    while let Some(key) = ended.recv().await {
+        wake.instance(&key.namespace, &key.name);
+    }
+}
+
+/// Who may name a Secret.
+struct Owners {
+    stores: Stores,
+    wake: Wake,
+}
+
+impl Owners {
+    fn wake(&self, namespace: &str, secret: &str) {
+        for instance in self.stores.instances.state() {
+            if instance.spec.secret_name.as_deref() == Some(secret)
+                && instance.namespace().as_deref() == Some(namespace)
+            {
+                self.wake.instance(namespace, &instance.name_any());
+            }
+        }
+        for project in self.stores.projects.state() {
+            let named = &project.spec.token_secret_ref;
+            if (named.namespace.as_str(), named.name.as_str()) == (namespace, secret) {
+                self.wake.project(&project.name_any());
+            }
+        }
+    }
+}
+
+/// A store, the stream that fills it, and the sign that its first list is in.
+///
+/// Several waiters for a store of the kube crate wake only one of them, and the controller is one already: so the sign is our own.
+struct Watch<K: Resource<DynamicType: Hash + Eq + Clone> + 'static> {
+    store: Store<K>,
+    objects: BoxStream<'static, Result<K, watcher::Error>>,
+    synced: CancellationToken,
+}
+
+fn watch<K>(api: Api<K>, liveness: &Liveness, keep: fn(&mut K)) -> Watch<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let (liveness, synced) = (liveness.clone(), CancellationToken::new());
+    let first = synced.clone();
+    let objects = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .modify(keep)
+        .reflect(writer)
+        .inspect_ok(move |event| {
+            liveness.touch();
+            if matches!(event, watcher::Event::InitDone) {
+                first.cancel();
+            }
+        })
+        .touched_objects()
+        .boxed();
+    Watch {
+        store,
+        objects,
+        synced,
+    }
+}
+
+/// Of a Secret's metadata only its name and version are of use; what `kubectl apply` keeps there may hold its content.
+fn keep_name_and_version(secret: &mut PartialObjectMeta<Secret>) {
+    let ObjectMeta {
+        name,
+        namespace,
+        resource_version,
+        uid,
+        ..
+    } = std::mem::take(&mut secret.metadata);
+    secret.metadata = ObjectMeta {
+        name,
+        namespace,
+        resource_version,
+        uid,
+        ..ObjectMeta::default()
+    };
+}
+
+/// Who manages which field is of no use here, and the larger half of a small object.
+fn drop_managed_fields<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+}
+
+/// Looks at whoever names a Secret when it changes.
+async fn wake_owners(
+    mut secrets: BoxStream<'static, Result<PartialObjectMeta<Secret>, watcher::Error>>,
+    owners: Owners,
+) {
+    while let Some(change) = secrets.next().await {
+        match change {
+            Ok(secret) => owners.wake(&secret.namespace().unwrap_or_default(), &secret.name_any()),
+            Err(error) => tracing::warn!(
+                error = kube_ext::error_chain(&error),
+                "watch of Secrets failed"
+            ),
+        }
+    }
+}
+
+/// The watches, one for each kind.
+pub(super) struct Watches {
+    instances: Watch<AgentInstance>,
+    classes: Watch<AgentClass>,
+    projects: Watch<HetznerProject>,
+    secrets: Watch<PartialObjectMeta<Secret>>,
+}
+
+impl Watches {
+    pub(super) fn new(client: &Client, liveness: &Liveness) -> Self {
+        Self {
+            instances: watch(Api::all(client.clone()), liveness, drop_managed_fields),
+            classes: watch(Api::all(client.clone()), liveness, drop_managed_fields),
+            projects: watch(Api::all(client.clone()), liveness, drop_managed_fields),
+            secrets: watch(Api::all(client.clone()), liveness, keep_name_and_version),
+        }
+    }
+
+    pub(super) fn stores(&self) -> Stores {
+        Stores {
+            instances: self.instances.store.clone(),
+            classes: self.classes.store.clone(),
+            projects: self.projects.store.clone(),
+            secrets: self.secrets.store.clone(),
+            synced: CancellationToken::new(),
+        }
+    }
+
+    /// Waits until each watch has had its first list.
+    pub(super) fn synced(&self) -> impl Future<Output = ()> + Send + 'static {
+        let all = [
+            &self.instances.synced,
+            &self.classes.synced,
+            &self.projects.synced,
+            &self.secrets.synced,
+        ]
+        .map(Clone::clone);
+        async move {
+            for synced in all {
+                synced.cancelled().await;
+            }
+        }
+    }
+
+    /// Runs the controllers until `stop`.
+    pub(super) async fn control(
+        self,
+        ctx: Arc<Context>,
+        woken: Woken,
+        liveness: Liveness,
+        stop: CancellationToken,
+    ) {
+        let owners = Owners {
+            stores: ctx.stores.clone(),
+            wake: ctx.wake.clone(),
+        };
+        let secrets = tokio::spawn(wake_owners(self.secrets.objects, owners));
+        let many = controller::Config::default().concurrency(INSTANCES_AT_ONCE);
+        let instances = Controller::for_stream(self.instances.objects, self.instances.store)
+            .with_config(many)
+            .watches_stream(
+                class_changes(&ctx),
+                users_of_class(ctx.stores.instances.clone()),
+            )
+            .reconcile_on(woken.instances)
+            .graceful_shutdown_on(stop.clone().cancelled_owned());
+        let classes = Controller::for_stream(self.classes.objects, self.classes.store)
+            .reconcile_on(woken.classes)
+            .graceful_shutdown_on(stop.clone().cancelled_owned());
+        let projects = Controller::for_stream(self.projects.objects, self.projects.store)
+            .reconcile_on(woken.projects)
+            .graceful_shutdown_on(stop.cancelled_owned());
+        tokio::join!(
+            watched(
+                instances.run(
+                    agent_instance::reconcile,
+                    agent_instance::error_policy,
+                    ctx.clone()
+                ),
+                &liveness
+            ),
+            watched(
+                classes.run(
+                    agent_class::reconcile,
+                    hetzner_project::error_policy,
+                    ctx.clone()
+                ),
+                &liveness
+            ),
+            watched(
+                projects.run(
+                    hetzner_project::reconcile,
+                    hetzner_project::error_policy,
+                    ctx
+                ),
+                &liveness
+            ),
+        );
+        secrets.abort();
+    }
+}
+
+/// Changes of a class's spec; its status is no news to its instances.
+fn class_changes(
+    ctx: &Context,
+) -> impl Stream<Item = Result<AgentClass, watcher::Error>> + Send + 'static {
+    watcher(
+        Api::<AgentClass>::all(ctx.clients.read.clone()),
+        watcher::Config::default(),
+    )
+    .default_backoff()
+    .touched_objects()
+    .predicate_filter(predicates::generation, PredicateConfig::default())
+}
+
+fn users_of_class(
+    instances: Store<AgentInstance>,
+) -> impl Fn(AgentClass) -> Vec<ObjectRef<AgentInstance>> + Send + Sync + 'static {
+    move |class| {
+        let name = class.name_any();
+        let instances = instances.state().into_iter();
+        let users = instances.filter(|instance| instance.spec.class_name == name);
+        users
+            .map(|instance| ObjectRef::from_obj(&*instance))
+            .collect()
+    }
+}
+
+/// Runs a controller to its end; every look shows that the process is alive.
+async fn watched<K, E>(
+    looks: impl Stream<Item = Result<(ObjectRef<K>, Action), controller::Error<E, watcher::Error>>>,
+    liveness: &Liveness,
+) where
+    K: Resource<DynamicType: Clone + Debug + Eq + Hash> + Clone + Debug + DeserializeOwned,
+    E: std::error::Error + 'static,
+{
+    let mut looks = std::pin::pin!(looks.into_stream());
+    while let Some(look) = looks.next().await {
+        liveness.touch();
+        match look {
+            Ok(_)
+            | Err(controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..)) =>
+                {}
+            Err(error) => tracing::warn!(error = kube_ext::error_chain(&error), "watch failed"),
+        }
+    }
+}
