@@ -41,7 +41,8 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 test: control-plane helm venv ## Run all tests, the crash matrix as a seeded sample.
 	cargo test --workspace $(FAILPOINTS) --locked
 	cd tests/control-plane && go test -count=1 ./...
-	$(VENV)/bin/pytest -q tests
+	$(VENV)/bin/pytest -q tests --ignore tests/hetzner-sim/conformance
+	tests/hetzner-sim/conformance/run.sh $(VENV)/bin/python
 
 test-full: control-plane helm venv ## Run all tests with the whole crash matrix.
 	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace $(FAILPOINTS) --locked
