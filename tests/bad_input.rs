@@ -124,7 +124,7 @@ async fn user_data_that_is_too_large_is_told_with_both_sizes_and_not_sent() -> O
     let files = ["a", "b", "c"]
         .map(|name| json!({"path": format!("/home/agent/{name}"), "content": noise(16_000)}));
     class["spec"]["agent"]["files"] = json!(files);
-    bed.cluster.apply(&class).await?;
+    bed.change(&class).await?;
     let one = bed.create("one").await?;
     one.told(&["32768"]).await?;
     assert_eq!(bed.requests_to("POST", "/servers"), 0);
@@ -147,7 +147,7 @@ async fn an_override_that_the_class_does_not_allow_is_told_with_who_sets_it() ->
     assert_eq!(bed.requests_to("POST", "/servers"), 0);
     let mut class = manifests::class();
     class["spec"]["allowedOverrides"] = json!(["ServerTypes"]);
-    bed.cluster.apply(&class).await?;
+    bed.change(&class).await?;
     one.ready().await?;
     assert_eq!(one.status().await?["server"]["type"], "cx33");
     bed.delete_all().await?;
@@ -160,13 +160,13 @@ async fn a_namespace_that_the_class_is_not_offered_to_is_told() -> Outcome {
     let mut class = manifests::class();
     class["spec"]["namespaceSelector"] =
         json!({"matchLabels": {"kubernetes.io/metadata.name": "elsewhere"}});
-    bed.cluster.apply(&class).await?;
+    bed.change(&class).await?;
     let one = bed.create("one").await?;
     one.told(&[TENANT, "namespaceSelector"]).await?;
     assert_eq!(bed.requests_to("POST", "/servers"), 0);
     class["spec"]["namespaceSelector"] =
         json!({"matchLabels": {"kubernetes.io/metadata.name": TENANT}});
-    bed.cluster.apply(&class).await?;
+    bed.change(&class).await?;
     one.ready().await?;
     bed.delete_all().await?;
     bed.finish().await
@@ -178,15 +178,15 @@ async fn limits_of_class_and_project_are_told_with_who_sets_them() -> Outcome {
     bed.create("one").await?.ready().await?;
     let mut class = manifests::class();
     class["spec"]["limits"] = json!({"instances": 1});
-    bed.cluster.apply(&class).await?;
+    bed.change(&class).await?;
     let two = bed.create("two").await?;
     two.told(&["limits.instances", "1"]).await?;
-    bed.cluster.apply(&manifests::class()).await?;
+    bed.change(&manifests::class()).await?;
     two.ready().await?;
 
     let mut project = manifests::project(manifests::PROJECT);
     project["spec"]["maxServers"] = json!(2);
-    bed.cluster.apply(&project).await?;
+    bed.change(&project).await?;
     let three = bed.create("three").await?;
     three.told(&["maxServers", "2"]).await?;
     bed.cluster

@@ -282,6 +282,12 @@ pub(crate) async fn restart(stack: &mut Stack, scale: &Scale, summary: &mut Summ
         (seconds(started, looked), "s"),
         n,
         "start of the process to the first look at the last instance that found it serving (operator's log); the Lease was given back before",
+    )?;
+    summary.add(
+        name("memory_mib"),
+        (resident_mib(stack.process()?)?, "MiB"),
+        n,
+        format!("VmRSS of the operator, {span}"),
     )
 }
 

@@ -27,6 +27,8 @@ const PACE: Pace = Pace {
 };
 /// Requests to the API server at once, of whoever applies many objects.
 const AT_ONCE: usize = 16;
+/// Between two looks at all instances: a list of hundreds costs the API server what dozens of writes do.
+const SELDOM: Duration = Duration::from_secs(5);
 /// Used up by a failure only.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(15);
 
@@ -157,7 +159,7 @@ impl Stack {
             PATIENCE,
             &format!("{wanted} instances are Ready"),
             async || {
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(SELDOM).await;
                 self.operator.check_alive()?;
                 let instances = self.cluster.list("AgentInstance").await?;
                 let ready = instances

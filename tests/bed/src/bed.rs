@@ -191,6 +191,23 @@ impl Bed {
         Ok(value)
     }
 
+    /// Applies a project or a class and waits until the operator has seen it: watches of several kinds do not keep to one order, and an
+    /// instance applied afterwards might still meet the former one.
+    ///
+    /// # Errors
+    /// Fails with what the API server says, or at the deadline.
+    pub async fn change(&self, object: &Value) -> Outcome {
+        let applied = self.cluster.apply(object).await?;
+        let of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (kind, name) = (of(&applied["kind"]), of(&applied["metadata"]["name"]));
+        let wanted = applied["metadata"]["generation"].as_i64();
+        self.wait_until(&format!("{kind} {name} is seen as it is"), async || {
+            let now = self.cluster.get(&kind, None, &name).await?;
+            Ok(now.is_some_and(|now| now["status"]["observedGeneration"].as_i64() == wanted))
+        })
+        .await
+    }
+
     /// A user who may do everything with the instances of the namespace and is no admin of agentfleet.
     ///
     /// # Errors
