@@ -38,7 +38,7 @@ use crate::{
 /// How long a server that does not answer is tried before the reconciler hears of it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest pause between two tries.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long a guest may take for what it does at once.
 const BRIEF: Duration = Duration::from_secs(10);
 /// How long a `configure` may take: it runs the update commands of the class.

@@ -93,7 +93,7 @@ pub fn plan(desired: &Desired, world: &World) -> Plan {
         look.present()
     };
     let plan = match &world.seen {
-        Some(seen) => Look::paced(plan, seen),
+        Some(seen) => Look::paced(plan, seen).looking_again(seen.counts_wait),
         None => plan,
     };
     if desired.absent {
@@ -114,6 +114,11 @@ impl Plan {
             Stage::Usable => Stage::Deleting("Deleting", "what is left of it is removed".into()),
             stage @ (Stage::Deleting(..) | Stage::Gone) => stage,
         };
+        self
+    }
+
+    fn looking_again(mut self, wait: Option<Duration>) -> Self {
+        self.look_again = self.look_again.into_iter().chain(wait).min();
         self
     }
 
