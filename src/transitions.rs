@@ -7,7 +7,14 @@ use crate::kube_ext::Events;
 
 const READY: &str = "Ready";
 /// Reasons of what is not yet as it should be because it is under way.
-const PROGRESS: [&str; 5] = ["Creating", "Booting", "Installing", "Updating", "Deleting"];
+const PROGRESS: [&str; 6] = [
+    "Creating",
+    "Booting",
+    "Installing",
+    "Starting",
+    "Updating",
+    "Deleting",
+];
 
 /// Tells each condition that has another status, or is false for another reason, than before.
 pub fn publish(
