@@ -21,7 +21,7 @@ pub use agent_class::{
 };
 pub use agent_instance::{
     AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Overrides, ProvisioningRecord,
-    ServerStatus, VoiceRecord,
+    ServerStatus, Timing, TimingStep, VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};
