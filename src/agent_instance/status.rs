@@ -55,8 +55,8 @@ pub fn status(
     for found in conditions(world, current, stage) {
         set_condition(&mut next.conditions, found, generation, now);
     }
-    let serves = is_true(&next.conditions, ConditionType::Ready);
-    next.timings = timings(world, current, serves, now);
+    let ready = is_true(&next.conditions, ConditionType::Ready);
+    next.timings = timings(world, current, ready, now);
     next
 }
 

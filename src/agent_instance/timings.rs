@@ -13,7 +13,7 @@ use crate::api::{Timing, TimingStep};
 pub fn timings(
     world: &World,
     current: Option<&ServerView>,
-    serves: bool,
+    ready: bool,
     now: Timestamp,
 ) -> Vec<Timing> {
     let mut known = before(world);
@@ -21,7 +21,7 @@ pub fn timings(
         return known;
     }
     let server = current.filter(|server| server.incarnation == world.incarnation());
-    for step in server.into_iter().flat_map(|server| shown(server, serves)) {
+    for step in server.into_iter().flat_map(|server| shown(server, ready)) {
         reach(&mut known, step, now);
     }
     known
@@ -63,7 +63,7 @@ fn before(world: &World) -> Vec<Timing> {
 }
 
 /// The steps that a server shows to have been reached.
-fn shown(server: &ServerView, serves: bool) -> impl Iterator<Item = TimingStep> {
+fn shown(server: &ServerView, ready: bool) -> impl Iterator<Item = TimingStep> {
     let guest = &server.guest;
     let installed = matches!(&guest.hello, Some(hello) if hello.phase == InstallPhase::Done);
     let configured = matches!(&guest.configured, Some(configured) if configured.outcome.is_ok());
@@ -72,7 +72,7 @@ fn shown(server: &ServerView, serves: bool) -> impl Iterator<Item = TimingStep> 
         (TimingStep::Answered, guest.hello.is_some()),
         (TimingStep::Installed, installed),
         (TimingStep::Configured, configured),
-        (TimingStep::Ready, serves),
+        (TimingStep::Ready, ready),
     ]
     .into_iter()
     .filter_map(|(step, reached)| reached.then_some(step))
@@ -218,9 +218,9 @@ mod tests {
                 ],
             ),
         ];
-        for (world, guest, serves, expected) in table {
+        for (world, guest, ready, expected) in table {
             let current = guest.map(server);
-            let found = timings(&world, current.as_ref(), serves, at(90));
+            let found = timings(&world, current.as_ref(), ready, at(90));
             assert_eq!(steps(&found), expected);
         }
     }

@@ -10,11 +10,9 @@ mod agent_instance;
 mod conditions;
 mod duration;
 mod hetzner_project;
+mod service;
 
-pub use agent::{
-    AgentSpec, EnvFile, KillMode, PlainFile, ProtectSystem, Restart, SecretFile, SecretKey,
-    Service, Source,
-};
+pub use agent::{AgentSpec, EnvFile, PlainFile, SecretFile, SecretKey, Source};
 pub use agent_class::{
     AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall,
     FirewallRule, Lifecycle, Limits, Override, Protocol,
@@ -28,6 +26,7 @@ pub use duration::{Duration, InvalidDuration};
 pub use hetzner_project::{
     HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef,
 };
+pub use service::{KillMode, ProtectHome, ProtectSystem, Restart, Service};
 
 use kube::CustomResourceExt as _;
 
