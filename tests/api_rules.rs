@@ -122,6 +122,72 @@ fn agents_that_are_refused() -> Vec<Refused> {
     ]
 }
 
+/// Fields of a service beside its `execStart`, and whether its agent has sudo.
+fn service_with(fields: Value, sudo: bool) -> Value {
+    let mut class = class_with("/spec/agent/sudo", json!(sudo));
+    let service = &mut class["spec"]["agent"]["service"];
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        service[name] = value.clone();
+    }
+    class
+}
+
+fn services_that_are_refused() -> Vec<Refused> {
+    let unit = json!({"unit": "[Service]\n", "restartSec": "5s"});
+    vec![
+        (
+            class_with("/spec/agent/service", unit),
+            "leave out all other fields but name",
+        ),
+        (
+            service_with(json!({"restartSteps": 5}), false),
+            "agent.service.restartSteps and restartMaxDelaySec work together only",
+        ),
+        (
+            service_with(json!({"restartMaxDelaySec": "1m"}), false),
+            "agent.service.restartSteps and restartMaxDelaySec work together only",
+        ),
+        (
+            service_with(
+                json!({"restartSteps": 5, "restartSec": "1m30s", "restartMaxDelaySec": "1m"}),
+                false,
+            ),
+            "restartMaxDelaySec must be longer than restartSec",
+        ),
+        (
+            service_with(json!({"protectHome": "Inaccessible"}), false),
+            "set workingDirectory to a directory outside of /home",
+        ),
+        (
+            service_with(json!({"noNewPrivileges": true}), true),
+            "agent.sudo does not work in a service with noNewPrivileges",
+        ),
+        (
+            service_with(json!({"restrictSUIDSGID": true}), true),
+            "agent.sudo does not work in a service with noNewPrivileges",
+        ),
+        (
+            service_with(json!({"memoryMax": "lots"}), false),
+            "spec.agent.service.memoryMax",
+        ),
+    ]
+}
+
+/// All that a service offers, as it belongs together.
+fn hardened() -> Value {
+    let service = json!({
+        "restart": "OnAbnormal", "restartSec": "5s", "restartSteps": 5, "restartMaxDelaySec": "1m", "startLimitIntervalSec": "5m",
+        "startLimitBurst": 5, "timeoutStopSec": "10s", "killMode": "Mixed", "killSignal": "SIGTERM", "privateTmp": true,
+        "privateDevices": true, "noNewPrivileges": true, "protectSystem": "Usr", "protectHome": "ReadOnly", "protectKernelTunables": true,
+        "protectControlGroups": true, "restrictSUIDSGID": true, "readWritePaths": ["/home/agent"], "memoryMax": "2G", "tasksMax": 512,
+    });
+    with(
+        service_with(service, false),
+        "/metadata/name",
+        json!("hardened"),
+    )
+}
+
 fn other_objects_that_are_refused() -> Vec<Refused> {
     let long = "a".repeat(64);
     vec![
@@ -190,6 +256,8 @@ async fn what_a_rule_refuses_is_told_in_a_sentence_that_says_what_to_write() -> 
     let refused = [
         firewalls_that_are_refused(),
         agents_that_are_refused(),
+        probes_that_are_refused(),
+        services_that_are_refused(),
         other_objects_that_are_refused(),
     ];
     for (object, words) in refused.into_iter().flatten() {
@@ -205,6 +273,7 @@ async fn what_people_write_is_taken_as_it_is() -> Outcome {
     for object in [
         manifests::project("main"),
         manifests::class(),
+        hardened(),
         manifests::instance(TENANT, "one"),
     ] {
         bed.cluster.create(&object).await?;

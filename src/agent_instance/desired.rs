@@ -314,3 +314,36 @@ fn revision(of: &impl Serialize) -> String {
         .take(8)
         .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An upgrade of the operator must change no server: a field that is added later leaves no trace while it is unset.
+    #[test]
+    fn a_class_of_an_earlier_release_keeps_its_revisions() {
+        let class: AgentClass = serde_json::from_value(serde_json::json!({
+            "apiVersion": "agentfleet.dev/v1alpha1", "kind": "AgentClass", "metadata": {"name": "small"},
+            "spec": {
+                "projects": ["one"], "serverTypes": ["cx23"], "locations": ["nbg1"], "image": "debian-13",
+                "firewall": {"sshFrom": ["10.0.0.0/8"]},
+                "agent": {
+                    "packages": ["git"],
+                    "service": {"execStart": ["/bin/agent"], "restartSec": "5s", "privateTmp": true},
+                    "secretFiles": [{"path": "/home/agent/.env", "env": {}}],
+                }
+            }
+        }))
+        .unwrap();
+        let instance = AgentInstance::new(
+            "a",
+            serde_json::from_value(serde_json::json!({"className": "small"})).unwrap(),
+        );
+        let Desired::Present(_, want) = Desired::parse(&instance) else {
+            unreachable!("no deletion timestamp")
+        };
+        let agent = Agent::of(&class, &want).unwrap();
+        let revisions = (agent.boot_revision.as_str(), agent.config_revision.as_str());
+        assert_eq!(revisions, ("2a23c6d6b24e2ed8", "bab14e07c345ab61"));
+    }
+}

@@ -10,10 +10,12 @@ use k8s_openapi::{
 
 use super::{
     plan::Stage,
+    timings::timings,
     world::{ServerView, World},
 };
 use crate::api::{
-    AgentInstanceStatus, ConditionType, HealthStatus, ServerStatus, condition, set_condition,
+    AgentInstanceStatus, ConditionType, HealthStatus, ServerStatus, condition, is_true,
+    set_condition,
 };
 
 /// The status to be, records left as they are.
@@ -50,10 +52,13 @@ pub fn status(
         secrets_tag: applied
             .map(|(_, tag)| tag)
             .or_else(|| kept(&former.secrets_tag)),
+        timings: vec![],
     };
     for found in conditions(world, current, stage) {
         set_condition(&mut next.conditions, found, generation, now);
     }
+    let ready = is_true(&next.conditions, ConditionType::Ready);
+    next.timings = timings(world, current, ready, now);
     next
 }
 

@@ -6,7 +6,7 @@
 use k8s_openapi::jiff::Timestamp;
 
 use super::desired::Agent;
-use crate::api::{AgentInstanceStatus, ProvisioningRecord, VoiceRecord};
+use crate::api::{AgentInstanceStatus, ProvisioningRecord, Timing, VoiceRecord};
 use crate::health::HealthView;
 use crate::hetzner::Place;
 
@@ -246,6 +246,8 @@ pub struct Attempt {
     pub unsettled_until: Option<Timestamp>,
     /// What a look-up by name, begun after the last request, has found.
     pub looked_up: Option<LookUp>,
+    /// When which step was reached, as far as this process knows.
+    pub timings: Vec<Timing>,
 }
 
 /// What a request for a server came to.
