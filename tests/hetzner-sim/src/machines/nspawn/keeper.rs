@@ -16,6 +16,8 @@ const KEEP: &str = include_str!("keep.sh");
 const MACHINE: &str = include_str!("machine.sh");
 /// Where the namespaces hold the hierarchy of control groups.
 const GROUPS: &str = "/sys/fs/cgroup";
+/// What the group of a simulator begins with; its process follows.
+const GROUP: &str = "hetzner-sim-";
 /// Networks that are tried, 10.N.0.0/16.
 const NETWORKS: std::ops::RangeInclusive<u8> = 100..=250;
 
@@ -53,16 +55,21 @@ pub(crate) struct Keeper {
     pid: u32,
     process: Mutex<Child>,
     directory: PathBuf,
+    /// The control group of all machines, in the namespaces.
+    group: PathBuf,
     pub(crate) network: u8,
 }
 
 impl Keeper {
     /// Makes the namespaces, and a network that no other simulator has.
     pub(crate) async fn start(directory: &Path) -> Result<Self, KeeperError> {
+        let (own, random) = (std::process::id(), rand::random::<u32>());
+        let group = Path::new(GROUPS).join(format!("{GROUP}{own}-{random:08x}"));
         let mut process = Command::new("unshare")
             .args(["--mount", "--net", "--pid", "--fork", "--kill-child"])
             .args(["--mount-proc", "sh", "-c", KEEP, "keep"])
             .arg(directory)
+            .arg(&group)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -83,8 +90,10 @@ impl Keeper {
             pid: process.id().unwrap_or_default(),
             process: Mutex::new(process),
             directory: directory.to_owned(),
+            group,
             network: 0,
         };
+        keeper.remove_groups_left_behind();
         keeper.network = keeper.claim_network().await?;
         keeper.connect().await?;
         Ok(keeper)
@@ -159,6 +168,7 @@ impl Keeper {
         command
             .args(["-c", MACHINE, "machine"])
             .arg(&self.directory)
+            .arg(&self.group)
             .arg(verb)
             .args(arguments);
         command
@@ -200,9 +210,21 @@ impl Keeper {
 
     /// The control group of a machine.
     pub(crate) fn group_of(&self, server: u64) -> PathBuf {
-        let name = self.directory.file_name().unwrap_or_default();
-        let group = Path::new(GROUPS).join(name).join(server.to_string());
-        self.path(group)
+        self.path(self.group.join(server.to_string()))
+    }
+
+    /// Removes the groups of simulators that were killed together with their first process.
+    fn remove_groups_left_behind(&self) {
+        let groups = std::fs::read_dir(self.path(GROUPS));
+        for group in groups.into_iter().flatten().flatten() {
+            let name = group.file_name().to_string_lossy().into_owned();
+            let owner = name
+                .strip_prefix(GROUP)
+                .and_then(|rest| rest.split('-').next());
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                remove_group(&group.path());
+            }
+        }
     }
 
     /// Lets the namespaces go, and waits until they have.
@@ -212,6 +234,17 @@ impl Keeper {
         if let Err(error) = process.wait().await {
             tracing::warn!(%error, "cannot end the namespaces");
         }
+    }
+}
+
+/// Groups are removed one by one, from within; the files in them go along.
+fn remove_group(group: &Path) {
+    let inner = std::fs::read_dir(group).into_iter().flatten().flatten();
+    for inner in inner.filter(|inner| inner.path().is_dir()) {
+        remove_group(&inner.path());
+    }
+    if let Err(error) = std::fs::remove_dir(group) {
+        tracing::warn!(%error, group = %group.display(), "cannot remove what was left behind");
     }
 }
 

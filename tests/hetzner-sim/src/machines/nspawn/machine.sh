@@ -1,9 +1,9 @@
-# What is done to machines, inside the namespaces of their simulator: `machine DIRECTORY VERB …`.
+# What is done to machines, inside the namespaces of their simulator: `machine DIRECTORY GROUP VERB …`.
 set -eu
 cd "$1"
-group=/sys/fs/cgroup/${1##*/}
-verb=$2
-shift 2
+group=$2
+verb=$3
+shift 3
 
 # network HOST ROUTER SUBNET: this namespace routes; what belongs to nobody is dropped without an answer.
 network() {

@@ -42,9 +42,8 @@ async fn field(
     asked_by(&cloud, peer, |server, project| {
         match facts(server, project).get(&field) {
             Some(Value::String(text)) => Ok(text.clone()),
-            Some(Value::Array(items)) if items.is_empty() => Ok(String::new()),
-            Some(other) => yaml(other),
-            None if field == "private-networks" => yaml(&networks(server, project)),
+            Some(other) => list(other),
+            None if field == "private-networks" => list(&networks(server, project)),
             None => Err(StatusCode::NOT_FOUND),
         }
     })
@@ -82,7 +81,7 @@ fn facts(server: &Server, project: &Project) -> Value {
     json!({
         "availability-zone": server.location.data_centre(),
         "hostname": server.name,
-        "instance-id": server.id.to_string(),
+        "instance-id": server.id,
         "public-ipv4": address,
         "public-keys": server.ssh_keys,
         "region": server.location.network_zone,
@@ -103,6 +102,14 @@ fn networks(server: &Server, project: &Project) -> Value {
         })
     });
     shown.collect()
+}
+
+/// A list as Hetzner shows it; an empty one is nothing at all.
+fn list(value: &Value) -> Answer {
+    match value {
+        Value::Array(items) if items.is_empty() => Ok(String::new()),
+        value => yaml(value),
+    }
 }
 
 fn yaml(value: &impl Serialize) -> Answer {

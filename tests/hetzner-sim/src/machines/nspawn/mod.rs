@@ -272,7 +272,8 @@ impl NspawnFleet {
 
     pub(crate) fn voices(&self) -> Vec<VoiceChange> {
         let mut changes = lock(&self.shared.voices).clone();
-        changes.sort();
+        // A voice that was seen once begins and ends at one time; the sort keeps that order.
+        changes.sort_by_key(|change| change.at_ms);
         changes
     }
 }
