@@ -16,8 +16,7 @@ use crate::failure::{Failure, Outcome, ensure};
 use crate::late_watch::LateWatch;
 use crate::operator::{Operator, Pace, Setup, write_private};
 use crate::oracle::{self, Canaries};
-use crate::voices::Voices;
-use crate::{manifests, place, wait};
+use crate::{manifests, place, voices, wait};
 
 /// Namespace of the instances.
 pub const TENANT: &str = "tenant";
@@ -73,7 +72,6 @@ pub struct Bed {
     /// Values that must be found nowhere but where they are declared.
     pub canaries: Canaries,
     late: Option<LateWatch>,
-    voices: Voices,
     simulator: Arc<Simulator>,
     dir: PathBuf,
     finished: bool,
@@ -142,14 +140,12 @@ impl Bed {
             pace: options.pace,
             dir: dir.clone(),
         })?;
-        let voices = Voices::listen(simulator.control(), dir.join("voices"))?;
         let mut bed = Self {
             operator,
             cluster,
             audit,
             canaries: Canaries::default(),
             late,
-            voices,
             simulator,
             dir,
             finished: false,
@@ -447,7 +443,7 @@ impl Bed {
     /// As [`Self::finish`].
     pub async fn finish_after_a_late_server(mut self) -> Outcome {
         self.operator.check_alive()?;
-        self.voices.one_voice(&self.cloud().lives())?;
+        voices::one_voice(&self.cloud())?;
         oracle::no_root_password(&self.cloud().projects())?;
         self.canaries.are_nowhere_else(&self).await?;
         self.finished = true;
@@ -519,7 +515,7 @@ impl Instance<'_> {
         let id = self.status().await?["server"]["id"]
             .as_u64()
             .ok_or_else(|| Failure::new("Ready without a server"))?;
-        ensure(self.bed.voices.speaks(id)?, || {
+        ensure(voices::speaks(&self.bed.cloud(), id), || {
             format!(
                 "{} is Ready and its agent does not run on server {id}",
                 self.name

@@ -32,5 +32,4 @@ pub use impostor::{Heard, Impostor};
 pub use late_watch::LateWatch;
 pub use operator::{Call, FLEET, Moment, Operator, Pace, Setup, status_of, write_private};
 pub use place::{built, operator, project, scratch};
-pub use voices::Voices;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};
