@@ -140,8 +140,6 @@ struct User<'a> {
     gecos: &'a str,
     shell: &'a str,
     lock_passwd: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    system: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     homedir: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -189,6 +187,7 @@ impl CloudInit<'_> {
         Ok(config)
     }
 
+    /// None is a `system` user: for those cloud-init makes no home, and then fails to write their keys into it.
     fn users(&self) -> Vec<User<'_>> {
         let anything = || Some("ALL=(ALL) NOPASSWD:ALL".to_owned());
         let agent = User {
@@ -196,7 +195,6 @@ impl CloudInit<'_> {
             gecos: "agent",
             shell: "/bin/bash",
             lock_passwd: true,
-            system: false,
             homedir: None,
             sudo: anything().filter(|_| self.sudo),
             ssh_authorized_keys: Vec::new(),
@@ -206,7 +204,6 @@ impl CloudInit<'_> {
             name: LOGIN,
             gecos: "agentfleet operator",
             shell: "/bin/sh",
-            system: true,
             homedir: Some(LOGIN_HOME),
             sudo: Some(format!("ALL=(root) NOPASSWD: {GUEST} ssh *")),
             ssh_authorized_keys: vec![format!(
@@ -448,7 +445,6 @@ mod tests {
             login["sudo"],
             "ALL=(root) NOPASSWD: /usr/local/lib/agentfleet/guest ssh *"
         );
-        assert_eq!(login["system"], true);
         assert_eq!(config["ssh_pwauth"], false);
         assert_eq!(config["disable_root"], true);
         assert_eq!(config["ssh_genkeytypes"], json!(["ed25519"]));

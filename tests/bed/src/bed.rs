@@ -3,10 +3,11 @@
 //! A test ends with [`Bed::finish`], which checks what must hold in every test; a bed that goes without it says what the operator said last and
 //! leaves its directory under `target/bed/`.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hetzner_sim::{Config, Control, MachineKind, Simulator};
+use hetzner_sim::{Config, Control, MachineKind, Shell, Simulator};
 use serde_json::{Value, json};
 
 use crate::audit::Audit;
@@ -14,8 +15,9 @@ use crate::cluster::Cluster;
 use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::late_watch::LateWatch;
-use crate::operator::{Operator, Pace, Setup, write_private};
+use crate::operator::{Operator, Pace, Setup, status_of, write_private};
 use crate::oracle::{self, Canaries};
+use crate::wait::PATIENCE;
 use crate::{manifests, place, voices, wait};
 
 /// Namespace of the instances.
@@ -50,6 +52,12 @@ impl Default for Options {
             dir: None,
         }
     }
+}
+
+/// Address of this host, as machines reach it.
+fn host(simulator: &Simulator) -> Ipv4Addr {
+    let real = simulator.control().router_and_host();
+    real.map_or(Ipv4Addr::LOCALHOST, |(_, host)| host)
 }
 
 /// A cloud whose machines boot at once.
@@ -88,6 +96,34 @@ impl Bed {
         let bed = Self::with(Options::default()).await?;
         bed.apply_basics().await?;
         Ok(bed)
+    }
+
+    /// Like [`Bed::start`], on real machines; none, and said so, where they cannot be had. With `CI=true` that is a failure.
+    ///
+    /// # Errors
+    /// Fails when a part cannot be started.
+    pub async fn start_real() -> Outcome<Option<Self>> {
+        let cloud = Config {
+            machines: MachineKind::Nspawn,
+            ..quick_cloud()
+        };
+        let simulator = match Simulator::start(cloud).await {
+            Ok(simulator) => Arc::new(simulator),
+            Err(error) if std::env::var("CI").as_deref() != Ok("true") => {
+                let test = std::thread::current();
+                let test = test.name().unwrap_or_default();
+                eprintln!("{test}: skipped: needs root and real machines: {error}");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let bed = Self::with(Options {
+            simulator: Some(simulator),
+            ..Options::default()
+        })
+        .await?;
+        bed.apply_basics().await?;
+        Ok(Some(bed))
     }
 
     /// A bed without any object but the namespace of the instances.
@@ -133,10 +169,12 @@ impl Bed {
         }
         write_private(&kubeconfig, &access.to_string())?;
         let (endpoint, guest_port) = (simulator.endpoint(), simulator.ssh_port());
+        let host = host(&simulator);
         let operator = Operator::new(Setup {
             kubeconfig,
             endpoint,
             guest_port,
+            host,
             pace: options.pace,
             dir: dir.clone(),
         })?;
@@ -167,8 +205,23 @@ impl Bed {
         self.cluster
             .apply(&manifests::project(manifests::PROJECT))
             .await?;
-        self.cluster.apply(&manifests::class()).await?;
+        self.cluster.apply(&self.class()).await?;
         Ok(())
+    }
+
+    /// The class that most tests have, open to this host.
+    pub fn class(&self) -> Value {
+        let mut class = manifests::class();
+        let host = self.host();
+        if host != Ipv4Addr::LOCALHOST {
+            class["spec"]["firewall"]["sshFrom"] = json!([format!("{host}/32")]);
+        }
+        class
+    }
+
+    /// Address of this host, as machines reach it.
+    pub fn host(&self) -> Ipv4Addr {
+        host(&self.simulator)
     }
 
     /// Sets the token of a project.
@@ -281,6 +334,30 @@ impl Bed {
             .mutations(0)
             .last()
             .map_or(0, |mutation| mutation.seq)
+    }
+
+    /// A request to the cloud as a person with the first project's token makes it.
+    ///
+    /// # Errors
+    /// Fails when it is refused.
+    pub async fn at_hetzner(&self, method: &str, path: &str, body: &Value) -> Outcome {
+        let endpoint = self.simulator.endpoint();
+        let url = endpoint.trim_start_matches("http://");
+        let (address, base) = url.split_once('/').unwrap_or((url, ""));
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let request = format!(
+            "{method} /{base}{path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let status = status_of(address.parse()?, &request).await;
+        ensure(status.is_some_and(|status| status < 300), || {
+            format!("{method} {path}: {status:?}")
+        })
     }
 
     /// How often a route was asked, whatever the answer.
@@ -507,9 +584,12 @@ impl Instance<'_> {
                 .is_some_and(|ready| ready["status"] == "True"))
         });
         if let Err(failure) = waited.await {
+            let status = self.status().await?;
+            let id = status["server"]["id"].as_u64().unwrap_or_default();
+            // Of a real machine.
+            let console = self.bed.cloud().console(id).unwrap_or_default();
             return Err(Failure::new(format!(
-                "{failure}; its status is {:#}",
-                self.status().await?
+                "{failure}; its status is {status:#}{console}"
             )));
         }
         let id = self.status().await?["server"]["id"]
@@ -554,11 +634,7 @@ impl Instance<'_> {
     /// # Errors
     /// Fails when it has no server.
     pub async fn file(&self, path: &str) -> Outcome<Option<String>> {
-        let status = self.status().await?;
-        let id = status["server"]["id"]
-            .as_u64()
-            .ok_or_else(|| Failure::new(format!("{} has no server", self.name)))?;
-        let root = self.bed.cloud().machine(id)?.root;
+        let root = self.bed.cloud().machine(self.server().await?)?.root;
         Ok(std::fs::read_to_string(root.join(path.trim_start_matches('/'))).ok())
     }
 
@@ -579,6 +655,53 @@ impl Instance<'_> {
                     .is_some_and(|content| content.contains(text)))
             })
             .await
+    }
+
+    /// What a command, run as root on its real machine, writes; it must end well.
+    ///
+    /// # Errors
+    /// Fails when the machine is not up, or with what the command says.
+    pub async fn shell(&self, command: &str) -> Outcome<String> {
+        let shell = Shell {
+            command: command.to_owned(),
+            ..Shell::default()
+        };
+        let (cloud, server) = (self.bed.cloud(), self.server().await?);
+        // A machine that loses its power meanwhile never answers.
+        let ran = tokio::time::timeout(PATIENCE, cloud.shell(server, &shell));
+        let ran = ran
+            .await
+            .map_err(|_| Failure::new(format!("{command}: no end")))??;
+        ensure(ran.exit == 0, || format!("{command}: {}", ran.output))?;
+        Ok(ran.output)
+    }
+
+    /// Orders something of its server at Hetzner, as a person would in the Console.
+    ///
+    /// # Errors
+    /// Fails with what the API says.
+    pub async fn act(&self, command: &str, body: Value) -> Outcome {
+        let path = format!("/servers/{}/actions/{command}", self.server().await?);
+        self.bed.at_hetzner("POST", &path, &body).await
+    }
+
+    /// Waits until a condition is True.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn is(&self, kind: &str) -> Outcome {
+        let what = format!("{} is {kind}", self.name);
+        self.bed
+            .wait_until(&what, async || {
+                Ok(oracle::condition(&self.status().await?, kind)
+                    .is_some_and(|found| found["status"] == "True"))
+            })
+            .await
+    }
+
+    async fn server(&self) -> Outcome<u64> {
+        let id = self.status().await?["server"]["id"].as_u64();
+        id.ok_or_else(|| Failure::new(format!("{} has no server", self.name)))
     }
 
     /// Sets an annotation, as the admin.
