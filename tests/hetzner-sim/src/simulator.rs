@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::connection::{Reset, ResettableListener};
 use crate::control::Control;
 use crate::machines::fleet::{Fleet, FleetError};
-use crate::machines::nspawn::{SSH_PORT, metadata};
+use crate::machines::nspawn::{NspawnFleet, SSH_PORT, metadata};
 use crate::state::State;
 use crate::{control_http, http};
 
@@ -84,12 +84,11 @@ impl Simulator {
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let fleet = Fleet::start(&config).await?;
-        let (network, ssh_port, claim) = match fleet.as_ref().and_then(Fleet::real) {
-            Some(real) => (real.network(), SSH_PORT, None),
-            None => {
-                let (number, claim) = claim_network(&config).await?;
-                ([127, number], config.ssh_port, Some(claim))
-            }
+        let (network, ssh_port, claim) = if let Some(real) = fleet.as_ref().and_then(Fleet::real) {
+            (real.network(), SSH_PORT, None)
+        } else {
+            let (number, claim) = claim_network(&config).await?;
+            ([127, number], config.ssh_port, Some(claim))
         };
         let state = State::new(&config, network, Timestamp::now());
         let cloud = Arc::new(Cloud::new(state, fleet));
@@ -122,6 +121,12 @@ impl Simulator {
         format!("{}.{}.0.0/16", self.network[0], self.network[1])
     }
 
+    /// Address of this host as machines reach it, for what they are to find here.
+    pub fn host(&self) -> Ipv4Addr {
+        let real = self.cloud.fleet.as_ref().and_then(Fleet::real);
+        real.map_or(Ipv4Addr::LOCALHOST, NspawnFleet::host)
+    }
+
     /// Port on which machines answer SSH.
     pub fn ssh_port(&self) -> u16 {
         self.ssh_port
@@ -152,6 +157,7 @@ impl Simulator {
             "endpoint": self.endpoint(),
             "control": self.control_endpoint(),
             "machineNet": self.machine_net(),
+            "host": self.host(),
             "sshPort": self.ssh_port,
         });
         let partial = path.with_extension("partial");

@@ -256,9 +256,9 @@ impl NspawnFleet {
         self.shared.keeper.prefix()
     }
 
-    /// The router's own address, and that of the host.
-    pub(crate) fn router_and_host(&self) -> (Ipv4Addr, Ipv4Addr) {
-        (self.shared.keeper.router(), self.shared.keeper.host())
+    /// The host's address on the machines' network.
+    pub(crate) fn host(&self) -> Ipv4Addr {
+        self.shared.keeper.host()
     }
 
     pub(crate) fn view(&self, server: u64) -> Option<MachineView> {
