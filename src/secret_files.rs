@@ -14,8 +14,6 @@ use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretSlice};
 
-use crate::systemd_unit::is_environment_name;
-
 /// The data of a Secret.
 pub type SecretData = BTreeMap<String, SecretSlice<u8>>;
 
@@ -115,6 +113,12 @@ fn env_file<'a>(
         }
     }
     Ok(file.as_bytes().to_vec().into())
+}
+
+/// Whether a name can be that of an environment variable everywhere (POSIX "Name").
+fn is_environment_name(name: &str) -> bool {
+    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
