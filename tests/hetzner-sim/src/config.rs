@@ -106,7 +106,7 @@ pub struct Config {
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// File to write once everything answers: JSON with `endpoint`, `machineNet`, `sshPort`.
+    /// File to write once everything answers: JSON with `endpoint`, `control`, `machineNet`, `host`, `sshPort`.
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
 

@@ -1,7 +1,7 @@
 //! What a test may do to single servers and their machines.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -218,20 +218,13 @@ impl Control {
     }
 
     /// What is put before a command for it to run on the router between host and real machines, as
-    /// somebody in the middle would: it may hold any address (`ip address add … dev lo`).
+    /// somebody in the middle would: it may hold any address (`ip address add … dev lo`), also one of a
+    /// machine, whose packets then end there.
     ///
     /// # Errors
     /// When the machines are not real.
     pub fn on_router(&self) -> Result<Vec<String>, ControlError> {
         Ok(self.real()?.on_router())
-    }
-
-    /// The addresses of that router and of the host, on the real machines' network.
-    ///
-    /// # Errors
-    /// When the machines are not real.
-    pub fn router_and_host(&self) -> Result<(Ipv4Addr, Ipv4Addr), ControlError> {
-        Ok(self.real()?.router_and_host())
     }
 
     /// Lets new connections to a real machine's SSH end elsewhere, until it is told `None`.

@@ -13,11 +13,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::cloud::Cloud;
-use crate::config::Config;
+use crate::config::{Config, MachineKind};
 use crate::connection::{Reset, ResettableListener};
 use crate::control::Control;
 use crate::machines::fleet::{Fleet, FleetError};
-use crate::machines::nspawn::{SSH_PORT, metadata};
+use crate::machines::nspawn::{NspawnFleet, SSH_PORT, metadata};
 use crate::state::State;
 use crate::{control_http, http};
 
@@ -43,7 +43,9 @@ pub enum StartError {
         port: u16,
     },
     /// This is not a network for machines.
-    #[error("'{0}' is not a machine network: it must be 127.N.0.0/16 with N from 1 to 254")]
+    #[error(
+        "'{0}' is not a machine network: 127.N.0.0/16, or 10.N.0.0/16 for real machines, N from 1 to 254"
+    )]
     BadNetwork(String),
     /// The machines cannot be prepared.
     #[error("cannot prepare the machines")]
@@ -83,13 +85,13 @@ impl Simulator {
         let listen = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let fleet = Fleet::start(&config).await?;
-        let (network, ssh_port, claim) = match fleet.as_ref().and_then(Fleet::real) {
-            Some(real) => (real.network(), SSH_PORT, None),
-            None => {
-                let (number, claim) = claim_network(&config).await?;
-                ([127, number], config.ssh_port, Some(claim))
-            }
+        let wanted = wanted_network(&config)?;
+        let fleet = Fleet::start(&config, wanted).await?;
+        let (network, ssh_port, claim) = if let Some(real) = fleet.as_ref().and_then(Fleet::real) {
+            (real.network(), SSH_PORT, None)
+        } else {
+            let (number, claim) = claim_network(wanted, config.ssh_port).await?;
+            ([127, number], config.ssh_port, Some(claim))
         };
         let state = State::new(&config, network, Timestamp::now());
         let cloud = Arc::new(Cloud::new(state, fleet));
@@ -122,6 +124,12 @@ impl Simulator {
         format!("{}.{}.0.0/16", self.network[0], self.network[1])
     }
 
+    /// Address of this host as machines reach it, for what they are to find here.
+    pub fn host(&self) -> Ipv4Addr {
+        let real = self.cloud.fleet.as_ref().and_then(Fleet::real);
+        real.map_or(Ipv4Addr::LOCALHOST, NspawnFleet::host)
+    }
+
     /// Port on which machines answer SSH.
     pub fn ssh_port(&self) -> u16 {
         self.ssh_port
@@ -152,6 +160,7 @@ impl Simulator {
             "endpoint": self.endpoint(),
             "control": self.control_endpoint(),
             "machineNet": self.machine_net(),
+            "host": self.host(),
             "sshPort": self.ssh_port,
         });
         let partial = path.with_extension("partial");
@@ -220,29 +229,29 @@ fn attend_real_machines(cloud: &Arc<Cloud>) {
 }
 
 /// Takes the wanted network, or the first free one, by holding its first address.
-async fn claim_network(config: &Config) -> Result<(u8, TcpListener), StartError> {
-    let wanted = config
-        .machine_net
-        .as_deref()
-        .map(parse_network)
-        .transpose()?;
+async fn claim_network(wanted: Option<u8>, port: u16) -> Result<(u8, TcpListener), StartError> {
     let candidates = wanted.map_or(32..=250, |number| number..=number);
     for number in candidates {
-        let first = SocketAddr::from((Ipv4Addr::new(127, number, 0, 1), config.ssh_port));
+        let first = SocketAddr::from((Ipv4Addr::new(127, number, 0, 1), port));
         if let Ok(claim) = TcpListener::bind(first).await {
             return Ok((number, claim));
         }
     }
-    Err(StartError::NoNetwork {
-        port: config.ssh_port,
-    })
+    Err(StartError::NoNetwork { port })
 }
 
-fn parse_network(text: &str) -> Result<u8, StartError> {
+/// The number of the network that was asked for.
+fn wanted_network(config: &Config) -> Result<Option<u8>, StartError> {
+    let Some(text) = &config.machine_net else {
+        return Ok(None);
+    };
+    let real = config.machines == MachineKind::Nspawn;
     let number = text
-        .strip_prefix("127.")
+        .strip_prefix(if real { "10." } else { "127." })
         .and_then(|rest| rest.strip_suffix(".0.0/16"));
     let number = number.and_then(|number| number.parse().ok());
     let usable = number.filter(|number| (1..=254).contains(number));
-    usable.ok_or_else(|| StartError::BadNetwork(text.to_owned()))
+    usable
+        .map(Some)
+        .ok_or_else(|| StartError::BadNetwork(text.clone()))
 }

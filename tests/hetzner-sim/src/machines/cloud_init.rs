@@ -350,6 +350,16 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_base64_to_its_last_byte_is_decoded() {
+        assert_eq!(maybe_b64decode("eA=="), b"x");
+        // Python takes bits that belong to no byte.
+        assert_eq!(maybe_b64decode("eB=="), b"x");
+        for other in ["eA==\n", "eA=", "#cloud-config", "e A=="] {
+            assert_eq!(maybe_b64decode(other), other.as_bytes());
+        }
+    }
+
+    #[test]
     fn a_forced_command_with_quotes_is_kept_whole() {
         let line = format!(
             r#"restrict,command="sudo -n {GUEST} ssh \"$SSH_ORIGINAL_COMMAND\"" {KEY} operator"#

@@ -23,22 +23,22 @@ impl StateDir {
     pub(crate) fn make(wanted: Option<&Path>) -> io::Result<Self> {
         if let Some(path) = wanted {
             let lock = take(path)?.ok_or(io::ErrorKind::ResourceBusy)?;
-            return Self::with_machines(path.to_owned(), false, lock);
+            return Self::with_machines(path, false, lock);
         }
         remove_left_behind(&std::env::temp_dir());
         loop {
             let (pid, random) = (std::process::id(), rand::random::<u32>());
             let path = std::env::temp_dir().join(format!("{PREFIX}{pid}-{random:08x}"));
             if let Some(lock) = take(&path)? {
-                return Self::with_machines(path, true, lock);
+                return Self::with_machines(&path, true, lock);
             }
         }
     }
 
-    fn with_machines(path: PathBuf, ours: bool, lock: File) -> io::Result<Self> {
+    fn with_machines(path: &Path, ours: bool, lock: File) -> io::Result<Self> {
         fs::create_dir_all(path.join("machines"))?;
         Ok(Self {
-            path,
+            path: path.canonicalize()?,
             ours,
             _lock: lock,
         })
@@ -47,11 +47,32 @@ impl StateDir {
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        if self.ours
-            && let Err(error) = fs::remove_dir_all(&self.path)
-        {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove");
+        if self.ours {
+            remove(&self.path);
         }
+    }
+}
+
+/// Removes a directory, its lock last: as long as something is left, it is known to be left behind.
+fn remove(path: &Path) {
+    let removed = || {
+        for entry in fs::read_dir(path)?.flatten() {
+            if entry.file_name() == LOCK {
+                continue;
+            }
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        fs::remove_dir_all(path)
+    };
+    match removed() {
+        // Whoever ended the machines has removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, path = %path.display(), "cannot remove"),
+        Ok(()) => {}
     }
 }
 
@@ -76,8 +97,8 @@ fn remove_left_behind(parent: &Path) {
             continue;
         }
         let left = File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
-        if left && let Err(error) = fs::remove_dir_all(&path) {
-            tracing::warn!(%error, path = %path.display(), "cannot remove what was left behind");
+        if left {
+            remove(&path);
         }
     }
 }

@@ -20,3 +20,6 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do
 done
 umount machines/*/root
 rm -rf machines/* snapshots/*
+case ${1##*/} in
+  hetzner-sim-*) rm -rf "$1" ;;
+esac

@@ -277,7 +277,12 @@ async fn turned(machine: &Machine, power: &mut Power, turn: Turn) {
         Turn::Due => true,
         Turn::Ended(status) => {
             machine.unplug(power).await;
-            status.code() == Some(WANTS_TO_BOOT)
+            let boots = status.code() == Some(WANTS_TO_BOOT);
+            if !boots && !status.success() {
+                let error = format!("its supervisor ended with {status}: see its console");
+                lock(&machine.seen).boot_error = Some(error);
+            }
+            boots
         }
     };
     if boots {

@@ -191,10 +191,17 @@ fn wall(server: u64, rules: &[Rule]) -> String {
 }
 
 fn protocol(rule: &Rule) -> String {
-    match (rule.protocol.as_str(), rule.port.as_deref()) {
-        (name @ ("tcp" | "udp"), Some("any") | None) => format!("meta l4proto {name}"),
-        (name, Some(port)) => format!("{name} dport {port}"),
-        (name, None) => format!("meta l4proto {name}"),
+    // By number: their names are known only where /etc/protocols is.
+    let number = match rule.protocol.as_str() {
+        "icmp" => 1,
+        "tcp" => 6,
+        "udp" => 17,
+        "gre" => 47,
+        _ => 50,
+    };
+    match rule.port.as_deref() {
+        None | Some("any") => format!("meta l4proto {number}"),
+        Some(ports) => format!("meta l4proto {number} th dport {ports}"),
     }
 }
 
@@ -222,10 +229,10 @@ mod tests {
             rule("icmp", None, &["0.0.0.0/0"]),
         ];
         let expected = "chain in7 {\nct state established,related accept\n\
-            ip saddr 10.0.0.0/8 tcp dport 22 accept\n\
-            ip saddr 0.0.0.0/0 udp dport 1000-2000 accept\n\
-            ip saddr 192.0.2.1/32 meta l4proto tcp accept\n\
-            ip saddr 0.0.0.0/0 meta l4proto icmp accept\ndrop\n}\n";
+            ip saddr 10.0.0.0/8 meta l4proto 6 th dport 22 accept\n\
+            ip saddr 0.0.0.0/0 meta l4proto 17 th dport 1000-2000 accept\n\
+            ip saddr 192.0.2.1/32 meta l4proto 6 accept\n\
+            ip saddr 0.0.0.0/0 meta l4proto 1 accept\ndrop\n}\n";
         assert!(wall(7, &rules).starts_with(expected), "{}", wall(7, &rules));
     }
 }
