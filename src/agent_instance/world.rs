@@ -160,6 +160,8 @@ pub struct GuestView {
     pub configured: Option<Configured>,
     /// When it was last asked to be switched on.
     pub powered: Option<Timestamp>,
+    /// By when a list is expected to show that it is gone, once this process asked for its deletion.
+    pub gone_by: Option<Timestamp>,
     /// The last `release`: the epoch it carried, and whether it was answered.
     pub released: Option<(i64, bool)>,
 }
