@@ -55,7 +55,7 @@ impl Default for Pace {
             project: "1s",
             request_timeout: "5s",
             settle: "1s",
-            lease: "3s",
+            lease: "6s",
         }
     }
 }
