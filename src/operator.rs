@@ -69,9 +69,12 @@ pub enum OperatorError {
     /// The clients cannot be made.
     #[error("cannot use the Kubernetes configuration")]
     Client(#[from] kube::Error),
+    /// The API server does not answer, or not as it should.
+    #[error("the API server at {0} is of no use: check KUBECONFIG")]
+    ApiServer(String, #[source] fleet::FleetError),
     /// The master key is missing or wrong.
     #[error(transparent)]
-    Fleet(#[from] fleet::FleetError),
+    Fleet(fleet::FleetError),
     /// The master key is not usable.
     #[error("the Secret with the master key is not usable")]
     Key(#[from] crate::keys::KeyError),
@@ -94,14 +97,14 @@ pub enum OperatorError {
 /// # Errors
 /// Why it could not start, or why it had to end.
 pub async fn run(mut options: Options, stop: CancellationToken) -> Result<(), OperatorError> {
-    let clients = reach(&options.settings).await?;
+    let (clients, server) = reach(&options.settings).await?;
     let (liveness, readiness) = (Liveness::new(options.silence_max), Readiness::default());
     serve(
         options.http.take(),
         routes(liveness.clone(), readiness.clone()),
         &stop,
     );
-    let master = master_key(&clients, &options).await?;
+    let master = master_key(&clients, &server, &options).await?;
     let leases: Api<Lease> = Api::namespaced(clients.write.clone(), &options.settings.namespace);
     let (leadership, candidate) = Candidate::new(leases, LEASE, &options.identity, options.lease)?;
     let prepared = Prepared {
@@ -129,8 +132,8 @@ struct Prepared {
     readiness: Readiness,
 }
 
-/// Checks what can be checked before anything is asked, and makes the clients of the API server.
-async fn reach(settings: &Settings) -> Result<Clients, OperatorError> {
+/// Checks what can be checked before anything is asked, and makes the clients of the API server; answers its URL too.
+async fn reach(settings: &Settings) -> Result<(Clients, String), OperatorError> {
     let Settings {
         endpoint,
         request_timeout,
@@ -138,16 +141,25 @@ async fn reach(settings: &Settings) -> Result<Clients, OperatorError> {
     } = settings;
     hetzner::Client::new(endpoint, String::new().into(), *request_timeout)
         .map_err(|error| OperatorError::Endpoint(endpoint.clone(), error))?;
-    Ok(kube_ext::clients(&kube::Config::infer().await?)?)
+    let config = kube::Config::infer().await?;
+    Ok((kube_ext::clients(&config)?, config.cluster_url.to_string()))
 }
 
-async fn master_key(clients: &Clients, options: &Options) -> Result<MasterKey, OperatorError> {
+async fn master_key(
+    clients: &Clients,
+    server: &str,
+    options: &Options,
+) -> Result<MasterKey, OperatorError> {
     let found = fleet::load_or_create(
         clients,
         &options.settings.namespace,
         options.fleet.as_deref(),
     )
-    .await?;
+    .await
+    .map_err(|error| match error {
+        fleet::FleetError::Kubernetes(_) => OperatorError::ApiServer(server.to_owned(), error),
+        error => OperatorError::Fleet(error),
+    })?;
     Ok(MasterKey::new(
         &found.name,
         found.master_key.expose_secret(),

@@ -1,6 +1,9 @@
 //! What bad input gets: a condition that names what is wrong and who can change it, no storm of requests, and no further word once it is right.
 
-use bed::{Bed, Options, Outcome, TENANT, TOKEN, manifests, operator, oracle, quick_cloud};
+use bed::{
+    Bed, Options, Outcome, TENANT, TOKEN, free_port, manifests, operator, oracle, quick_cloud,
+    scratch, write_private,
+};
 use hetzner_sim::Config;
 use serde_json::{Value, json};
 
@@ -126,7 +129,14 @@ async fn user_data_that_is_too_large_is_told_with_both_sizes_and_not_sent() -> O
     class["spec"]["agent"]["files"] = json!(files);
     bed.change(&class).await?;
     let one = bed.create("one").await?;
-    one.told(&["32768"]).await?;
+    let told = one.told(&["32768"]).await?;
+    let message = told["message"].as_str().unwrap_or_default();
+    let numbers = message.split(|c: char| !c.is_ascii_digit());
+    let sizes: Vec<u32> = numbers.filter_map(|number| number.parse().ok()).collect();
+    assert!(
+        sizes.contains(&32768) && sizes.iter().any(|size| *size > 32768),
+        "{message}"
+    );
     assert_eq!(bed.requests_to("POST", "/servers"), 0);
     bed.cluster.apply(&manifests::class()).await?;
     one.ready().await?;
@@ -299,6 +309,36 @@ async fn a_bad_flag_a_bad_kubeconfig_and_a_bad_endpoint_end_the_operator_with_a_
     )
     .await?;
     assert!(endpoint.contains("nowhere"), "{endpoint}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_nobody_reaches_ends_the_operator_with_one_line_that_names_it() -> Outcome
+{
+    let dir = scratch("unreachable")?;
+    let server = format!("https://127.0.0.1:{}", free_port()?);
+    let kubeconfig = dir.join("kubeconfig");
+    let nowhere = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{"name": "x", "cluster": {"server": server}}],
+        "users": [{"name": "x", "user": {"token": "x"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+    });
+    write_private(&kubeconfig, &nowhere.to_string())?;
+    let arguments = [
+        "run",
+        "--namespace",
+        bed::SYSTEM,
+        "--http-listen",
+        "127.0.0.1:0",
+    ];
+    let said = ends_with_one_line(&arguments, &kubeconfig.to_string_lossy()).await?;
+    std::fs::remove_dir_all(dir)?;
+    let lines: Vec<&str> = said
+        .lines()
+        .filter(|line| line.starts_with("agentfleet: "))
+        .collect();
+    assert!(lines.len() == 1 && lines[0].contains(&server), "{said}");
     Ok(())
 }
 

@@ -64,7 +64,7 @@ impl Life {
                 && is_ready(bed).await?)
         })
         .await?;
-        self.bed.instance("one").ready().await?;
+        self.bed.instance("one").serves().await?;
         for (kind, namespace, name) in [
             ("AgentInstance", Some(bed::TENANT), "one"),
             ("AgentClass", None, manifests::CLASS),
@@ -76,7 +76,24 @@ impl Life {
             })
             .await?;
         }
-        self.bed.delete_all().await
+        Ok(())
+    }
+
+    /// Waits for a crash that may come after all else was seen to be done.
+    async fn crash(&mut self) -> Outcome {
+        wait_within(LIFE_STEP, "the point is reached", async || {
+            Ok((self.crashed || self.bed.operator.has_crashed()?).then_some(()))
+        })
+        .await?;
+        if !self.crashed {
+            self.bed.operator.start()?;
+        }
+        Ok(())
+    }
+
+    async fn end(self) -> Outcome {
+        self.bed.delete_all().await?;
+        self.bed.finish().await
     }
 }
 
@@ -100,7 +117,7 @@ async fn recorded() -> Outcome<Vec<Call>> {
     let mut life = Life::begin(None).await?;
     life.live().await?;
     let calls = life.bed.operator.calls()?;
-    life.bed.finish().await?;
+    life.end().await?;
     let mut seen = BTreeSet::new();
     Ok(calls
         .into_iter()
@@ -112,8 +129,8 @@ async fn recorded() -> Outcome<Vec<Call>> {
 async fn survives(point: &(Call, Moment)) -> Outcome {
     let mut life = Life::begin(Some(point)).await?;
     life.live().await?;
-    ensure(life.crashed, || "the point was not reached".into())?;
-    life.bed.finish().await
+    life.crash().await?;
+    life.end().await
 }
 
 fn seed() -> u64 {

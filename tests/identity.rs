@@ -237,28 +237,35 @@ fn out_of_stock() -> Fault {
     }
 }
 
-/// A cloud with two projects, and a token that may only read the first.
-fn two_projects() -> Config {
+/// A cloud with more projects, and a token that may only read the first.
+fn other_projects() -> Config {
     Config {
-        tokens: vec![TOKEN.into(), "token-of-another-project".into()],
+        tokens: vec![
+            TOKEN.into(),
+            "token-of-another-project".into(),
+            "token-of-an-empty-project".into(),
+        ],
         read_only_tokens: vec!["token-that-reads".into()],
         ..quick_cloud()
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn i9_with_a_token_of_another_project_or_a_rejected_one_nothing_is_created_replaced_or_deleted()
+async fn i9_with_a_token_of_another_or_an_empty_project_or_a_rejected_one_nothing_is_created_replaced_or_deleted()
 -> Outcome {
     let bed = Bed::with(Options {
-        cloud: two_projects(),
+        cloud: other_projects(),
         ..Options::default()
     })
     .await?;
     bed.apply_basics().await?;
     let server = bed.create("one").await?.ready().await?;
+    let body = json!({"name": "theirs", "server_type": "cx23", "image": "debian-13", "location": "nbg1", "start_after_create": false});
+    let theirs = bed.cloud().create_server(1, &body)?;
     let mutations = bed.latest_mutation();
     for (token, words) in [
         ("token-of-another-project", "token of another project"),
+        ("token-of-an-empty-project", "token of another project"),
         ("token-that-hetzner-never-gave", "token"),
     ] {
         bed.apply_token(manifests::PROJECT, token).await?;
@@ -288,6 +295,7 @@ async fn i9_with_a_token_of_another_project_or_a_rejected_one_nothing_is_created
             .await?;
         bed.instance("two").gone().await?;
     }
+    bed.cloud().vanish(theirs)?;
     assert_eq!(bed.instance("one").ready().await?, server);
     bed.delete_all().await?;
     bed.finish().await
@@ -296,7 +304,7 @@ async fn i9_with_a_token_of_another_project_or_a_rejected_one_nothing_is_created
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_may_only_read_is_told_and_right_again_when_it_is() -> Outcome {
     let bed = Bed::with(Options {
-        cloud: two_projects(),
+        cloud: other_projects(),
         ..Options::default()
     })
     .await?;

@@ -163,6 +163,8 @@ pub struct GuestView {
     pub powered: Option<Timestamp>,
     /// What its probes say; none while it is not probed.
     pub health: Option<HealthView>,
+    /// By when a list is expected to show that it is gone, once this process asked for its deletion.
+    pub gone_by: Option<Timestamp>,
     /// The last `release`: the epoch it carried, and whether it was answered.
     pub released: Option<(i64, bool)>,
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use jiff::Timestamp;
 
 use super::{
-    super::{creation, observe::Moment, talk::GuestKey, world::SendOutcome},
+    super::{creation, desired::Desired, observe::Moment, talk::GuestKey, world::SendOutcome},
     Performer,
 };
 use crate::{
@@ -46,6 +46,14 @@ impl Performer<'_> {
                     retry.0.saturating_duration_since(now),
                 )
             })
+    }
+
+    /// The lane of a question: a deletion ends with it, and must not wait behind creates (I8).
+    fn lane(&self, otherwise: Lane) -> Lane {
+        match self.desired {
+            Desired::Absent(_) => Lane::Delete,
+            Desired::Present(..) => otherwise,
+        }
     }
 
     /// Sends the one request that a written record permits.
@@ -113,7 +121,7 @@ impl Performer<'_> {
 
     pub(super) async fn look_up(&self, project: &str, name: &str) -> Result<(), Setback> {
         let connection = self.connection(project)?;
-        let permit = self.permit(&connection, Lane::Create)?;
+        let permit = self.permit(&connection, self.lane(Lane::Create))?;
         let at = Timestamp::now();
         let found = crash_point::around(
             "hetzner",
@@ -140,7 +148,7 @@ impl Performer<'_> {
 
     pub(super) async fn confirm_gone(&self, project: &str, id: i64) -> Result<(), Setback> {
         let connection = self.connection(project)?;
-        let permit = self.permit(&connection, Lane::ReplaceVanished)?;
+        let permit = self.permit(&connection, self.lane(Lane::ReplaceVanished))?;
         match crash_point::around(
             "hetzner",
             "GET /servers/{id}",
@@ -148,13 +156,25 @@ impl Performer<'_> {
         )
         .await
         {
-            Ok(server) => connection.inventory.record_updated(server, Instant::now()),
+            Ok(server) => {
+                connection.inventory.record_updated(server, Instant::now());
+                self.expect_gone(id);
+            }
             Err(error) if error.class() == Class::NotFound => {
                 connection.inventory.record_gone(id.into(), Instant::now());
             }
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// From now on a list has so long to show that a server is gone.
+    fn expect_gone(&self, id: i64) {
+        let due = Moment::now()
+            .wall
+            .checked_add(self.ctx.settings.window())
+            .ok();
+        self.remember(|memory| memory.guest(id).view.gone_by = due);
     }
 
     pub(super) async fn delete_server(&self, project: &str, id: i64) -> Result<(), Setback> {
@@ -169,7 +189,10 @@ impl Performer<'_> {
         )
         .await
         {
-            Ok(_) => deletion.accepted(Instant::now()),
+            Ok(_) => {
+                deletion.accepted(Instant::now());
+                self.expect_gone(id);
+            }
             Err(error) if error.class() == Class::NotFound => deletion.not_found(Instant::now()),
             Err(error) => return Err(error.into()),
         }

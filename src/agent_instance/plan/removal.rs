@@ -64,7 +64,7 @@ impl Look<'_> {
             return Plan::wait(Stage::Deleting(reason, message));
         }
         if server.deleting {
-            return Plan::wait(deleting(server));
+            return self.await_end(server);
         }
         if !server.listed {
             return self.confirm_gone(&server.project, server.id);
@@ -75,6 +75,18 @@ impl Look<'_> {
         match self.release(server) {
             Some(plan) => plan,
             None => self.at_hetzner(&server.project, delete(server), deleting(server)),
+        }
+    }
+
+    /// A list tells that it is gone; where none comes, since others use all requests up, one GET does (I7, I8).
+    fn await_end(&self, server: &ServerView) -> Plan {
+        match server.guest.gone_by {
+            Some(due) if due <= self.now => Plan {
+                stage: deleting(server),
+                ..self.confirm_gone(&server.project, server.id)
+            },
+            Some(due) => Plan::wait(deleting(server)).until(due),
+            None => Plan::wait(deleting(server)),
         }
     }
 

@@ -971,7 +971,17 @@ fn a_deleted_instance_stops_its_agent_then_its_server_then_lets_go() {
         "whatever it said"
     );
     world.servers[0].deleting = true;
+    world.servers[0].guest.gone_by = Some(now() + Duration::from_secs(1));
     assert_eq!(absent(&world).steps, []);
+    world.servers[0].guest.gone_by = Some(now());
+    assert_eq!(
+        absent(&world).steps,
+        [Step::ConfirmGone {
+            project: "one".into(),
+            id: 41
+        }],
+        "no list has come in time"
+    );
     world.servers.clear();
     world.known = Known::Gone;
     assert_eq!(absent(&world).steps, [Step::RemoveFinalizer]);

@@ -160,12 +160,11 @@ impl Bed {
         };
         let kubeconfig = dir.join("operator.kubeconfig");
         let mut access = cluster.kubeconfig_of("agentfleet")?;
-        let late = match options.late {
-            true => Some(LateWatch::open(cluster.nobody()?, "/agentinstances").await?),
-            false => None,
-        };
-        if let Some(late) = &late {
-            access["clusters"][0]["cluster"] = json!({"server": late.url()});
+        let mut late = None;
+        if options.late {
+            let way = LateWatch::open(cluster.nobody()?, "/agentinstances").await?;
+            access["clusters"][0]["cluster"] = json!({"server": way.url()});
+            late = Some(way);
         }
         write_private(&kubeconfig, &access.to_string())?;
         let (endpoint, guest_port) = (simulator.endpoint(), simulator.ssh_port());
@@ -592,6 +591,14 @@ impl Instance<'_> {
                 "{failure}; its status is {status:#}{console}"
             )));
         }
+        self.serves().await
+    }
+
+    /// The id of its server; for an instance that is Ready.
+    ///
+    /// # Errors
+    /// Fails when its agent does not run there.
+    pub async fn serves(&self) -> Outcome<u64> {
         let id = self.status().await?["server"]["id"]
             .as_u64()
             .ok_or_else(|| Failure::new("Ready without a server"))?;

@@ -19,7 +19,7 @@ const PACE: Pace = Pace {
     project: "10s",
     request_timeout: "5s",
     settle: "1s",
-    lease: "6s",
+    lease: "15s",
 };
 
 pub(crate) async fn run() -> Outcome {

@@ -31,5 +31,5 @@ pub use failure::{Failure, Outcome, ensure};
 pub use impostor::{Heard, Impostor};
 pub use late_watch::LateWatch;
 pub use operator::{Call, FLEET, Moment, Operator, Pace, Setup, status_of, write_private};
-pub use place::{built, operator, project, scratch};
+pub use place::{built, free_port, operator, project, scratch};
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};
