@@ -9,6 +9,7 @@
 //!
 //! Nothing here uses a type of the operator: what it is told and what it did are read where others read them.
 
+mod agent_repository;
 mod audit;
 mod bed;
 mod cluster;
@@ -22,6 +23,7 @@ mod place;
 mod voices;
 mod wait;
 
+pub use agent_repository::{AGENT_REFS, AgentRepository};
 pub use audit::{Audit, Write};
 pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
 pub use cluster::{Cluster, from_yaml};
