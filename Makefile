@@ -16,14 +16,14 @@ READERS := target/readers
 # Crash points are in a build with this feature only; one build for all that tests use.
 FAILPOINTS := --features failpoints
 
-.PHONY: help deps fmt lint test test-full demo dev bench crds control-plane helm venv readers
+.PHONY: help deps fmt lint test test-full demo dev bench crds control-plane helm venv readers machine-root
 
 help: ## Show the commands.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 
 deps: ## Check what must be installed, and fetch and build the rest.
 	@tests/prerequisites
-	@$(MAKE) --no-print-directory control-plane helm venv readers
+	@$(MAKE) --no-print-directory control-plane helm venv readers machine-root
 	cargo fetch --locked
 
 fmt: ## Format all code.
@@ -39,13 +39,13 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 	cargo run --quiet --locked -- crds --dir target/crds
 	diff --recursive --exclude=.gitkeep crds target/crds
 
-test: control-plane helm venv readers ## Run all tests, the crash matrix as a seeded sample.
+test: control-plane helm venv readers machine-root ## Run all tests, the crash matrix as a seeded sample.
 	cargo test --workspace $(FAILPOINTS) --locked
 	cd tests/control-plane && go test -count=1 ./...
 	$(VENV)/bin/pytest -q tests --ignore tests/hetzner-sim/conformance
 	tests/hetzner-sim/conformance/run.sh $(VENV)/bin/python
 
-test-full: control-plane helm venv readers ## Run all tests with the whole crash matrix.
+test-full: control-plane helm venv readers machine-root ## Run all tests with the whole crash matrix.
 	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace $(FAILPOINTS) --locked
 
 demo: control-plane helm ## Create, use and delete three agents on a real control plane and a simulated Hetzner Cloud.
@@ -65,6 +65,9 @@ crds: ## Write crds/ from the code.
 control-plane: $(CONTROL_PLANE) ## Build the control plane that tests use (minutes at first, then cached).
 
 helm: $(HELM) ## Build the Helm that tests use.
+
+machine-root: ## Make the Debian that real machines boot (as root; a minute at first, then cached).
+	@tests/machine-root/build target/machine-root
 
 venv: $(VENV)/requirements.txt ## Install Hetzner's Python client and what Python tests need.
 

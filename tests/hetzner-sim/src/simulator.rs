@@ -13,10 +13,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::cloud::Cloud;
-use crate::config::{Config, MachineKind};
+use crate::config::Config;
 use crate::connection::{Reset, ResettableListener};
 use crate::control::Control;
 use crate::machines::fleet::{Fleet, FleetError};
+use crate::machines::nspawn::{NspawnFleet, SSH_PORT, metadata};
 use crate::state::State;
 use crate::{control_http, http};
 
@@ -62,11 +63,11 @@ pub enum StartError {
 pub struct Simulator {
     cloud: Arc<Cloud>,
     address: SocketAddr,
-    network: u8,
+    network: [u8; 2],
     ssh_port: u16,
     api: Option<JoinHandle<io::Result<()>>>,
     /// Held so that no other simulator takes the same network.
-    _claim: TcpListener,
+    _claim: Option<TcpListener>,
 }
 
 impl Simulator {
@@ -78,19 +79,21 @@ impl Simulator {
         if config.tokens.is_empty() {
             return Err(StartError::NoToken);
         }
-        let (network, claim) = claim_network(&config).await?;
         let address = config.listen;
         let listen = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let fleet = match config.machines {
-            MachineKind::Fake => Some(Fleet::start(&config)?),
-            MachineKind::None => None,
+        let fleet = Fleet::start(&config).await?;
+        let (network, ssh_port, claim) = if let Some(real) = fleet.as_ref().and_then(Fleet::real) {
+            (real.network(), SSH_PORT, None)
+        } else {
+            let (number, claim) = claim_network(&config).await?;
+            ([127, number], config.ssh_port, Some(claim))
         };
         let state = State::new(&config, network, Timestamp::now());
         let cloud = Arc::new(Cloud::new(state, fleet));
         let api = Some(tokio::spawn(serve(Arc::clone(&cloud), listener)));
-        let ssh_port = config.ssh_port;
+        attend_real_machines(&cloud);
         let simulator = Self {
             cloud,
             address,
@@ -115,7 +118,13 @@ impl Simulator {
 
     /// Network of the servers' addresses.
     pub fn machine_net(&self) -> String {
-        format!("127.{}.0.0/16", self.network)
+        format!("{}.{}.0.0/16", self.network[0], self.network[1])
+    }
+
+    /// Address of this host as machines reach it, for what they are to find here.
+    pub fn host(&self) -> Ipv4Addr {
+        let real = self.cloud.fleet.as_ref().and_then(Fleet::real);
+        real.map_or(Ipv4Addr::LOCALHOST, NspawnFleet::host)
     }
 
     /// Port on which machines answer SSH.
@@ -148,6 +157,7 @@ impl Simulator {
             "endpoint": self.endpoint(),
             "control": self.control_endpoint(),
             "machineNet": self.machine_net(),
+            "host": self.host(),
             "sshPort": self.ssh_port,
         });
         let partial = path.with_extension("partial");
@@ -179,6 +189,40 @@ async fn serve(cloud: Arc<Cloud>, listener: TcpListener) -> io::Result<()> {
     )
     .with_graceful_shutdown(async move { stopped.stopped().await })
     .await
+}
+
+/// What real machines need of the cloud: metadata, and somebody to tell when they go off.
+fn attend_real_machines(cloud: &Arc<Cloud>) {
+    let Some(real) = cloud.fleet.as_ref().and_then(Fleet::real) else {
+        return;
+    };
+    if let Some(listener) = real.metadata() {
+        let (router, stopped) = (metadata::router(), Arc::clone(cloud));
+        let service = router
+            .with_state(Arc::clone(cloud))
+            .into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move {
+            let serving = axum::serve(listener, service);
+            tokio::select! {
+                ended = serving => ended,
+                () = stopped.stopped() => Ok(()),
+            }
+        });
+    }
+    if let Some(mut off) = real.went_off() {
+        let cloud = Arc::clone(cloud);
+        tokio::spawn(async move {
+            let telling = async {
+                while let Some(server) = off.recv().await {
+                    cloud.went_off(server);
+                }
+            };
+            tokio::select! {
+                () = telling => {}
+                () = cloud.stopped() => {}
+            }
+        });
+    }
 }
 
 /// Takes the wanted network, or the first free one, by holding its first address.
