@@ -13,7 +13,7 @@ use crate::{
         self, Birth,
         desired::{Agent, Desired, NotAllowed},
     },
-    api::{AgentClass, AgentInstance, Bootstrap, ProvisioningRecord},
+    api::{AgentClass, AgentInstance, Bootstrap, HetznerProject, ProvisioningRecord},
     cloud_init::UserData,
     guest::program::{NotAProgram, Program},
     keys::{KeyError, MasterKey},
@@ -107,14 +107,26 @@ pub fn user_data(objects: &[Value], name: Option<&str>) -> Result<UserData, Rend
     let program = Program::new(include_str!("guest/program.py"))?;
     let phone_home = (agent.boot.bootstrap == Bootstrap::PhoneHome)
         .then(|| "https://operator.example/token".to_owned().into());
+    let admin_keys = admin_keys(objects, &class, &master);
     let birth = Birth {
         master: &master,
         program: &program,
-        admin_keys: &[],
+        admin_keys: &admin_keys,
         phone_home,
     };
     agent_instance::user_data(&identity, &agent, &record, &birth)
         .map_err(|setback| RenderError::Refused(setback.message))
+}
+
+/// A stand-in for each break-glass key of the project that comes first, if that is among the objects.
+fn admin_keys(objects: &[Value], class: &AgentClass, master: &MasterKey) -> Vec<String> {
+    let project = class.spec.projects.first().map(String::as_str);
+    let project: Result<HetznerProject, _> = object(objects, "HetznerProject", project);
+    let names = project.map_or_else(|_| vec![], |project| project.spec.ssh_keys);
+    names
+        .iter()
+        .map(|name| master.server_keys(name).login_public())
+        .collect()
 }
 
 fn object<K: serde::de::DeserializeOwned>(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use agentfleet::secret_files::{Content, SecretData, SecretFileError, render};
-use bed::{Failure, HARD_VALUES, Outcome, built, ensure, scratch};
+use bed::{Failure, HARD_VALUES, Outcome, built, ensure, machine_root, scratch};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
@@ -151,49 +151,83 @@ fn bun_reads_what_was_written_and_keeps_what_systemd_has_read() -> Outcome {
     Ok(fs::remove_dir_all(dir)?)
 }
 
-/// systemd has one parser for environment files and os-release; systemd-tmpfiles writes three fields of the latter as they were read.
-#[test]
-fn systemd_reads_what_was_written() -> Outcome {
-    const FIELDS: [(&str, &str); 3] = [
-        ("BUILD_ID", "%B"),
-        ("VARIANT_ID", "%W"),
-        ("VERSION_ID", "%w"),
-    ];
-    if Command::new("systemd-tmpfiles")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
-        eprintln!("skipped: this host has no systemd-tmpfiles");
-        return Ok(());
-    }
-    let (dir, values) = (scratch("quoting")?, writable(&values(FOR_SYSTEMD)?));
-    fs::create_dir_all(dir.join("etc"))?;
-    let lines = FIELDS.map(|(name, specifier)| format!("w+ /{name} - - - - {specifier}\n"));
+/// systemd has one parser for environment files and os-release; systemd-tmpfiles writes these fields of the latter as it has read them.
+const FIELDS: [(&str, &str); 3] = [
+    ("BUILD_ID", "%B"),
+    ("VARIANT_ID", "%W"),
+    ("VERSION_ID", "%w"),
+];
+/// For each directory in a directory.
+const READ_AND_WRITE: &str = r#"
+for each in "$1"/[0-9]*; do systemd-tmpfiles --root="$each" --create "$1/tmpfiles.conf" || exit; done
+"#;
+/// The same in a root, of which nothing is changed: the mounts end with the command.
+const IN_A_ROOT: &str = r#"
+mount -t proc proc "$1/proc"
+mount --bind "$2" "$1/mnt"
+exec chroot "$1" sh -c "$3" sh /mnt
+"#;
+
+/// Roots in a directory whose os-release has three values each, and these values.
+fn write_os_releases(dir: &Path) -> Outcome<Vec<(PathBuf, Values)>> {
+    let lines = FIELDS.map(|(name, specifier)| format!("f /{name} - - - - {specifier}\n"));
     fs::write(dir.join("tmpfiles.conf"), lines.concat())?;
-    let values: Vec<String> = values.into_values().collect();
-    for three in values.chunks(FIELDS.len()) {
+    let values: Vec<String> = writable(&values(FOR_SYSTEMD)?).into_values().collect();
+    let mut roots = vec![];
+    for (number, three) in values.chunks(FIELDS.len()).enumerate() {
         let named = FIELDS.iter().zip(three);
         let wanted: Values = named
             .map(|((name, _), value)| ((*name).to_owned(), value.clone()))
             .collect();
+        let root = dir.join(number.to_string());
+        fs::create_dir_all(root.join("etc"))?;
         let content = render(Content::EnvAll, &secret(&wanted))?;
-        fs::write(dir.join("etc/os-release"), content.expose_secret())?;
-        for name in wanted.keys() {
-            fs::write(dir.join(name), "")?;
-        }
-        let root = format!("--root={}", dir.display());
-        let mut tmpfiles = Command::new("systemd-tmpfiles");
-        tmpfiles
-            .args(["--create", &root])
-            .arg(dir.join("tmpfiles.conf"));
-        let ran = tmpfiles.output()?;
+        fs::write(root.join("etc/os-release"), content.expose_secret())?;
+        roots.push((root, wanted));
+    }
+    Ok(roots)
+}
+
+fn assert_systemd_reads(dir: &Path, read_and_write: &mut Command) -> Outcome {
+    let roots = write_os_releases(dir)?;
+    let ran = read_and_write.output()?;
+    ensure(ran.status.success(), || {
+        String::from_utf8_lossy(&ran.stderr).into_owned()
+    })?;
+    for (root, wanted) in roots {
         let mut read = Values::new();
         for name in wanted.keys() {
-            read.insert(name.clone(), fs::read_to_string(dir.join(name))?);
+            read.insert(name.clone(), fs::read_to_string(root.join(name))?);
         }
-        assert_read(&String::from_utf8_lossy(&ran.stderr), &wanted, &read);
+        assert_read("systemd", &wanted, &read);
     }
+    Ok(())
+}
+
+#[test]
+fn systemd_of_this_host_reads_what_was_written() -> Outcome {
+    let mut version = Command::new("systemd-tmpfiles");
+    if version.arg("--version").output().is_err() {
+        eprintln!("skipped: this host has no systemd-tmpfiles");
+        return Ok(());
+    }
+    let dir = scratch("quoting")?;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", READ_AND_WRITE, "sh"]).arg(&dir);
+    assert_systemd_reads(&dir, &mut shell)?;
+    Ok(fs::remove_dir_all(dir)?)
+}
+
+#[test]
+fn systemd_of_a_real_machine_reads_what_was_written() -> Outcome {
+    let Some(root) = machine_root()? else {
+        return Ok(());
+    };
+    let dir = scratch("quoting")?;
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-euc", IN_A_ROOT, "sh"]);
+    unshare.args([&root, &dir]).arg(READ_AND_WRITE);
+    assert_systemd_reads(&dir, &mut unshare)?;
     Ok(fs::remove_dir_all(dir)?)
 }
 

@@ -31,6 +31,6 @@ pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns, end_idle
 pub use env_files::{HARD_VALUES, service_environment};
 pub use failure::{Failure, Outcome, ensure};
 pub use operator::{Call, FLEET, Moment, Operator, Pace, Setup, status_of, write_private};
-pub use place::{built, operator, project, scratch};
+pub use place::{built, machine_root, operator, project, scratch};
 pub use voices::Voices;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};
