@@ -147,8 +147,6 @@ struct User<'a> {
     gecos: &'a str,
     shell: &'a str,
     lock_passwd: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    system: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     homedir: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -203,7 +201,6 @@ impl CloudInit<'_> {
             gecos: "agent",
             shell: "/bin/bash",
             lock_passwd: true,
-            system: false,
             homedir: None,
             sudo: anything().filter(|_| self.sudo),
             ssh_authorized_keys: Vec::new(),
@@ -213,7 +210,6 @@ impl CloudInit<'_> {
             name: LOGIN,
             gecos: "agentfleet operator",
             shell: "/bin/sh",
-            system: true,
             homedir: Some(LOGIN_HOME),
             sudo: Some(format!("ALL=(root) NOPASSWD: {GUEST} ssh *")),
             ssh_authorized_keys: vec![format!(
@@ -453,7 +449,8 @@ mod tests {
             login["sudo"],
             "ALL=(root) NOPASSWD: /usr/local/lib/agentfleet/guest ssh *"
         );
-        assert_eq!(login["system"], true);
+        // cloud-init does not make a system user that has keys.
+        assert!(login.get("system").is_none());
         assert_eq!(config["ssh_pwauth"], false);
         assert_eq!(config["disable_root"], true);
         assert_eq!(config["ssh_genkeytypes"], json!(["ed25519"]));

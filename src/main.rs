@@ -158,11 +158,11 @@ async fn run(flags: Run) -> Ended {
     Ok(operator::run(options, stop).await?)
 }
 
-/// A holder renews three times in the life of its Lease, and stops while a third of it is left.
+/// A holder renews seven times in the life of its Lease, and stops while a third of it is left.
 fn timing(lease: Duration) -> Timing {
     Timing {
         lease,
-        renew: lease / 3,
+        renew: lease / 7,
         deadline: lease * 2 / 3,
     }
 }

@@ -51,6 +51,35 @@ fn firewalls_that_are_refused() -> Vec<Refused> {
     ]
 }
 
+fn probes_that_are_refused() -> Vec<Refused> {
+    let http = json!({"port": 8080});
+    vec![
+        (
+            class_with(
+                "/spec/health",
+                json!({"http": http, "exec": {"command": "true"}}),
+            ),
+            "health has at most one of systemd, http and exec",
+        ),
+        (
+            class_with("/spec/health", json!({"http": http})),
+            "health.http and firewall.healthFrom belong together",
+        ),
+        (
+            class_with("/spec/health", json!({"timeout": "2m"})),
+            "health.timeout is between 1s and 1m",
+        ),
+        (
+            class_with("/spec/health", json!({"interval": "0s"})),
+            "health.interval is 1s or longer",
+        ),
+        (
+            class_with("/spec/health", json!({"failureThreshold": 0})),
+            "spec.health.failureThreshold",
+        ),
+    ]
+}
+
 fn agents_that_are_refused() -> Vec<Refused> {
     let unit = json!({"unit": "[Service]\n", "execStart": ["/usr/bin/sleep"]});
     vec![
@@ -227,6 +256,7 @@ async fn what_a_rule_refuses_is_told_in_a_sentence_that_says_what_to_write() -> 
     let refused = [
         firewalls_that_are_refused(),
         agents_that_are_refused(),
+        probes_that_are_refused(),
         services_that_are_refused(),
         other_objects_that_are_refused(),
     ];

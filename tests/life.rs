@@ -146,6 +146,8 @@ async fn i10_a_restart_changes_nothing_and_asks_little() -> Outcome {
     for name in ["one", "two", "three"] {
         servers.push(bed.instance(name).ready().await?);
     }
+    // Counts in a status may come late.
+    oracle::calm(&bed).await?;
     bed.operator.stop().await?;
     let (mutations, writes) = (bed.latest_mutation(), bed.writes()?.len());
     bed.cloud().forget_requests();

@@ -3,7 +3,12 @@
 //! His strongest form is a host key of his own in front of the real guest, which answers every `hello` as only the server can. Nobody could
 //! relay that far, because SSH binds the login to the session; if even that is refused, less is too.
 
-use bed::{Bed, Instance, Options, Outcome, manifests, oracle, quick_cloud, status_of};
+use std::process::Stdio;
+
+use bed::{
+    Bed, Heard, Impostor, Instance, Options, Outcome, ensure, manifests, oracle, quick_cloud,
+    status_of,
+};
 use hetzner_sim::{Config, MachineFaults, Spread, SshFault, Stage};
 use serde_json::{Value, json};
 
@@ -25,24 +30,14 @@ async fn slow_bed(bootstrap: &str) -> Outcome<Bed> {
     bed.apply_basics().await?;
     let mut class = manifests::class();
     class["spec"]["bootstrap"] = json!(bootstrap);
-    bed.cluster.apply(&class).await?;
+    bed.change(&class).await?;
     Ok(bed)
 }
 
 /// Cuts a booting server off until it has booted, puts another host key in front of it, and lets it be reached.
 async fn get_between(bed: &Bed, one: &Instance<'_>) -> Outcome<u64> {
-    bed.wait_until("the server exists", async || {
-        Ok(!bed.cloud().machines().is_empty())
-    })
-    .await?;
-    let server = bed.cloud().machines()[0].server;
-    bed.cloud().set_machine_faults(
-        server,
-        MachineFaults {
-            ssh: SshFault::Refuse,
-            ..MachineFaults::default()
-        },
-    )?;
+    let server = server_of(bed).await?;
+    bed.cloud().set_machine_faults(server, unreachable())?;
     bed.wait_until("it has booted", async || {
         Ok(bed.cloud().machine(server)?.stage == Stage::Up)
     })
@@ -133,6 +128,142 @@ async fn a_host_key_that_changes_after_it_was_pinned_is_told_and_gets_nothing() 
     one.gone().await?;
     bed.delete_all().await?;
     bed.finish().await
+}
+
+fn unreachable() -> MachineFaults {
+    MachineFaults {
+        ssh: SshFault::Refuse,
+        ..MachineFaults::default()
+    }
+}
+
+/// The server of the only instance, as soon as it exists.
+async fn server_of(bed: &Bed) -> Outcome<u64> {
+    bed.wait_for("the server exists", async || {
+        Ok(bed.cloud().machines().first().map(|machine| machine.server))
+    })
+    .await
+}
+
+async fn put_impostor(bed: &Bed, server: u64) -> Outcome<Impostor> {
+    bed.cloud().set_machine_faults(server, unreachable())?;
+    let address = bed.cloud().machine(server)?.address.unwrap_or_default();
+    Impostor::at(address.parse()?).await
+}
+
+fn goes_away(bed: &Bed, server: u64, impostor: Impostor) -> Outcome {
+    drop(impostor);
+    Ok(bed
+        .cloud()
+        .set_machine_faults(server, MachineFaults::default())?)
+}
+
+/// What the guest on a server truly answered to a `hello` in the past.
+async fn former_answer(bed: &Bed, server: u64) -> Outcome<Vec<u8>> {
+    bed.wait_until("it has booted", async || {
+        Ok(bed.cloud().machine(server)?.stage == Stage::Up)
+    })
+    .await?;
+    let root = bed.cloud().machine(server)?.root;
+    let mut guest = tokio::process::Command::new("python3")
+        .arg(root.join("usr/local/lib/agentfleet/guest"))
+        .args(["ssh", "hello"])
+        .env("AGENTFLEET_ROOT", &root)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let question = json!({"nonce": "5a".repeat(32)}).to_string();
+    if let Some(mut stdin) = guest.stdin.take() {
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, question.as_bytes()).await?;
+    }
+    let said = guest.wait_with_output().await?.stdout;
+    let answer: Value = serde_json::from_slice(&said)?;
+    ensure(answer["macs"]["boot"].is_string(), || {
+        format!("no proof to replay: {answer:#}")
+    })?;
+    Ok(said)
+}
+
+/// Fails unless all he heard were challenges.
+fn only_challenges(heard: &[Heard], secret: &str) -> Outcome {
+    for Heard { command, input } in heard {
+        let input = String::from_utf8_lossy(input);
+        ensure(command == "hello" && !input.contains(secret), || {
+            format!("somebody in the middle was sent {command}: {input}")
+        })?;
+    }
+    Ok(())
+}
+
+/// Somebody stands at the address of a booting server and replays what that server's guest said once.
+async fn replaying_before_the_pin_is_refused(bootstrap: &str, reason: &str) -> Outcome {
+    let bed = slow_bed(bootstrap).await?;
+    let secret = bed.apply_secret("one").await?;
+    bed.cluster
+        .apply(&manifests::instance(bed::TENANT, "one"))
+        .await?;
+    let one = bed.instance("one");
+    let server = server_of(&bed).await?;
+    let impostor = put_impostor(&bed, server).await?;
+    impostor.says(former_answer(&bed, server).await?);
+    let told = one.told(&["nothing was sent"]).await?;
+    assert_eq!(told["reason"], reason, "{told:#}");
+    only_challenges(&impostor.heard(), &secret)?;
+    // With SshProof he was given a challenge and failed it; with a pinned key not even that.
+    assert_eq!(impostor.heard().is_empty(), bootstrap == "PhoneHome");
+
+    goes_away(&bed, server, impostor)?;
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_answer_replayed_to_a_challenge_is_told_and_gets_nothing() -> Outcome {
+    replaying_before_the_pin_is_refused("SshProof", "HostKeyUnproven").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_answer_replayed_while_the_server_phones_home_is_told_and_gets_nothing() -> Outcome
+{
+    replaying_before_the_pin_is_refused("PhoneHome", "HostKeyChanged").await
+}
+
+/// The same once the host key is pinned, when there is something new to send.
+async fn replaying_after_the_pin_is_refused(bootstrap: &str) -> Outcome {
+    let bed = slow_bed(bootstrap).await?;
+    let one = bed.create("one").await?;
+    let server = server_of(&bed).await?;
+    bed.cloud().set_machine_faults(server, unreachable())?;
+    let former = former_answer(&bed, server).await?;
+    bed.cloud()
+        .set_machine_faults(server, MachineFaults::default())?;
+    one.ready().await?;
+
+    let impostor = put_impostor(&bed, server).await?;
+    impostor.says(former);
+    let secret = bed.apply_secret("one").await?;
+    let message = one.condition("Stalled", "True", "HostKeyChanged").await?;
+    assert!(message.contains("nothing was sent"), "{message}");
+    let heard = impostor.heard();
+    ensure(heard.is_empty(), || format!("he was sent {heard:?}"))?;
+
+    goes_away(&bed, server, impostor)?;
+    one.has_in_file(manifests::SECRET_FILE, &secret).await?;
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_answer_replayed_after_the_proof_was_pinned_gets_nothing() -> Outcome {
+    replaying_after_the_pin_is_refused("SshProof").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_answer_replayed_after_the_phoned_key_was_pinned_gets_nothing() -> Outcome {
+    replaying_after_the_pin_is_refused("PhoneHome").await
 }
 
 /// The path that the server's user-data tells cloud-init to post to.

@@ -1,13 +1,18 @@
 //! Requests whose outcome the operator cannot know: lost answers, timeouts, errors that may or may not mean what they say, late commits,
 //! double delivery.
 
-use bed::{Bed, Options, Outcome, ensure};
-use hetzner_sim::{Fault, FaultBody, FaultRule, WhichAnswer};
+use bed::{Bed, Options, Outcome, TOKEN, ensure, manifests, quick_cloud};
+use hetzner_sim::{Config, Fault, FaultBody, FaultRule, WhichAnswer};
+use serde_json::json;
 
 /// Longer than the operator waits for an answer, which is 5 s in a bed.
 const BEYOND_TIMEOUT_S: f64 = 6.0;
 /// A commit this late is still within request timeout and settle window.
 const LATE_S: f64 = 3.0;
+/// A commit this late is beyond them, which at Hetzner would be more than two minutes.
+const TOO_LATE_S: f64 = 10.0;
+/// A project beside the first.
+const SECOND: (&str, &str) = ("second", "token-of-the-second-project");
 
 /// Each way in which an outcome can stay unknown.
 fn unknown() -> Vec<(&'static str, Fault)> {
@@ -222,4 +227,107 @@ async fn i1_an_instance_made_again_while_the_create_of_the_first_is_in_flight_ge
     assert_eq!(bed.cloud().servers().len(), 1);
     bed.delete_all().await?;
     bed.finish().await
+}
+
+/// Sends the create of an instance off so that it seems lost, and takes effect so much later.
+async fn create_in_flight(bed: &Bed, seconds: f64) -> Outcome<bed::Instance<'_>> {
+    let late = Fault::ResetThenCommit { seconds };
+    bed.cloud()
+        .add_fault(FaultRule::next("POST", "/servers", late));
+    let one = bed.create("one").await?;
+    bed.wait_until("the create was sent", async || Ok(all_hit(bed).is_ok()))
+        .await?;
+    Ok(one)
+}
+
+/// Waits until the instance is Ready, and fails unless its server is the one that was asked for first, and all that ever was.
+async fn has_the_first_server(bed: &Bed, one: &bed::Instance<'_>) -> Outcome {
+    one.ready().await?;
+    let (status, mut lives) = (one.status().await?, bed.cloud().lives());
+    lives.retain(|life| life.labels.get("agentfleet.dev/name") == Some(&one.name));
+    let place = (&status["server"]["project"], &status["server"]["location"]);
+    let first = status["incarnation"] == 1 && place == (&json!(manifests::PROJECT), &json!("nbg1"));
+    ensure(first && lives.len() == 1, || {
+        format!("it did not wait: {lives:#?}, {status:#}")
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i1_another_place_waits_for_the_create_that_is_in_flight_to_the_one_that_ran_out() -> Outcome
+{
+    let bed = Bed::start().await?;
+    let out_of_stock = Fault::Status {
+        status: 412,
+        code: Some("resource_unavailable".into()),
+        message: None,
+        commit: false,
+        body: FaultBody::Json,
+    };
+    bed.cloud().add_fault(FaultRule {
+        after: 1,
+        ..FaultRule::next("POST", "/servers", out_of_stock)
+    });
+    let one = create_in_flight(&bed, LATE_S).await?;
+    has_the_first_server(&bed, &one).await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i1_another_location_of_the_class_waits_for_the_create_that_is_in_flight() -> Outcome {
+    let bed = Bed::start().await?;
+    let one = create_in_flight(&bed, LATE_S).await?;
+    let mut class = manifests::class();
+    class["spec"]["locations"] = json!(["hel1"]);
+    bed.change(&class).await?;
+    has_the_first_server(&bed, &one).await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i1_another_project_of_the_class_waits_for_the_create_that_is_in_flight() -> Outcome {
+    let (name, token) = SECOND;
+    let cloud = Config {
+        tokens: vec![TOKEN.into(), token.into()],
+        ..quick_cloud()
+    };
+    let bed = Bed::with(Options {
+        cloud,
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
+    bed.apply_token(name, token).await?;
+    bed.change(&manifests::project(name)).await?;
+    // It keeps the firewall there, without which the late request would be refused.
+    bed.create("other").await?.ready().await?;
+    let one = create_in_flight(&bed, LATE_S).await?;
+    let mut class = manifests::class();
+    class["spec"]["projects"] = json!([name]);
+    bed.change(&class).await?;
+    has_the_first_server(&bed, &one).await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i2_a_create_that_takes_effect_after_all_waiting_makes_a_server_that_goes_again() -> Outcome
+{
+    let bed = Bed::start().await?;
+    let one = create_in_flight(&bed, TOO_LATE_S).await?;
+    let mut class = manifests::class();
+    class["spec"]["locations"] = json!(["hel1"]);
+    bed.change(&class).await?;
+    let server = one.ready().await?;
+    assert_eq!(one.status().await?["incarnation"], 2);
+    bed.wait_until("the late server came and went", async || {
+        let lives = bed.cloud().lives();
+        let late = lives.iter().find(|life| life.server != server);
+        Ok(late.is_some_and(|late| late.deleted.is_some()))
+    })
+    .await?;
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish_after_a_late_server().await
 }

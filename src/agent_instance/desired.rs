@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
-    Lifecycle, Override, Overrides,
+    Health, Lifecycle, Override, Overrides,
 };
 use crate::hetzner::Place;
 
@@ -112,6 +112,8 @@ pub struct Agent {
     pub spec: AgentSpec,
     /// Labels of the admin's own.
     pub labels: BTreeMap<String, String>,
+    /// How it is found out whether the agent serves.
+    pub health: Health,
     /// Patience, and what the disk is worth.
     pub lifecycle: Lifecycle,
     /// Hash of [`Boot`].
@@ -178,6 +180,7 @@ impl Agent {
             boot,
             spec,
             labels: class.spec.labels.clone(),
+            health: class.spec.health.clone(),
             lifecycle: class.spec.lifecycle.clone(),
             boot_revision,
             config_revision,

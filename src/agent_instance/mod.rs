@@ -19,7 +19,6 @@ pub mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
 use serde_json::{Value, json};
 use tracing::Instrument as _;
@@ -198,7 +197,12 @@ async fn report(performer: &mut Performer<'_>, next: &AgentInstanceStatus) -> Re
     match performer.apply_status(STATUS, reported(next)).await {
         Ok(()) => {
             let object = performer.instance.object_ref(&());
-            transitions::publish(&performer.ctx.events, &object, &told(former), &told(next));
+            transitions::publish(
+                &performer.ctx.events,
+                &object,
+                &former.conditions,
+                &next.conditions,
+            );
             if is_true(&former.conditions, ConditionType::Ready)
                 != is_true(&next.conditions, ConditionType::Ready)
             {
@@ -233,17 +237,6 @@ fn news(status: &AgentInstanceStatus) -> Value {
         ..status.clone()
     };
     reported(&untimed)
-}
-
-/// The conditions whose changes people are told of; the others change with them.
-fn told(status: &AgentInstanceStatus) -> Vec<Condition> {
-    let told = [ConditionType::Ready, ConditionType::Stalled].map(ConditionType::as_str);
-    status
-        .conditions
-        .iter()
-        .filter(|condition| told.contains(&condition.type_.as_str()))
-        .cloned()
-        .collect()
 }
 
 /// How long to wait after a look that failed.

@@ -23,7 +23,7 @@ use crate::{
     guest::{
         GuestError,
         acts::Acts,
-        answers::{Greeting, Phase, Step, StepState, Unit},
+        answers::{Greeting, Phase, Step, StepState},
         bundle::Configure,
         host_key::HostKey,
         program::Program,
@@ -32,13 +32,14 @@ use crate::{
         transport::{Pinned, Stage, TransportError},
         untrusted::Text,
     },
+    health::Probes,
     kube_ext::error_chain,
 };
 
 /// How long a server that does not answer is tried before the reconciler hears of it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest pause between two tries.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long a guest may take for what it does at once.
 const BRIEF: Duration = Duration::from_secs(10);
 /// How long a `configure` may take: it runs the update commands of the class.
@@ -89,10 +90,12 @@ pub enum Outcome {
     Released(i64, bool),
 }
 
-/// Acts in two pools, so that long polls never keep a `configure` waiting.
+/// Acts in two pools, so that long polls never keep a `configure` waiting; and the probes.
 pub struct Talks {
     hellos: Acts<GuestKey, Outcome>,
     orders: Acts<GuestKey, Outcome>,
+    /// Whoever asks agents for their health.
+    pub probes: Probes,
 }
 
 /// The keys of acts that are over.
@@ -100,10 +103,15 @@ pub type Ended = tokio::sync::mpsc::UnboundedReceiver<GuestKey>;
 
 impl Talks {
     /// Pools for so many long polls and so many orders at once.
-    pub fn new(hellos: usize, orders: usize) -> (Self, [Ended; 2]) {
+    pub fn new(hellos: usize, orders: usize, probes: Probes) -> (Self, [Ended; 2]) {
         let (hellos, greeted) = Acts::new(hellos);
         let (orders, obeyed) = Acts::new(orders);
-        (Self { hellos, orders }, [greeted, obeyed])
+        let talks = Self {
+            hellos,
+            orders,
+            probes,
+        };
+        (talks, [greeted, obeyed])
     }
 
     /// Starts to listen to a guest.
@@ -111,8 +119,9 @@ impl Talks {
         self.hellos.start(key, act);
     }
 
-    /// Starts to give a guest an order.
+    /// Starts to give a guest an order, which may be what its agent's health hangs on.
     pub fn order(&self, key: GuestKey, act: impl Future<Output = Outcome> + Send + 'static) {
+        self.probes.forget(&key);
         self.orders.start(key, act);
     }
 
@@ -120,6 +129,7 @@ impl Talks {
     pub fn forget(&self, key: &GuestKey) {
         self.hellos.forget(key);
         self.orders.forget(key);
+        self.probes.forget(key);
     }
 }
 
@@ -377,7 +387,6 @@ fn greeted(guest: &mut GuestMemory, proven: Option<HostKey>, greeting: &Answered
             )
         }),
         armed_for: said.armed.as_ref().map(|armed| armed.instance.to_string()),
-        active: said.unit.as_ref().is_some_and(Unit::is_active),
     });
 }
 

@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::desired::Agent;
 use crate::api::{AgentInstanceStatus, ProvisioningRecord, Timing, VoiceRecord};
+use crate::health::HealthView;
 use crate::hetzner::Place;
 
 /// Everything that a plan for one instance may depend on.
@@ -160,6 +161,8 @@ pub struct GuestView {
     pub configured: Option<Configured>,
     /// When it was last asked to be switched on.
     pub powered: Option<Timestamp>,
+    /// What its probes say; none while it is not probed.
+    pub health: Option<HealthView>,
     /// The last `release`: the epoch it carried, and whether it was answered.
     pub released: Option<(i64, bool)>,
 }
@@ -192,8 +195,6 @@ pub struct Hello {
     pub epoch: i64,
     /// The config revision and secrets tag that it has applied.
     pub applied: Option<(String, String)>,
-    /// Whether its unit is active.
-    pub active: bool,
 }
 
 /// Where the installation on a server stands.

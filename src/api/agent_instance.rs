@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::HealthStatus;
+
 /// One agent on one server of its own. Creating it buys the server; deleting it deletes the server and its disk.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -100,6 +102,9 @@ pub struct AgentInstanceStatus {
     /// The server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerStatus>,
+    /// What the health probes say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthStatus>,
     /// Boot revision that the server was created with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_revision: Option<String>,

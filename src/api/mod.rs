@@ -9,6 +9,7 @@ mod agent_class;
 mod agent_instance;
 mod conditions;
 mod duration;
+mod health;
 mod hetzner_project;
 mod service;
 
@@ -23,6 +24,7 @@ pub use agent_instance::{
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};
+pub use health::{ExecProbe, Health, HealthState, HealthStatus, HttpProbe, SystemdProbe};
 pub use hetzner_project::{
     HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef,
 };

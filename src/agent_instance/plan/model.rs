@@ -18,6 +18,7 @@ use crate::{
         world::{Configured, GuestView},
     },
     api::{AgentInstanceStatus, Timing, TimingStep},
+    health::HealthView,
 };
 
 const SETTLE: Duration = Duration::from_mins(2);
@@ -169,6 +170,18 @@ impl Model {
                 incarnation,
                 epoch,
             } => self.configure(*server, *incarnation, *epoch),
+            Step::Probe {
+                server,
+                epoch,
+                presumed,
+            } => {
+                self.memory.guest(*server).view.health = Some(HealthView {
+                    health: super::tests::agent().health,
+                    epoch: *epoch,
+                    state: presumed.or(Some(HealthState::Healthy)),
+                    words: String::new(),
+                });
+            }
             Step::Release {
                 server,
                 incarnation,
@@ -220,7 +233,6 @@ impl Model {
             armed: guest.armed.then_some(incarnation),
             epoch: guest.epoch,
             applied: guest.applied,
-            active: guest.armed,
             ..Hello::default()
         });
     }
@@ -235,7 +247,9 @@ impl Model {
             epoch,
             applied: Some(sent.clone()),
         };
-        self.memory.guest(server).view.configured = Some(Configured {
+        let view = &mut self.memory.guest(server).view;
+        view.health = None;
+        view.configured = Some(Configured {
             epoch,
             sent,
             outcome: Ok(true),
@@ -299,7 +313,12 @@ proptest! {
         prop_assert_eq!(ends, [Some(TimingStep::WrittenDown), Some(TimingStep::Ready)]);
         model.forget();
         let plan = model.look(&desired);
-        prop_assert_eq!(plan.steps, vec![], "a restart changes nothing");
+        prop_assert!(
+            matches!(plan.steps[..], [Step::Probe { presumed: Some(HealthState::Healthy), .. }]),
+            "a restart changes nothing: {:?}",
+            plan
+        );
+        prop_assert_eq!(plan.stage, Stage::Serving(None));
         prop_assert_eq!(&model.status.timings, &timings, "nor any time");
     }
 

@@ -15,7 +15,7 @@ pub struct Audit {
     from: u64,
 }
 
-/// One write that the API server carried out.
+/// One write, as the API server logged it.
 #[derive(Clone, Debug)]
 pub struct Write {
     /// Verb, resource with subresource, namespace and name: `patch agentinstances/status tenant/one`.
@@ -53,6 +53,18 @@ impl Audit {
     /// # Errors
     /// Fails when the log cannot be read.
     pub fn writes_of(&self, user: &str) -> Outcome<Vec<Write>> {
+        self.writes(user, |code| code < 300)
+    }
+
+    /// The writes of one user that were refused since because they replaced a version that was not the latest any more.
+    ///
+    /// # Errors
+    /// Fails when the log cannot be read.
+    pub fn stale_writes_of(&self, user: &str) -> Outcome<Vec<Write>> {
+        self.writes(user, |code| code == 409)
+    }
+
+    fn writes(&self, user: &str, answered: fn(u64) -> bool) -> Outcome<Vec<Write>> {
         let text = self.text()?;
         // The last line may be half written.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -62,7 +74,7 @@ impl Audit {
             .collect::<Result<Vec<Value>, _>>()?;
         Ok(events
             .into_iter()
-            .filter(|event| is_write_of(event, user))
+            .filter(|event| is_write_of(event, user) && code(event).is_some_and(answered))
             .map(Write::of)
             .collect())
     }
@@ -76,9 +88,10 @@ fn is_write_of(event: &Value, user: &str) -> bool {
             "create" | "update" | "patch" | "delete" | "deletecollection"
         )
         && event["stage"] == "ResponseComplete"
-        && event["responseStatus"]["code"]
-            .as_u64()
-            .is_some_and(|code| code < 300)
+}
+
+fn code(event: &Value) -> Option<u64> {
+    event["responseStatus"]["code"].as_u64()
 }
 
 impl Write {

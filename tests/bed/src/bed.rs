@@ -13,10 +13,10 @@ use crate::audit::Audit;
 use crate::cluster::Cluster;
 use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
+use crate::late_watch::LateWatch;
 use crate::operator::{Operator, Pace, Setup, write_private};
 use crate::oracle::{self, Canaries};
-use crate::voices::Voices;
-use crate::{manifests, place, wait};
+use crate::{manifests, place, voices, wait};
 
 /// Namespace of the instances.
 pub const TENANT: &str = "tenant";
@@ -33,6 +33,8 @@ pub struct Options {
     pub pace: Pace,
     /// Whether the operator runs at once.
     pub operator: bool,
+    /// Whether what the operator hears of instances can be held back, see [`Bed::late`].
+    pub late: bool,
     /// Directory for all files; a new one under `target/bed/` unless named.
     pub dir: Option<PathBuf>,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             cloud: quick_cloud(),
             pace: Pace::default(),
             operator: true,
+            late: false,
             dir: None,
         }
     }
@@ -68,7 +71,7 @@ pub struct Bed {
     pub audit: Audit,
     /// Values that must be found nowhere but where they are declared.
     pub canaries: Canaries,
-    voices: Voices,
+    late: Option<LateWatch>,
     simulator: Arc<Simulator>,
     dir: PathBuf,
     finished: bool,
@@ -120,10 +123,15 @@ impl Bed {
             None => Arc::new(Simulator::start(options.cloud).await?),
         };
         let kubeconfig = dir.join("operator.kubeconfig");
-        write_private(
-            &kubeconfig,
-            &cluster.kubeconfig_of("agentfleet")?.to_string(),
-        )?;
+        let mut access = cluster.kubeconfig_of("agentfleet")?;
+        let late = match options.late {
+            true => Some(LateWatch::open(cluster.nobody()?, "/agentinstances").await?),
+            false => None,
+        };
+        if let Some(late) = &late {
+            access["clusters"][0]["cluster"] = json!({"server": late.url()});
+        }
+        write_private(&kubeconfig, &access.to_string())?;
         let (endpoint, guest_port) = (simulator.endpoint(), simulator.ssh_port());
         let operator = Operator::new(Setup {
             kubeconfig,
@@ -132,13 +140,12 @@ impl Bed {
             pace: options.pace,
             dir: dir.clone(),
         })?;
-        let voices = Voices::listen(simulator.control(), dir.join("voices"))?;
         let mut bed = Self {
             operator,
             cluster,
             audit,
             canaries: Canaries::default(),
-            voices,
+            late,
             simulator,
             dir,
             finished: false,
@@ -237,6 +244,16 @@ impl Bed {
             bed: self,
             name: name.to_owned(),
         }
+    }
+
+    /// What the operator hears of instances, in a bed that was made with [`Options::late`].
+    ///
+    /// # Errors
+    /// Fails in any other.
+    pub fn late(&self) -> Outcome<&LateWatch> {
+        self.late
+            .as_ref()
+            .ok_or_else(|| Failure::new("this bed was not made to hold anything back"))
     }
 
     /// Control over the simulated cloud, and its ledger.
@@ -414,10 +431,19 @@ impl Bed {
     ///
     /// # Errors
     /// Fails when one of them does not hold.
-    pub async fn finish(mut self) -> Outcome {
-        self.operator.check_alive()?;
+    pub async fn finish(self) -> Outcome {
         oracle::one_server(&self.cloud().lives())?;
-        self.voices.one_voice(&self.cloud().lives())?;
+        self.finish_after_a_late_server().await
+    }
+
+    /// Like [`Self::finish`], after a request that took effect later than anybody waits: then there were two servers for a while, of which only
+    /// one ever spoke.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub async fn finish_after_a_late_server(mut self) -> Outcome {
+        self.operator.check_alive()?;
+        voices::one_voice(&self.cloud())?;
         oracle::no_root_password(&self.cloud().projects())?;
         self.canaries.are_nowhere_else(&self).await?;
         self.finished = true;
@@ -489,7 +515,7 @@ impl Instance<'_> {
         let id = self.status().await?["server"]["id"]
             .as_u64()
             .ok_or_else(|| Failure::new("Ready without a server"))?;
-        ensure(self.bed.voices.speaks(id)?, || {
+        ensure(voices::speaks(&self.bed.cloud(), id), || {
             format!(
                 "{} is Ready and its agent does not run on server {id}",
                 self.name

@@ -88,6 +88,17 @@ impl Cluster {
         Self::of(config, &self.kubeconfig)
     }
 
+    /// A client of the same API server that brings no identity.
+    ///
+    /// # Errors
+    /// Never, as long as the admin's own works.
+    pub(crate) fn nobody(&self) -> Outcome<Client> {
+        let mut config = self.config.clone();
+        config.auth_info = kube::config::AuthInfo::default();
+        config.default_retry = false;
+        Ok(Client::try_from(config)?)
+    }
+
     /// The kubeconfig of the admin.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::cloud::Cloud;
-use crate::config::Config;
+use crate::config::{Config, MachineKind};
 use crate::connection::{Reset, ResettableListener};
 use crate::control::Control;
 use crate::machines::fleet::{Fleet, FleetError};
@@ -43,7 +43,9 @@ pub enum StartError {
         port: u16,
     },
     /// This is not a network for machines.
-    #[error("'{0}' is not a machine network: it must be 127.N.0.0/16 with N from 1 to 254")]
+    #[error(
+        "'{0}' is not a machine network: 127.N.0.0/16, or 10.N.0.0/16 for real machines, N from 1 to 254"
+    )]
     BadNetwork(String),
     /// The machines cannot be prepared.
     #[error("cannot prepare the machines")]
@@ -83,11 +85,12 @@ impl Simulator {
         let listen = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let fleet = Fleet::start(&config).await?;
+        let wanted = wanted_network(&config)?;
+        let fleet = Fleet::start(&config, wanted).await?;
         let (network, ssh_port, claim) = if let Some(real) = fleet.as_ref().and_then(Fleet::real) {
             (real.network(), SSH_PORT, None)
         } else {
-            let (number, claim) = claim_network(&config).await?;
+            let (number, claim) = claim_network(wanted, config.ssh_port).await?;
             ([127, number], config.ssh_port, Some(claim))
         };
         let state = State::new(&config, network, Timestamp::now());
@@ -226,29 +229,29 @@ fn attend_real_machines(cloud: &Arc<Cloud>) {
 }
 
 /// Takes the wanted network, or the first free one, by holding its first address.
-async fn claim_network(config: &Config) -> Result<(u8, TcpListener), StartError> {
-    let wanted = config
-        .machine_net
-        .as_deref()
-        .map(parse_network)
-        .transpose()?;
+async fn claim_network(wanted: Option<u8>, port: u16) -> Result<(u8, TcpListener), StartError> {
     let candidates = wanted.map_or(32..=250, |number| number..=number);
     for number in candidates {
-        let first = SocketAddr::from((Ipv4Addr::new(127, number, 0, 1), config.ssh_port));
+        let first = SocketAddr::from((Ipv4Addr::new(127, number, 0, 1), port));
         if let Ok(claim) = TcpListener::bind(first).await {
             return Ok((number, claim));
         }
     }
-    Err(StartError::NoNetwork {
-        port: config.ssh_port,
-    })
+    Err(StartError::NoNetwork { port })
 }
 
-fn parse_network(text: &str) -> Result<u8, StartError> {
+/// The number of the network that was asked for.
+fn wanted_network(config: &Config) -> Result<Option<u8>, StartError> {
+    let Some(text) = &config.machine_net else {
+        return Ok(None);
+    };
+    let real = config.machines == MachineKind::Nspawn;
     let number = text
-        .strip_prefix("127.")
+        .strip_prefix(if real { "10." } else { "127." })
         .and_then(|rest| rest.strip_suffix(".0.0/16"));
     let number = number.and_then(|number| number.parse().ok());
     let usable = number.filter(|number| (1..=254).contains(number));
-    usable.ok_or_else(|| StartError::BadNetwork(text.to_owned()))
+    usable
+        .map(Some)
+        .ok_or_else(|| StartError::BadNetwork(text.clone()))
 }

@@ -122,6 +122,8 @@ impl FakeFleet {
             }
             What::Delete => {
                 if let Some(machine) = machines.remove(&server) {
+                    // What is asked between now and the end of the disk.
+                    self.shared.keep_voice(server, &machine.root);
                     machine.order(What::Delete);
                 }
             }

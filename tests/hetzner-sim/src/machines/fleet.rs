@@ -148,10 +148,15 @@ pub(crate) enum Fleet {
 
 impl Fleet {
     /// Prepares what machines of that kind need; nothing where there are to be none.
-    pub(crate) async fn start(config: &Config) -> Result<Option<Self>, FleetError> {
+    ///
+    /// Real ones take the wanted network, 10.N.0.0/16, or the first that is free.
+    pub(crate) async fn start(
+        config: &Config,
+        network: Option<u8>,
+    ) -> Result<Option<Self>, FleetError> {
         Ok(match config.machines {
             MachineKind::Fake => Some(Self::Fake(FakeFleet::start(config)?)),
-            MachineKind::Nspawn => Some(Self::Nspawn(NspawnFleet::start(config).await?)),
+            MachineKind::Nspawn => Some(Self::Nspawn(NspawnFleet::start(config, network).await?)),
             MachineKind::None => None,
         })
     }

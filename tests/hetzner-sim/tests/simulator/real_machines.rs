@@ -89,6 +89,17 @@ async fn act(simulator: &Simulator, id: u64, command: &str, body: Value) -> Valu
     .await
 }
 
+/// The machine after a reboot or a reset.
+async fn boot_again(simulator: &Simulator, id: u64, command: &str) -> MachineView {
+    let earlier = machine(simulator, id).ssh_since;
+    act(simulator, id, command, Value::Null).await;
+    wait_for("the end", || {
+        (machine(simulator, id).ssh_since != earlier).then_some(())
+    })
+    .await;
+    booted(simulator, id).await
+}
+
 async fn status(simulator: &Simulator, id: u64) -> String {
     let server = api(simulator, "GET", &format!("/servers/{id}"), Value::Null).await;
     server["server"]["status"].as_str().unwrap().to_owned()
@@ -215,13 +226,7 @@ async fn power_keeps_disk_and_host_key_and_a_rebuild_changes_both() {
 
     for (command, orderly) in [("reboot", true), ("reset", false)] {
         shell(&simulator, id, MARKS_AN_ORDERLY_END).await;
-        let earlier = machine(&simulator, id).ssh_since;
-        act(&simulator, id, command, Value::Null).await;
-        wait_for("the end", || {
-            (machine(&simulator, id).ssh_since != earlier).then_some(())
-        })
-        .await;
-        let view = booted(&simulator, id).await;
+        let view = boot_again(&simulator, id, command).await;
         let found = view.root.join("root/orderly").exists();
         assert_eq!(found, orderly, "{command}");
         assert!(view.root.join("root/kept").exists());
@@ -291,8 +296,7 @@ async fn a_server_from_a_snapshot_has_the_disk_and_is_another_instance() {
     );
     api(&simulator, "DELETE", &format!("/servers/{id}"), Value::Null).await;
     becomes_reachable(&first, false).await;
-    act(&simulator, copy, "reset", Value::Null).await;
-    booted(&simulator, copy).await;
+    boot_again(&simulator, copy, "reset").await;
     assert_eq!(shell(&simulator, copy, "cat /root/copied").await, "seen\n");
     simulator.shutdown().await;
 }

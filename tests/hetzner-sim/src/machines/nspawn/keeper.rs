@@ -61,8 +61,16 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Makes the namespaces, and a network that no other simulator has.
-    pub(crate) async fn start(directory: &Path) -> Result<Self, KeeperError> {
+    /// Makes the namespaces, and the wanted network or one that no other simulator has.
+    pub(crate) async fn start(directory: &Path, network: Option<u8>) -> Result<Self, KeeperError> {
+        let mut keeper = Self::first_process(directory).await?;
+        keeper.remove_groups_left_behind();
+        keeper.network = keeper.claim_network(network).await?;
+        keeper.connect().await?;
+        Ok(keeper)
+    }
+
+    async fn first_process(directory: &Path) -> Result<Self, KeeperError> {
         let (own, random) = (std::process::id(), rand::random::<u32>());
         let group = Path::new(GROUPS).join(format!("{GROUP}{own}-{random:08x}"));
         let mut process = Command::new("unshare")
@@ -86,23 +94,19 @@ impl Keeper {
             let said = said.map(|out| String::from_utf8_lossy(&out.stderr).into_owned());
             return Err(KeeperError::Namespaces(said.unwrap_or_default()));
         }
-        let mut keeper = Self {
+        Ok(Self {
             pid: process.id().unwrap_or_default(),
             process: Mutex::new(process),
             directory: directory.to_owned(),
             group,
             network: 0,
-        };
-        keeper.remove_groups_left_behind();
-        keeper.network = keeper.claim_network().await?;
-        keeper.connect().await?;
-        Ok(keeper)
+        })
     }
 
     /// Takes the first free network by the name of the interface that leads to it.
-    async fn claim_network(&self) -> Result<u8, KeeperError> {
+    async fn claim_network(&self, wanted: Option<u8>) -> Result<u8, KeeperError> {
         let known = run("ip", Command::new("ip").args(["-4", "route", "show"])).await?;
-        for number in NETWORKS {
+        for number in wanted.map_or(NETWORKS, |number| number..=number) {
             let taken = known.contains(&format!("10.{number}."));
             let mut link = Command::new("ip");
             link.args(["link", "add", &format!("hsim{number}"), "type", "veth"])

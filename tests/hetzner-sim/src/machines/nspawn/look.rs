@@ -39,6 +39,7 @@ pub(crate) fn host_key(root: &Path) -> String {
 /// One look.
 pub(crate) fn at(machine: &Machine) {
     let root = machine.shared.keeper.root_of(machine.plan.server);
+    let before = now_ms();
     let speaks = speaks(machine, &root);
     let mut seen = lock(&machine.seen);
     if seen.ssh_since.is_none() && listens(machine) {
@@ -49,15 +50,19 @@ pub(crate) fn at(machine: &Machine) {
         seen.cloud_init_done.get_or_insert_with(Timestamp::now);
         seen.boot_error = complaint(&root);
     }
-    let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
     match (speaks, seen.spoke) {
         (true, None) => {
-            note(machine, now, true);
-            seen.spoke = Some(now);
+            let after = now_ms();
+            note(machine, after, true);
+            seen.spoke = Some(after);
         }
-        (true, Some(_)) => seen.spoke = Some(now),
+        (true, Some(_)) => seen.spoke = Some(before),
         (false, _) => fell_silent(machine, &mut seen),
     }
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
 }
 
 /// The machine has ended.

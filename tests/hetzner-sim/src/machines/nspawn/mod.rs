@@ -99,15 +99,15 @@ pub(crate) struct NspawnFleet {
 }
 
 impl NspawnFleet {
-    pub(crate) async fn start(config: &Config) -> Result<Self, FleetError> {
+    pub(crate) async fn start(config: &Config, network: Option<u8>) -> Result<Self, FleetError> {
         let no_root = |_| FleetError::NoRoot(config.machine_root.clone());
         let root = config.machine_root.canonicalize().map_err(no_root)?;
+        let directory =
+            StateDir::make(config.state_dir.as_deref()).map_err(FleetError::Directory)?;
+        let keeper = Keeper::start(&directory.path, network).await?;
         let root_lock = File::create(root.with_extension("lock"))
             .and_then(|lock| lock.lock_shared().map(|()| lock))
             .map_err(FleetError::Directory)?;
-        let directory =
-            StateDir::make(config.state_dir.as_deref()).map_err(FleetError::Directory)?;
-        let keeper = Keeper::start(&directory.path).await?;
         let metadata = TcpListener::bind((keeper.host(), 0)).await;
         let metadata = metadata.map_err(FleetError::Directory)?;
         let port = metadata.local_addr().map_or(0, |address| address.port());

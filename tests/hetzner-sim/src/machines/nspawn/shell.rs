@@ -36,7 +36,7 @@ pub struct ShellAnswer {
 }
 
 impl Machine {
-    /// Runs a command in the machine and waits for its end.
+    /// Runs a command in the machine and waits for its end; one that is given up goes on until its machine ends.
     pub(crate) async fn shell(&self, shell: &Shell) -> Result<ShellAnswer, MachineError> {
         let down = MachineError::Unsupported("the machine is not up");
         let leader = self.leader().ok_or(down)?.to_string();

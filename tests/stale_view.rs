@@ -1,0 +1,98 @@
+//! I12: an operator that plans on an old object. What it hears of instances is held back, somebody else writes the records meanwhile, and
+//! something makes the operator want to write them too.
+
+use bed::{Bed, FLEET, OPERATOR, Options, Outcome, TENANT, TOKEN, ensure, manifests};
+use serde_json::{Value, json};
+
+async fn bed() -> Outcome<Bed> {
+    Bed::with(Options {
+        late: true,
+        ..Options::default()
+    })
+    .await
+}
+
+/// Waits until the operator has tried in vain to write the status of an instance.
+async fn is_refused(bed: &Bed) -> Outcome {
+    bed.wait_until("a write on the old version is refused", async || {
+        let refused = bed.audit.stale_writes_of(OPERATOR)?;
+        Ok(refused
+            .iter()
+            .any(|write| write.what == "patch agentinstances/status tenant/one"))
+    })
+    .await
+}
+
+/// What another holder of the Lease wrote ahead, while this one did not hear of it.
+async fn somebody_writes(bed: &Bed, records: Value) -> Outcome {
+    bed.cluster
+        .merge_status("AgentInstance", Some(TENANT), "one", records)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i12_a_voice_that_was_written_meanwhile_survives_and_nothing_is_sent_under_an_older_one()
+-> Outcome {
+    let bed = bed().await?;
+    bed.apply_basics().await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let record = one.status().await?["provisioning"].clone();
+
+    bed.late()?.hold();
+    let voice = json!({"incarnation": 1, "epoch": 40});
+    somebody_writes(&bed, json!({"voice": voice})).await?;
+    let secret = bed.apply_secret("one").await?;
+    is_refused(&bed).await?;
+    let status = one.status().await?;
+    assert_eq!(status["voice"], voice);
+    assert_eq!(status["provisioning"], record);
+    let file = one.file(manifests::SECRET_FILE).await?.unwrap_or_default();
+    assert!(!file.contains(&secret), "sent under an epoch of the past");
+
+    bed.late()?.let_go();
+    one.has_in_file(manifests::SECRET_FILE, &secret).await?;
+    assert_eq!(one.ready().await?, server);
+    let epoch = one.status().await?["voice"]["epoch"].as_i64();
+    ensure(epoch > Some(40), || format!("the epoch is {epoch:?}"))?;
+    assert_eq!(bed.cloud().lives().len(), 1);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i12_a_server_that_was_announced_meanwhile_is_the_one_that_is_asked_for() -> Outcome {
+    let bed = bed().await?;
+    bed.cluster
+        .apply(&manifests::project(manifests::PROJECT))
+        .await?;
+    bed.cluster.apply(&manifests::class()).await?;
+    let one = bed.create("one").await?;
+    one.told(&[manifests::PROJECT, "token"]).await?;
+
+    bed.late()?.hold();
+    let name = agentfleet::naming::server_name(FLEET, TENANT, "one", 2);
+    let record = json!({
+        "incarnation": 2, "serverName": name, "project": manifests::PROJECT, "type": "cx23", "location": "fsn1",
+        "at": jiff::Timestamp::now().to_string(),
+    });
+    somebody_writes(&bed, json!({"provisioning": record})).await?;
+    let written = one.status().await?["provisioning"].clone();
+    bed.apply_token(manifests::PROJECT, TOKEN).await?;
+    is_refused(&bed).await?;
+    assert_eq!(one.status().await?["provisioning"], written);
+    assert_eq!(
+        bed.requests_to("POST", "/servers"),
+        0,
+        "what is not written ahead is not sent"
+    );
+
+    bed.late()?.let_go();
+    one.ready().await?;
+    let status = one.status().await?;
+    assert_eq!(status["server"]["name"], name, "{status:#}");
+    assert_eq!(status["server"]["location"], "fsn1");
+    assert_eq!(bed.cloud().lives().len(), 1);
+    bed.delete_all().await?;
+    bed.finish().await
+}
