@@ -12,17 +12,18 @@ export GOFLAGS := -trimpath -buildvcs=false
 CONTROL_PLANE := target/control-plane/control-plane
 HELM := target/helm/helm
 VENV := target/venv
+READERS := target/readers
 # Crash points are in a build with this feature only; one build for all that tests use.
 FAILPOINTS := --features failpoints
 
-.PHONY: help deps fmt lint test test-full demo dev bench crds control-plane helm venv machine-root
+.PHONY: help deps fmt lint test test-full demo dev bench crds control-plane helm venv readers machine-root
 
 help: ## Show the commands.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 
 deps: ## Check what must be installed, and fetch and build the rest.
 	@tests/prerequisites
-	@$(MAKE) --no-print-directory control-plane helm venv machine-root
+	@$(MAKE) --no-print-directory control-plane helm venv readers machine-root
 	cargo fetch --locked
 
 fmt: ## Format all code.
@@ -38,13 +39,13 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 	cargo run --quiet --locked -- crds --dir target/crds
 	diff --recursive --exclude=.gitkeep crds target/crds
 
-test: control-plane helm venv machine-root ## Run all tests, the crash matrix as a seeded sample.
+test: control-plane helm venv readers machine-root ## Run all tests, the crash matrix as a seeded sample.
 	cargo test --workspace $(FAILPOINTS) --locked
 	cd tests/control-plane && go test -count=1 ./...
 	$(VENV)/bin/pytest -q tests --ignore tests/hetzner-sim/conformance
 	tests/hetzner-sim/conformance/run.sh $(VENV)/bin/python
 
-test-full: control-plane helm venv machine-root ## Run all tests with the whole crash matrix.
+test-full: control-plane helm venv readers machine-root ## Run all tests with the whole crash matrix.
 	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace $(FAILPOINTS) --locked
 
 demo: control-plane helm ## Create, use and delete three agents on a real control plane and a simulated Hetzner Cloud.
@@ -70,6 +71,8 @@ machine-root: ## Make the Debian that real machines boot (as root; a minute at f
 
 venv: $(VENV)/requirements.txt ## Install Hetzner's Python client and what Python tests need.
 
+readers: $(READERS)/node_modules/.package-lock.json ## Install Bun and dotenv, which read back what is written for agents.
+
 # The API server says which version it is only if the linker is told.
 KUBERNETES = $(shell sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+)$$/\1/p' tests/control-plane/go.mod)
 K8S = k8s.io/component-base/version
@@ -91,3 +94,8 @@ $(VENV)/requirements.txt: tests/requirements.txt
 	python3 -m venv --clear $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement $<
 	cp $< $@
+
+$(READERS)/node_modules/.package-lock.json: tests/readers/package.json tests/readers/package-lock.json
+	mkdir -p $(READERS)
+	cp $^ $(READERS)/
+	cd $(READERS) && npm ci --no-audit --no-fund --silent

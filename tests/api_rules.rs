@@ -123,7 +123,7 @@ fn agents_that_are_refused() -> Vec<Refused> {
 }
 
 /// Fields of a service beside its `execStart`, and whether its agent has sudo.
-fn service_with(fields: Value, sudo: bool) -> Value {
+fn service_with(fields: &Value, sudo: bool) -> Value {
     let mut class = class_with("/spec/agent/sudo", json!(sudo));
     let service = &mut class["spec"]["agent"]["service"];
     for (name, value) in fields.as_object().into_iter().flatten() {
@@ -140,34 +140,34 @@ fn services_that_are_refused() -> Vec<Refused> {
             "leave out all other fields but name",
         ),
         (
-            service_with(json!({"restartSteps": 5}), false),
+            service_with(&json!({"restartSteps": 5}), false),
             "agent.service.restartSteps and restartMaxDelaySec work together only",
         ),
         (
-            service_with(json!({"restartMaxDelaySec": "1m"}), false),
+            service_with(&json!({"restartMaxDelaySec": "1m"}), false),
             "agent.service.restartSteps and restartMaxDelaySec work together only",
         ),
         (
             service_with(
-                json!({"restartSteps": 5, "restartSec": "1m30s", "restartMaxDelaySec": "1m"}),
+                &json!({"restartSteps": 5, "restartSec": "1m30s", "restartMaxDelaySec": "1m"}),
                 false,
             ),
             "restartMaxDelaySec must be longer than restartSec",
         ),
         (
-            service_with(json!({"protectHome": "Inaccessible"}), false),
+            service_with(&json!({"protectHome": "Inaccessible"}), false),
             "set workingDirectory to a directory outside of /home",
         ),
         (
-            service_with(json!({"noNewPrivileges": true}), true),
+            service_with(&json!({"noNewPrivileges": true}), true),
             "agent.sudo does not work in a service with noNewPrivileges",
         ),
         (
-            service_with(json!({"restrictSUIDSGID": true}), true),
+            service_with(&json!({"restrictSUIDSGID": true}), true),
             "agent.sudo does not work in a service with noNewPrivileges",
         ),
         (
-            service_with(json!({"memoryMax": "lots"}), false),
+            service_with(&json!({"memoryMax": "lots"}), false),
             "spec.agent.service.memoryMax",
         ),
     ]
@@ -182,7 +182,7 @@ fn hardened() -> Value {
         "protectControlGroups": true, "restrictSUIDSGID": true, "readWritePaths": ["/home/agent"], "memoryMax": "2G", "tasksMax": 512,
     });
     with(
-        service_with(service, false),
+        service_with(&service, false),
         "/metadata/name",
         json!("hardened"),
     )
@@ -280,6 +280,8 @@ async fn what_people_write_is_taken_as_it_is() -> Outcome {
     }
     bed.cluster
         .kubectl(&["apply", "--filename", "examples/quickstart"])?;
+    bed.cluster
+        .kubectl(&["apply", "--filename", "examples/rachel8"])?;
     bed.finish().await
 }
 

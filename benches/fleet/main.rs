@@ -11,6 +11,7 @@ mod scale;
 mod stack;
 mod summary;
 mod timeline;
+mod user_data;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,7 @@ async fn measure_unless_interrupted() -> Outcome {
 
 async fn measure(scale: &Scale) -> Outcome {
     let mut summary = Summary::begin()?;
+    user_data::measure(&mut summary)?;
     let mut stack = Stack::start(&mut summary).await?;
     lives::measure(&stack, scale.lives, &mut summary).await?;
     fleet::burst(&stack, scale.burst, &mut summary).await?;
