@@ -698,10 +698,12 @@ async fn the_next_start_removes_what_a_killed_simulator_and_its_keeper_left() {
     assert!(killed.unwrap().success());
     program.kill();
     wait_for("the end of all", || program.is_dead().then_some(())).await;
-    // A simulator of another test may have begun meanwhile, and been first.
     let next = self::simulator().await.unwrap();
-    assert!(!program.directory.exists());
-    assert!(!groups().contains(&group));
+    // A simulator of another test may have begun meanwhile, and be at the same work.
+    wait_for("the removal", || {
+        (!program.directory.exists() && !groups().contains(&group)).then_some(())
+    })
+    .await;
     next.shutdown().await;
     simulator.shutdown().await;
 }
