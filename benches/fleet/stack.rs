@@ -78,6 +78,7 @@ impl Stack {
             kubeconfig,
             endpoint: simulator.endpoint(),
             guest_port: simulator.ssh_port(),
+            host: simulator.host(),
             dir: dir.clone(),
             pace: PACE,
         })?;

@@ -54,12 +54,6 @@ impl Default for Options {
     }
 }
 
-/// Address of this host, as machines reach it.
-fn host(simulator: &Simulator) -> Ipv4Addr {
-    let real = simulator.control().router_and_host();
-    real.map_or(Ipv4Addr::LOCALHOST, |(_, host)| host)
-}
-
 /// A cloud whose machines boot at once.
 pub fn quick_cloud() -> Config {
     Config {
@@ -168,7 +162,7 @@ impl Bed {
         }
         write_private(&kubeconfig, &access.to_string())?;
         let (endpoint, guest_port) = (simulator.endpoint(), simulator.ssh_port());
-        let host = host(&simulator);
+        let host = simulator.host();
         let operator = Operator::new(Setup {
             kubeconfig,
             endpoint,
@@ -220,7 +214,7 @@ impl Bed {
 
     /// Address of this host, as machines reach it.
     pub fn host(&self) -> Ipv4Addr {
-        host(&self.simulator)
+        self.simulator.host()
     }
 
     /// Sets the token of a project.
