@@ -8,7 +8,7 @@ use serde_json::json;
 const AS_THE_AGENT_READS: &str = "systemctl show -p MainPID --value agent | xargs -I{} cat /proc/{}/environ | tr '\\0' '\\n' | grep ^API_KEY=";
 
 /// When this boot began, and that the agent runs in it.
-const BOOT: &str = "systemctl is-active agent; cut -d' ' -f22 /proc/1/stat";
+const BOOT: &str = "systemctl is-active agent && cut -d' ' -f22 /proc/1/stat";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_debian_becomes_an_agent_takes_new_secrets_and_leaves_nothing() -> Outcome {
