@@ -111,7 +111,7 @@ impl SmallAgent {
 
     /// Waits until it has proven that it has a secret.
     async fn proves(&self, name: &str, secret: &[u8]) -> Outcome {
-        self.logs(&proof(name, secret), 1).await
+        self.logs(&proof(name, secret)?, 1).await
     }
 
     /// Waits until it has been started so many times.
@@ -142,10 +142,11 @@ fn encoded(name: &str, value: &str) -> (String, Value) {
 }
 
 /// The line by which the agent tells whoever knows a secret, and nobody else, that it has it.
-fn proof(name: &str, secret: &[u8]) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(b"proof").unwrap();
+pub(crate) fn proof(name: &str, secret: &[u8]) -> Outcome<String> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(b"proof")?;
     mac.update(secret);
-    format!("proof {name} {}", hex::encode(mac.finalize().into_bytes()))
+    let code = hex::encode(mac.finalize().into_bytes());
+    Ok(format!("proof {name} {code}"))
 }
 
 fn class(bed: &Bed, url: &str) -> Value {

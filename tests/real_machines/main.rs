@@ -4,3 +4,4 @@
 
 mod agent;
 mod life;
+mod rachel8;

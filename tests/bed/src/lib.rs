@@ -22,10 +22,11 @@ pub mod manifests;
 mod operator;
 pub mod oracle;
 mod place;
+mod served;
 mod voices;
 mod wait;
 
-pub use agent_repository::{AGENT_REFS, AgentRepository};
+pub use agent_repository::{AGENT_REFS, AgentRepository, commit_all, publish};
 pub use audit::{Audit, Write};
 pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
 pub use cluster::{Cluster, from_yaml};
@@ -36,4 +37,5 @@ pub use impostor::{Heard, Impostor};
 pub use late_watch::LateWatch;
 pub use operator::{Call, FLEET, Moment, Operator, Pace, Setup, status_of, write_private};
 pub use place::{built, free_port, machine_root, operator, project, scratch};
+pub use served::Served;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};
