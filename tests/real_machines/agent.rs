@@ -275,20 +275,20 @@ async fn another_ref_is_taken_in_place_and_one_that_fails_leaves_the_agent_as_it
     let installed = format!("{DIRECTORY}/installed.log");
     assert_eq!(agent.file(&installed).await?, "v1\nv2\n");
     let files = [manifests::SECRET_FILE, CREDENTIALS, KEY_FILE];
-    let sums = format!("sha256sum {}", files.join(" "));
-    let before = agent.one().shell(&sums).await?;
+    let as_it_is = format!(
+        "systemctl show -p InvocationID agent && sha256sum {}",
+        files.join(" ")
+    );
+    let before = agent.one().shell(&as_it_is).await?;
 
-    // While the source moves, the agent goes on with what it runs.
     agent.class["spec"]["agent"]["update"] = json!(["echo no room for models; exit 3"]);
     agent.set("/source/ref", json!("v1")).await?;
-    agent
-        .one()
-        .told(&["update command 1 ended with 3", "no room for models"])
-        .await?;
-    assert_eq!(agent.asked("GET", "/counter").await?["counter"], 2);
+    let told = ["update command 1 ended with 3", "no room for models"];
+    assert_eq!(agent.one().told(&told).await?["type"], "UpToDate");
+    assert_eq!(agent.one().ready().await?, server);
+    assert_eq!(agent.one().shell(&as_it_is).await?, before);
     assert_eq!(agent.file(&format!("{DIRECTORY}/VERSION")).await?, "v2\n");
-
-    assert_eq!(agent.one().shell(&sums).await?, before);
+    assert_eq!(agent.asked("GET", "/counter").await?["counter"], 2);
 
     agent.class["spec"]["agent"]["update"] = json!([]);
     agent.set("/source/ref", json!("v1")).await?;
