@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hetzner_sim::{Config, Control, MachineKind, Shell, Simulator};
+use hetzner_sim::{Config, Control, MachineKind, Shell, Simulator, StartError};
 use serde_json::{Value, json};
 
 use crate::audit::Audit;
@@ -63,6 +63,22 @@ pub fn quick_cloud() -> Config {
     }
 }
 
+/// A cloud whose machines are real, or why they cannot be had here, which with `CI=true` is a failure.
+///
+/// # Errors
+/// As said.
+pub async fn real_cloud() -> Outcome<Result<Simulator, StartError>> {
+    let cloud = Config {
+        machines: MachineKind::Nspawn,
+        ..quick_cloud()
+    };
+    let started = Simulator::start(cloud).await;
+    match started {
+        Err(error) if std::env::var("CI").as_deref() == Ok("true") => Err(error.into()),
+        started => Ok(started),
+    }
+}
+
 /// All that a test needs.
 pub struct Bed {
     /// The operator.
@@ -97,22 +113,17 @@ impl Bed {
     /// # Errors
     /// Fails when a part cannot be started.
     pub async fn start_real() -> Outcome<Option<Self>> {
-        let cloud = Config {
-            machines: MachineKind::Nspawn,
-            ..quick_cloud()
-        };
-        let simulator = match Simulator::start(cloud).await {
-            Ok(simulator) => Arc::new(simulator),
-            Err(error) if std::env::var("CI").as_deref() != Ok("true") => {
+        let simulator = match real_cloud().await? {
+            Ok(simulator) => simulator,
+            Err(error) => {
                 let test = std::thread::current();
                 let test = test.name().unwrap_or_default();
                 eprintln!("{test}: skipped: needs root and real machines: {error}");
                 return Ok(None);
             }
-            Err(error) => return Err(error.into()),
         };
         let bed = Self::with(Options {
-            simulator: Some(simulator),
+            simulator: Some(Arc::new(simulator)),
             ..Options::default()
         })
         .await?;

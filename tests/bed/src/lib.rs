@@ -27,7 +27,7 @@ mod wait;
 
 pub use agent_repository::{AGENT_REFS, AgentRepository};
 pub use audit::{Audit, Write};
-pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
+pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud, real_cloud};
 pub use cluster::{Cluster, from_yaml};
 pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns, end_idle};
 pub use env_files::{HARD_VALUES, service_environment};
