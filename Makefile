@@ -12,18 +12,19 @@ export GOFLAGS := -trimpath -buildvcs=false
 CONTROL_PLANE := target/control-plane/control-plane
 HELM := target/helm/helm
 VENV := target/venv
+READERS := target/readers
 # Crash points are in a build with this feature only; one build for all that tests use.
 FAILPOINTS := --features failpoints
 
-.PHONY: help deps fmt lint test test-full demo dev bench crds control-plane helm venv
+.PHONY: help deps fmt lint test test-full demo dev bench crds control-plane helm venv readers machine-root
 
 help: ## Show the commands.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 
 deps: ## Check what must be installed, and fetch and build the rest.
 	@tests/prerequisites
-	@$(MAKE) --no-print-directory control-plane helm venv
-	cargo fetch --locked
+	@$(MAKE) --no-print-directory control-plane helm venv readers machine-root
+	@cargo fetch --quiet --locked
 
 fmt: ## Format all code.
 	cargo fmt --all
@@ -38,24 +39,24 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 	cargo run --quiet --locked -- crds --dir target/crds
 	diff --recursive --exclude=.gitkeep crds target/crds
 
-test: control-plane helm venv ## Run all tests, the crash matrix as a seeded sample.
+test: deps ## Run all tests, the crash matrix as a seeded sample.
 	cargo test --workspace $(FAILPOINTS) --locked
 	cd tests/control-plane && go test -count=1 ./...
 	$(VENV)/bin/pytest -q tests --ignore tests/hetzner-sim/conformance
 	tests/hetzner-sim/conformance/run.sh $(VENV)/bin/python
 
-test-full: control-plane helm venv ## Run all tests with the whole crash matrix.
+test-full: deps ## Run all tests with the whole crash matrix.
 	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace $(FAILPOINTS) --locked
 
-demo: control-plane helm ## Create, use and delete three agents on a real control plane and a simulated Hetzner Cloud.
+demo: deps ## Create, use and delete three agents on a real control plane, a simulated Hetzner Cloud and, as root, real machines.
 	cargo build --workspace --bins $(FAILPOINTS) --locked
 	target/debug/agentfleet-bed demo
 
-dev: control-plane helm ## Start what the demo uses and keep it until Ctrl-C; see target/dev/env.
+dev: deps ## Start what the demo uses and keep it until Ctrl-C; see target/dev/env.
 	cargo build --workspace --bins $(FAILPOINTS) --locked
 	target/debug/agentfleet-bed dev
 
-bench: control-plane helm ## Measure the release build; the numbers go to target/bench/summary.json.
+bench: deps ## Measure the release build; the numbers go to target/bench/summary.json.
 	cargo bench --locked --bench fleet
 
 crds: ## Write crds/ from the code.
@@ -65,7 +66,12 @@ control-plane: $(CONTROL_PLANE) ## Build the control plane that tests use (minut
 
 helm: $(HELM) ## Build the Helm that tests use.
 
+machine-root: ## Make the Debian that real machines boot (as root; a minute at first, then cached).
+	@tests/machine-root/build target/machine-root
+
 venv: $(VENV)/requirements.txt ## Install Hetzner's Python client and what Python tests need.
+
+readers: $(READERS)/node_modules/.package-lock.json ## Install Bun and dotenv, which read back what is written for agents.
 
 # The API server says which version it is only if the linker is told.
 KUBERNETES = $(shell sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+)$$/\1/p' tests/control-plane/go.mod)
@@ -88,3 +94,8 @@ $(VENV)/requirements.txt: tests/requirements.txt
 	python3 -m venv --clear $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement $<
 	cp $< $@
+
+$(READERS)/node_modules/.package-lock.json: tests/readers/package.json tests/readers/package-lock.json
+	mkdir -p $(READERS)
+	cp $^ $(READERS)/
+	cd $(READERS) && npm ci --no-audit --no-fund --silent

@@ -33,6 +33,8 @@ const LOGIN_HOME: &str = "/var/lib/agentfleet-login";
 /// cloud-init waits three seconds between attempts: five minutes in all.
 const PHONE_HOME_TRIES: u32 = 100;
 const REDACTED: &str = "REDACTED";
+/// One more than zlib's best, which miniz has.
+const SMALLEST: Compression = Compression::new(10);
 
 /// Everything that goes into user-data.
 #[derive(Debug)]
@@ -132,6 +134,11 @@ impl UserData {
     pub fn sent(&self) -> &SecretString {
         &self.sent
     }
+
+    /// Size of what goes into the request.
+    pub fn sent_bytes(&self) -> usize {
+        self.sent.expose_secret().len()
+    }
 }
 
 #[derive(Serialize)]
@@ -140,8 +147,6 @@ struct User<'a> {
     gecos: &'a str,
     shell: &'a str,
     lock_passwd: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    system: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     homedir: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -189,6 +194,7 @@ impl CloudInit<'_> {
         Ok(config)
     }
 
+    /// None is a `system` user: for those cloud-init makes no home, and then fails to write their keys into it.
     fn users(&self) -> Vec<User<'_>> {
         let anything = || Some("ALL=(ALL) NOPASSWD:ALL".to_owned());
         let agent = User {
@@ -196,7 +202,6 @@ impl CloudInit<'_> {
             gecos: "agent",
             shell: "/bin/bash",
             lock_passwd: true,
-            system: false,
             homedir: None,
             sudo: anything().filter(|_| self.sudo),
             ssh_authorized_keys: Vec::new(),
@@ -206,7 +211,6 @@ impl CloudInit<'_> {
             name: LOGIN,
             gecos: "agentfleet operator",
             shell: "/bin/sh",
-            system: true,
             homedir: Some(LOGIN_HOME),
             sudo: Some(format!("ALL=(root) NOPASSWD: {GUEST} ssh *")),
             ssh_authorized_keys: vec![format!(
@@ -243,8 +247,8 @@ impl CloudInit<'_> {
         };
         Ok(vec![
             file(GUEST, "0755", self.guest_program.to_owned()),
-            file(IDENTITY, "0600", pretty(&identity)?),
-            file(AGENT, "0600", pretty(self.description)?),
+            file(IDENTITY, "0600", json_text(&identity)?),
+            file(AGENT, "0600", json_text(self.description)?),
             file(INSTALL_UNIT_PATH, "0644", INSTALL_UNIT_TEXT.to_owned()),
         ])
     }
@@ -285,10 +289,10 @@ fn to_value(part: impl Serialize) -> Result<Value, CloudInitError> {
     serde_json::to_value(part).map_err(written)
 }
 
-fn pretty(part: &impl Serialize) -> Result<String, CloudInitError> {
-    let mut text = serde_json::to_string_pretty(part).map_err(written)?;
-    text.push('\n');
-    Ok(text)
+/// In one line: what makes it pretty would be sent, too.
+fn json_text(part: &impl Serialize) -> Result<String, CloudInitError> {
+    let text = serde_json::to_string(part).map_err(written)?;
+    Ok(text + "\n")
 }
 
 fn to_yaml(config: &Map<String, Value>) -> Result<String, CloudInitError> {
@@ -300,9 +304,7 @@ fn to_yaml(config: &Map<String, Value>) -> Result<String, CloudInitError> {
 
 /// As sent: cloud-init's data source for Hetzner decodes base64, and cloud-init itself gzip.
 fn encode(document: &str) -> Result<String, CloudInitError> {
-    let mut gzip = GzBuilder::new()
-        .mtime(0)
-        .write(Vec::new(), Compression::best());
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), SMALLEST);
     gzip.write_all(document.as_bytes()).map_err(written)?;
     let packed = STANDARD.encode(gzip.finish().map_err(written)?);
     let smaller = packed.len() < document.len();
@@ -448,7 +450,6 @@ mod tests {
             login["sudo"],
             "ALL=(root) NOPASSWD: /usr/local/lib/agentfleet/guest ssh *"
         );
-        assert_eq!(login["system"], true);
         assert_eq!(config["ssh_pwauth"], false);
         assert_eq!(config["disable_root"], true);
         assert_eq!(config["ssh_genkeytypes"], json!(["ed25519"]));
@@ -504,7 +505,7 @@ mod tests {
         let key = input.keys.boot_proof.to_hex();
         assert!(decode(&data).contains(key.expose_secret()));
         assert!(!data.shown().contains(key.expose_secret()));
-        assert!(data.shown().contains("\"bootProofKey\": \"REDACTED\""));
+        assert!(data.shown().contains("\"bootProofKey\":\"REDACTED\""));
         assert!(!format!("{data:?}").contains(key.expose_secret()));
         let resume = input.keys.resume_proof.to_hex();
         assert!(!decode(&data).contains(resume.expose_secret()));

@@ -33,7 +33,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             lease: Duration::from_secs(15),
-            renew: Duration::from_secs(5),
+            renew: Duration::from_secs(2),
             deadline: Duration::from_secs(10),
         }
     }
@@ -91,6 +91,8 @@ pub struct Candidate {
     timing: Timing,
     until: watch::Sender<Option<Instant>>,
     seen: Option<(LeaseSpec, Instant)>,
+    /// The record as our last write left it, which can be renewed without another look.
+    held: Option<Lease>,
 }
 
 /// What to do about the record as it was found.
@@ -127,6 +129,7 @@ impl Candidate {
             timing,
             until: sender,
             seen: None,
+            held: None,
         };
         Ok((Leadership { until }, candidate))
     }
@@ -176,7 +179,28 @@ impl Candidate {
         sleep_until(next).await;
     }
 
+    /// Renews what was written last, as long as nobody else wrote: one request. Anything else needs a look first.
     async fn attempt(&mut self) -> Result<Move, CallError> {
+        let Some(held) = &self.held else {
+            return self.look_and_write().await;
+        };
+        let spec = Some(self.record(held.spec.as_ref(), &Move::Renew));
+        let lease = held.clone();
+        match self.replace(&Lease { spec, ..lease }).await {
+            Ok(renewed) => self.held = Some(renewed),
+            // If it was written all the same, the next attempt is told that it is stale.
+            Err(error @ (CallError::TimedOut { .. } | CallError::Transient { .. })) => {
+                return Err(error);
+            }
+            Err(error) => {
+                self.held = None;
+                return Err(error);
+            }
+        }
+        Ok(Move::Renew)
+    }
+
+    async fn look_and_write(&mut self) -> Result<Move, CallError> {
         let found = self
             .call("GET leases", self.leases.get_opt(&self.name))
             .await?;
@@ -185,11 +209,8 @@ impl Candidate {
         match (&step, found) {
             (Move::WaitUntil(_), _) => {}
             (_, Some(lease)) => {
-                self.replace(&Lease {
-                    spec: Some(spec),
-                    ..lease
-                })
-                .await?;
+                let spec = Some(spec);
+                self.held = Some(self.replace(&Lease { spec, ..lease }).await?);
             }
             (_, None) => {
                 let metadata = ObjectMeta {
@@ -200,11 +221,9 @@ impl Candidate {
                     metadata,
                     spec: Some(spec),
                 };
-                self.call(
-                    "POST leases",
-                    self.leases.create(&PostParams::default(), &lease),
-                )
-                .await?;
+                let params = PostParams::default();
+                let created = self.leases.create(&params, &lease);
+                self.held = Some(self.call("POST leases", created).await?);
             }
         }
         Ok(step)
@@ -284,19 +303,15 @@ impl Candidate {
             spec.holder_identity = Some(String::new());
             match self.replace(&lease).await {
                 Err(CallError::Stale { .. }) => {}
-                outcome => return outcome,
+                outcome => return outcome.map(drop),
             }
         }
     }
 
-    async fn replace(&self, lease: &Lease) -> Result<(), CallError> {
-        self.call(
-            "PUT leases",
-            self.leases
-                .replace(&self.name, &PostParams::default(), lease),
-        )
-        .await?;
-        Ok(())
+    async fn replace(&self, lease: &Lease) -> Result<Lease, CallError> {
+        let params = PostParams::default();
+        let replaced = self.leases.replace(&self.name, &params, lease);
+        self.call("PUT leases", replaced).await
     }
 
     /// Bounds each request so that two fit between a renewal that fails and the deadline.

@@ -44,6 +44,7 @@ pub mod crash_point;
 pub mod error;
 pub mod fleet;
 pub mod guest;
+pub mod health;
 pub mod hetzner;
 pub mod hetzner_project;
 pub mod http;

@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use agentfleet::{
     api,
+    cloud_init::MAX_USER_DATA,
     context::Settings,
     http::Listener,
     kube_ext::error_chain,
@@ -36,9 +37,12 @@ enum Command {
     },
     /// Print the user-data that a server of an instance would get; secrets are left out
     Render {
-        /// A YAML file with an AgentClass and an AgentInstance
-        #[arg(short, long)]
-        file: PathBuf,
+        /// YAML files, or directories of such, with AgentClass and AgentInstance
+        #[arg(short, long = "file", required = true)]
+        files: Vec<PathBuf>,
+        /// Name of the instance; the first one when unset
+        #[arg(long)]
+        instance: Option<String>,
     },
 }
 
@@ -121,7 +125,7 @@ async fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Run(flags) => run(*flags).await,
         Command::Crds { dir } => write_crds(&dir),
-        Command::Render { file } => print_user_data(&file),
+        Command::Render { files, instance } => print_user_data(&files, instance.as_deref()),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -154,11 +158,11 @@ async fn run(flags: Run) -> Ended {
     Ok(operator::run(options, stop).await?)
 }
 
-/// A holder renews three times in the life of its Lease, and stops while a third of it is left.
+/// A holder renews seven times in the life of its Lease, and stops while a third of it is left.
 fn timing(lease: Duration) -> Timing {
     Timing {
         lease,
-        renew: lease / 3,
+        renew: lease / 7,
         deadline: lease * 2 / 3,
     }
 }
@@ -200,7 +204,12 @@ fn write_crds(dir: &std::path::Path) -> Ended {
     Ok(())
 }
 
-fn print_user_data(file: &std::path::Path) -> Ended {
-    print!("{}", render::user_data(&fs::read_to_string(file)?)?);
+fn print_user_data(files: &[PathBuf], instance: Option<&str>) -> Ended {
+    let user_data = render::user_data(&render::objects(files)?, instance)?;
+    print!("{}", user_data.shown());
+    eprintln!(
+        "{} bytes as sent, of {MAX_USER_DATA}",
+        user_data.sent_bytes()
+    );
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::{
     context::{Context, Settings},
     fleet,
     guest::program::Program,
+    health::{self, Probes},
     hetzner, hetzner_project,
     http::{Listener, Liveness, Readiness, routes},
     keys::{Keyring, MasterKey},
@@ -31,6 +32,8 @@ use watches::{Watches, wake_when_over, wakes};
 const HELLOS_AT_ONCE: usize = 2_000;
 /// How many servers are given something at once.
 const ORDERS_AT_ONCE: usize = 64;
+/// How many probes run at once.
+const PROBES_AT_ONCE: usize = 64;
 /// Name of the Lease.
 const LEASE: &str = "agentfleet";
 
@@ -78,6 +81,9 @@ pub enum OperatorError {
     /// The guest program is not one.
     #[error(transparent)]
     Program(#[from] crate::guest::program::NotAProgram),
+    /// No HTTP client can be made.
+    #[error("cannot make a client for health probes")]
+    Probes(#[from] reqwest::Error),
     /// The durations of the Lease do not fit.
     #[error(transparent)]
     Timing(#[from] crate::leader::InvalidTiming),
@@ -177,7 +183,8 @@ async fn lead(
     tracing::info!(fleet = master.fleet(), "leads");
     let (events, writer) = Events::new(clients.write.clone(), &options.identity);
     tokio::spawn(writer.run());
-    let (talks, ended) = Talks::new(HELLOS_AT_ONCE, ORDERS_AT_ONCE);
+    let (probes, changed) = Probes::new(PROBES_AT_ONCE, health::http_client()?);
+    let (talks, [greeted, obeyed]) = Talks::new(HELLOS_AT_ONCE, ORDERS_AT_ONCE, probes);
     let (wake, woken) = wakes();
     let watches = Watches::new(&clients.read, &liveness);
     let phone_home = options.phone_home.take();
@@ -195,7 +202,7 @@ async fn lead(
         wake,
         clients,
     });
-    for ended in ended {
+    for ended in [greeted, obeyed, changed] {
         tokio::spawn(wake_when_over(ended, context.wake.clone()));
     }
     let pins = Arc::new(agent_instance::phone_home::Pins(context.clone()));

@@ -14,8 +14,6 @@ use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretSlice};
 
-use crate::systemd_unit::is_environment_name;
-
 /// The data of a Secret.
 pub type SecretData = BTreeMap<String, SecretSlice<u8>>;
 
@@ -117,6 +115,12 @@ fn env_file<'a>(
     Ok(file.as_bytes().to_vec().into())
 }
 
+/// Whether a name can be that of an environment variable everywhere (POSIX "Name").
+fn is_environment_name(name: &str) -> bool {
+    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Quote {
     Bare,
@@ -136,31 +140,32 @@ impl Quote {
 
 /// The form in which systemd and dotenv programs read a value alike, if there is one.
 ///
-/// Read from systemd's `src/basic/env-file.c`, and tried against dotenv 18, Node 20 `--env-file`,
-/// python-dotenv 1.2 and Bun 1.4 with thousands of random values:
+/// Read from systemd's `src/basic/env-file.c`; `tests/quoting.rs` reads thousands of values back with
+/// systemd, dotenv for JavaScript and for Python, Node and Bun:
 ///
 /// - *bare*: all end at the line and trim white space. systemd takes `\` as an escape, dotenv
 ///   takes `#` as a comment, and a quotation mark at the start begins a quoted value.
 /// - *single quotes*: all take what is between them as it stands, line breaks included. None has a
-///   way to write a single quotation mark, and a `\` before the closing one hides it from dotenv.
+///   way to write a single quotation mark, a `\` before the closing one hides it from dotenv, and of
+///   two `\` in a row Python's dotenv makes one.
 /// - *double quotes*: without `"` and `\` all take what is between them as it stands. With them
 ///   they differ: dotenv keeps `\"` and turns `\n` into a line break, systemd does the opposite.
 ///
 /// So a value with a single quotation mark *and* a `\`, or with both marks and a line break or
-/// `#`, or with a `\` at its end has no common form. Nor has a control character: they agree on
-/// none but tab and line feed.
+/// `#`, or with a `\` at its end or two in a row has no common form. Nor has `${NAME}`, which
+/// Python's dotenv expands in every form, or a control character: they agree on none but tab and
+/// line feed.
 ///
-/// Two readers go further than dotenv, in every form: Bun, where it reads the file by itself,
-/// expands `$NAME` (not so when systemd loads the file: what is in the environment already wins),
-/// and python-dotenv expands `${NAME}` and makes one of two `\`.
+/// Bun alone, where it reads the file by itself, also expands `$NAME` in every form. Not so when
+/// systemd loads the file: what is in the environment already wins.
 fn quoting(value: &str) -> Option<Quote> {
     let has = |c: char| value.contains(c);
     let harmless = |c: char| c.is_ascii_alphanumeric() || "_-+=:,./@%".contains(c);
     if !value.is_empty() && value.chars().all(harmless) {
         Some(Quote::Bare)
-    } else if value.chars().any(unspeakable) {
+    } else if value.chars().any(unspeakable) || expands(value) {
         None
-    } else if !has('\'') && !value.ends_with('\\') {
+    } else if !has('\'') && !value.ends_with('\\') && !value.contains(r"\\") {
         Some(Quote::Single)
     } else if !has('"') && !has('\\') {
         Some(Quote::Double)
@@ -169,6 +174,13 @@ fn quoting(value: &str) -> Option<Quote> {
     } else {
         None
     }
+}
+
+/// Whether Python's dotenv would put a variable in.
+fn expands(value: &str) -> bool {
+    value
+        .split_once("${")
+        .is_some_and(|(_, rest)| rest.contains('}'))
 }
 
 /// Characters that systemd refuses (not a Unicode scalar value that it accepts) or that programs
@@ -343,6 +355,9 @@ mod tests {
             ("{\"k\": \"it's\"} # x", None),
             ("{\"k\":\n\"it's\"}", None),
             ("it's \\ it", None),
+            ("\\\\host", None),
+            ("a ${HOME}", None),
+            ("a ${", Some(Quote::Single)),
             ("ends with \\", None),
             ("a\rb", None),
             ("bell\u{7}", None),
@@ -441,7 +456,7 @@ mod tests {
 
         #[test]
         fn every_value_without_control_characters_and_one_kind_of_mark_is_written(
-            value in "[^'\\\\\\p{C}]{0,40}",
+            value in "[^'{\\\\\\p{C}]{0,40}",
         ) {
             prop_assert!(quoting(&value).is_some(), "{:?}", value);
         }

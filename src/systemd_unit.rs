@@ -1,104 +1,15 @@
-//! The agent's systemd unit, from typed fields to text.
+//! The agent's systemd unit, from the fields of a class to text.
 //!
-//! Values come from a class and may hold anything; what they hold must never become another
-//! setting, another argument or a specifier. Sources: systemd.syntax(7), systemd.service(5)
-//! "COMMAND LINES", systemd.exec(5). Every value is literal, except a command line given as
-//! [`ExecStart::Line`], which is systemd's own syntax.
+//! Values come from a class and may hold anything; what they hold must never become another setting, another argument or a specifier. Every
+//! value is literal. Sources: systemd.service(5) "COMMAND LINES", systemd.exec(5); how a value is written is in [`syntax`].
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::time::Duration;
+mod syntax;
+
+use crate::api::{KillMode, ProtectHome, ProtectSystem, Restart, Service};
+use syntax::{Text, path, plain, quote, refuse, seconds, word};
 
 /// The home directory of the unit's user, as a working directory (systemd.exec(5)).
 pub const HOME: &str = "~";
-
-/// The command of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExecStart {
-    /// A line as in a unit file: quotes, `$VARIABLE` and `%specifiers` mean what they do there.
-    Line(String),
-    /// Program and arguments, taken literally.
-    Arguments(Vec<String>),
-}
-
-/// `Restart=`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "systemd's own words")]
-pub enum Restart {
-    No,
-    Always,
-    OnSuccess,
-    OnFailure,
-    OnAbnormal,
-    OnAbort,
-    OnWatchdog,
-}
-
-/// `KillMode=`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "systemd's own words")]
-pub enum KillMode {
-    ControlGroup,
-    Mixed,
-    Process,
-    None,
-}
-
-/// `ProtectSystem=`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "systemd's own words")]
-pub enum ProtectSystem {
-    No,
-    Yes,
-    Full,
-    Strict,
-}
-
-/// `ProtectHome=`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "systemd's own words")]
-pub enum ProtectHome {
-    No,
-    Yes,
-    ReadOnly,
-    Tmpfs,
-}
-
-/// The fields of a service; an absent one leaves systemd's default.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "systemd's own names")]
-pub struct Service {
-    pub description: String,
-    pub user: String,
-    pub exec_start: ExecStart,
-    /// Absolute, or [`HOME`].
-    pub working_directory: Option<String>,
-    pub environment: BTreeMap<String, String>,
-    /// Absolute paths; one with `-` before it may be absent.
-    pub environment_files: Vec<String>,
-    pub restart: Option<Restart>,
-    pub restart_sec: Option<Duration>,
-    pub restart_steps: Option<u32>,
-    pub restart_max_delay_sec: Option<Duration>,
-    pub start_limit_interval_sec: Option<Duration>,
-    pub start_limit_burst: Option<u32>,
-    pub timeout_stop_sec: Option<Duration>,
-    pub kill_mode: Option<KillMode>,
-    pub kill_signal: Option<String>,
-    pub syslog_identifier: Option<String>,
-    pub private_tmp: Option<bool>,
-    pub private_devices: Option<bool>,
-    pub no_new_privileges: Option<bool>,
-    pub protect_system: Option<ProtectSystem>,
-    pub protect_home: Option<ProtectHome>,
-    pub protect_kernel_tunables: Option<bool>,
-    pub protect_control_groups: Option<bool>,
-    pub restrict_suid_sgid: Option<bool>,
-    pub read_write_paths: Vec<String>,
-    /// Bytes.
-    pub memory_max: Option<u64>,
-    pub tasks_max: Option<u32>,
-}
 
 /// A value that no unit file can hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -110,199 +21,146 @@ pub struct UnitError {
     pub problem: &'static str,
 }
 
-impl Service {
-    /// A service with nothing but what it must have.
-    pub fn new(description: &str, user: &str, exec_start: ExecStart) -> Self {
-        Self {
-            description: description.to_owned(),
-            user: user.to_owned(),
-            exec_start,
-            working_directory: None,
-            environment: BTreeMap::new(),
-            environment_files: Vec::new(),
-            restart: None,
-            restart_sec: None,
-            restart_steps: None,
-            restart_max_delay_sec: None,
-            start_limit_interval_sec: None,
-            start_limit_burst: None,
-            timeout_stop_sec: None,
-            kill_mode: None,
-            kill_signal: None,
-            syslog_identifier: None,
-            private_tmp: None,
-            private_devices: None,
-            no_new_privileges: None,
-            protect_system: None,
-            protect_home: None,
-            protect_kernel_tunables: None,
-            protect_control_groups: None,
-            restrict_suid_sgid: None,
-            read_write_paths: Vec::new(),
-            memory_max: None,
-            tasks_max: None,
-        }
-    }
+/// The text of the unit of a service that is told by its fields.
+///
+/// The service runs as `user`, and in `directory` (absolute, or [`HOME`]) unless it names another.
+///
+/// # Errors
+/// When a value cannot stand in a unit file.
+pub fn render(service: &Service, user: &str, directory: &str) -> Result<String, UnitError> {
+    let mut text = Text::default();
+    text.section("Unit");
+    let description = service.description.as_ref().unwrap_or(&service.name);
+    text.set("Description", plain("Description", description)?);
+    text.set("Wants", "network-online.target");
+    text.set("After", "network-online.target");
+    let interval = service.start_limit_interval_sec.map(seconds);
+    text.set_some("StartLimitIntervalSec", interval);
+    text.set_some("StartLimitBurst", service.start_limit_burst);
+    text.section("Service");
+    text.set("Type", "exec");
+    text.set("User", word("User", user)?);
+    set_command(&mut text, service, directory)?;
+    set_lifetime(&mut text, service)?;
+    set_sandbox(&mut text, service)?;
+    text.section("Install");
+    text.set("WantedBy", "multi-user.target");
+    Ok(text.done())
+}
 
-    /// The text of the unit file.
-    ///
-    /// # Errors
-    /// When a value cannot stand in a unit file.
-    pub fn render(&self) -> Result<String, UnitError> {
-        let mut unit = Text::default();
-        unit.section("Unit");
-        unit.set("Description", plain("Description", &self.description)?);
-        unit.set("Wants", "network-online.target");
-        unit.set("After", "network-online.target");
-        unit.set_some(
-            "StartLimitIntervalSec",
-            self.start_limit_interval_sec.map(seconds),
-        );
-        unit.set_some("StartLimitBurst", self.start_limit_burst);
-        unit.section("Service");
-        unit.set("Type", "exec");
-        unit.set("User", word("User", &self.user)?);
-        self.render_command(&mut unit)?;
-        self.render_lifetime(&mut unit)?;
-        self.render_sandbox(&mut unit)?;
-        unit.section("Install");
-        unit.set("WantedBy", "multi-user.target");
-        Ok(unit.0)
+fn set_command(text: &mut Text, service: &Service, directory: &str) -> Result<(), UnitError> {
+    let directory = service.working_directory.as_deref().unwrap_or(directory);
+    text.set("WorkingDirectory", working(directory)?);
+    for file in &service.environment_files {
+        text.set("EnvironmentFile", path("EnvironmentFile", file)?);
     }
+    let arguments = service.exec_start.as_deref().unwrap_or_default();
+    text.set("ExecStart", command(arguments)?);
+    let identifier = service.syslog_identifier.as_ref().unwrap_or(&service.name);
+    text.set("SyslogIdentifier", word("SyslogIdentifier", identifier)?);
+    Ok(())
+}
 
-    fn render_command(&self, unit: &mut Text) -> Result<(), UnitError> {
-        if let Some(directory) = &self.working_directory {
-            let home = directory == HOME;
-            let directory = if home {
-                HOME.to_owned()
-            } else {
-                path("WorkingDirectory", directory)?
-            };
-            unit.set("WorkingDirectory", directory);
-        }
-        for (name, value) in &self.environment {
-            if !is_environment_name(name) {
-                return refuse("Environment", "holds a name that is none");
-            }
-            let assignment = format!("{name}={value}");
-            unit.set("Environment", quote("Environment", &assignment)?);
-        }
-        for file in &self.environment_files {
-            let (optional, bare) = match file.strip_prefix('-') {
-                Some(bare) => ("-", bare),
-                None => ("", file.as_str()),
-            };
-            let bare = path("EnvironmentFile", bare)?;
-            unit.set("EnvironmentFile", format!("{optional}{bare}"));
-        }
-        unit.set("ExecStart", self.exec_start.render()?);
-        if let Some(identifier) = &self.syslog_identifier {
-            unit.set("SyslogIdentifier", word("SyslogIdentifier", identifier)?);
-        }
-        Ok(())
+fn set_lifetime(text: &mut Text, service: &Service) -> Result<(), UnitError> {
+    text.set("Restart", service.restart.unwrap_or(Restart::Always).word());
+    text.set_some("RestartSec", service.restart_sec.map(seconds));
+    text.set_some("RestartSteps", service.restart_steps);
+    let longest = service.restart_max_delay_sec.map(seconds);
+    text.set_some("RestartMaxDelaySec", longest);
+    text.set_some("TimeoutStopSec", service.timeout_stop_sec.map(seconds));
+    text.set_some("KillMode", service.kill_mode.map(KillMode::word));
+    let signal = service.kill_signal.as_deref().map(signal).transpose()?;
+    text.set_some("KillSignal", signal);
+    Ok(())
+}
+
+fn set_sandbox(text: &mut Text, service: &Service) -> Result<(), UnitError> {
+    let switches = [
+        ("PrivateTmp", service.private_tmp),
+        ("PrivateDevices", service.private_devices),
+        ("NoNewPrivileges", service.no_new_privileges),
+        ("ProtectKernelTunables", service.protect_kernel_tunables),
+        ("ProtectControlGroups", service.protect_control_groups),
+        ("RestrictSUIDSGID", service.restrict_suid_sgid),
+    ];
+    for (name, switch) in switches {
+        text.set_some(name, switch.map(|on| if on { "yes" } else { "no" }));
     }
-
-    fn render_lifetime(&self, unit: &mut Text) -> Result<(), UnitError> {
-        unit.set_some("Restart", self.restart.map(Restart::as_str));
-        unit.set_some("RestartSec", self.restart_sec.map(seconds));
-        unit.set_some("RestartSteps", self.restart_steps);
-        unit.set_some(
-            "RestartMaxDelaySec",
-            self.restart_max_delay_sec.map(seconds),
-        );
-        unit.set_some("TimeoutStopSec", self.timeout_stop_sec.map(seconds));
-        unit.set_some("KillMode", self.kill_mode.map(KillMode::as_str));
-        if let Some(signal) = &self.kill_signal {
-            let known = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "+-".contains(c);
-            if !signal.starts_with("SIG") || !signal.chars().all(known) {
-                return refuse("KillSignal", "is no name of a signal, as SIGTERM");
-            }
-            unit.set("KillSignal", signal);
-        }
-        Ok(())
+    let system = service.protect_system.map(ProtectSystem::word);
+    text.set_some("ProtectSystem", system);
+    let home = service.protect_home.map(ProtectHome::word);
+    text.set_some("ProtectHome", home);
+    for directory in &service.read_write_paths {
+        path("ReadWritePaths", directory)?;
+        text.set("ReadWritePaths", quote("ReadWritePaths", directory)?);
     }
+    let memory = service
+        .memory_max
+        .as_deref()
+        .map(|size| word("MemoryMax", size));
+    text.set_some("MemoryMax", memory.transpose()?);
+    text.set_some("TasksMax", service.tasks_max);
+    Ok(())
+}
 
-    fn render_sandbox(&self, unit: &mut Text) -> Result<(), UnitError> {
-        let switches = [
-            ("PrivateTmp", self.private_tmp),
-            ("PrivateDevices", self.private_devices),
-            ("NoNewPrivileges", self.no_new_privileges),
-            ("ProtectKernelTunables", self.protect_kernel_tunables),
-            ("ProtectControlGroups", self.protect_control_groups),
-            ("RestrictSUIDSGID", self.restrict_suid_sgid),
-        ];
-        for (name, switch) in switches {
-            unit.set_some(name, switch.map(|on| if on { "yes" } else { "no" }));
-        }
-        unit.set_some(
-            "ProtectSystem",
-            self.protect_system.map(ProtectSystem::as_str),
-        );
-        unit.set_some("ProtectHome", self.protect_home.map(ProtectHome::as_str));
-        for directory in &self.read_write_paths {
-            path("ReadWritePaths", directory)?;
-            unit.set("ReadWritePaths", quote("ReadWritePaths", directory)?);
-        }
-        unit.set_some("MemoryMax", self.memory_max);
-        unit.set_some("TasksMax", self.tasks_max);
-        Ok(())
+fn working(directory: &str) -> Result<String, UnitError> {
+    if directory == HOME {
+        Ok(HOME.to_owned())
+    } else {
+        path("WorkingDirectory", directory)
     }
 }
 
-impl ExecStart {
-    fn render(&self) -> Result<String, UnitError> {
-        match self {
-            Self::Line(line) => {
-                if line.trim().is_empty() {
-                    return refuse("ExecStart", "is empty");
-                }
-                Ok(one_line("ExecStart", line)?.trim().to_owned())
-            }
-            Self::Arguments(arguments) => {
-                let [program, ..] = arguments.as_slice() else {
-                    return refuse("ExecStart", "is empty");
-                };
-                if !program.starts_with('/') {
-                    return refuse("ExecStart", "must begin with an absolute path");
-                }
-                let quoted = |word: &String| Ok(quote("ExecStart", word)?.replace('$', "$$"));
-                let words: Result<Vec<String>, UnitError> = arguments.iter().map(quoted).collect();
-                Ok(words?.join(" "))
-            }
-        }
+/// Program and arguments, with `$` switched off, which only here means a variable.
+fn command(arguments: &[String]) -> Result<String, UnitError> {
+    let [program, ..] = arguments else {
+        return refuse("ExecStart", "is empty");
+    };
+    if !program.starts_with('/') {
+        return refuse("ExecStart", "must begin with an absolute path");
+    }
+    let quoted = |word: &String| Ok(quote("ExecStart", word)?.replace('$', "$$"));
+    let words: Result<Vec<String>, UnitError> = arguments.iter().map(quoted).collect();
+    Ok(words?.join(" "))
+}
+
+fn signal(name: &str) -> Result<&str, UnitError> {
+    let known = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "+-".contains(c);
+    if name.starts_with("SIG") && name.chars().all(known) {
+        Ok(name)
+    } else {
+        refuse("KillSignal", "is no name of a signal, as SIGTERM")
     }
 }
 
 impl Restart {
-    fn as_str(self) -> &'static str {
+    fn word(self) -> &'static str {
         match self {
-            Self::No => "no",
             Self::Always => "always",
             Self::OnSuccess => "on-success",
             Self::OnFailure => "on-failure",
             Self::OnAbnormal => "on-abnormal",
             Self::OnAbort => "on-abort",
             Self::OnWatchdog => "on-watchdog",
+            Self::Never => "no",
         }
     }
 }
 
 impl KillMode {
-    fn as_str(self) -> &'static str {
+    fn word(self) -> &'static str {
         match self {
             Self::ControlGroup => "control-group",
             Self::Mixed => "mixed",
             Self::Process => "process",
-            Self::None => "none",
         }
     }
 }
 
 impl ProtectSystem {
-    fn as_str(self) -> &'static str {
+    fn word(self) -> &'static str {
         match self {
-            Self::No => "no",
-            Self::Yes => "yes",
+            Self::Usr => "yes",
             Self::Full => "full",
             Self::Strict => "strict",
         }
@@ -310,171 +168,83 @@ impl ProtectSystem {
 }
 
 impl ProtectHome {
-    fn as_str(self) -> &'static str {
+    fn word(self) -> &'static str {
         match self {
-            Self::No => "no",
-            Self::Yes => "yes",
+            Self::Inaccessible => "yes",
             Self::ReadOnly => "read-only",
-            Self::Tmpfs => "tmpfs",
         }
     }
-}
-
-/// A unit file as it grows.
-#[derive(Default)]
-struct Text(String);
-
-impl Text {
-    fn section(&mut self, name: &str) {
-        let gap = if self.0.is_empty() { "" } else { "\n" };
-        // Writing to a String has no way to fail.
-        let _ = writeln!(self.0, "{gap}[{name}]");
-    }
-
-    fn set(&mut self, key: &str, value: impl std::fmt::Display) {
-        let _ = writeln!(self.0, "{key}={value}");
-    }
-
-    fn set_some(&mut self, key: &str, value: Option<impl std::fmt::Display>) {
-        if let Some(value) = value {
-            self.set(key, value);
-        }
-    }
-}
-
-fn refuse<T>(field: &'static str, problem: &'static str) -> Result<T, UnitError> {
-    Err(UnitError { field, problem })
-}
-
-/// A time span in systemd's words, to the millisecond.
-fn seconds(span: Duration) -> String {
-    if span.subsec_millis() == 0 {
-        format!("{}s", span.as_secs())
-    } else {
-        format!("{}ms", span.as_millis())
-    }
-}
-
-/// Refuses what would end the line, or carry it on into the next one.
-fn one_line<'a>(field: &'static str, value: &'a str) -> Result<&'a str, UnitError> {
-    if value.chars().any(|c| c.is_control() && c != '\t') {
-        return refuse(field, "holds a line break or another control character");
-    }
-    if value.trim_end().ends_with('\\') {
-        return refuse(field, "ends with a backslash");
-    }
-    Ok(value)
-}
-
-/// Free text, which systemd takes as it stands but for specifiers and white space at the ends.
-fn plain(field: &'static str, value: &str) -> Result<String, UnitError> {
-    Ok(one_line(field, value)?.trim().replace('%', "%%"))
-}
-
-/// A value without white space.
-fn word(field: &'static str, value: &str) -> Result<String, UnitError> {
-    if value.is_empty() || value.chars().any(char::is_whitespace) {
-        return refuse(field, "must be one word");
-    }
-    plain(field, value)
-}
-
-/// An absolute path where systemd splits nothing and takes no quotes.
-fn path(field: &'static str, value: &str) -> Result<String, UnitError> {
-    if !value.starts_with('/') {
-        return refuse(field, "must be an absolute path");
-    }
-    if value.trim_end() != value {
-        return refuse(field, "ends with white space");
-    }
-    plain(field, value)
-}
-
-/// One word in double quotes with C escapes, specifiers switched off.
-fn quote(field: &'static str, value: &str) -> Result<String, UnitError> {
-    let mut quoted = String::with_capacity(value.len() + 2);
-    quoted.push('"');
-    for c in value.chars() {
-        match c {
-            '\0' => return refuse(field, "holds a NUL character"),
-            '"' | '\\' => quoted.extend(['\\', c]),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            '%' => quoted.push_str("%%"),
-            control if control.is_control() => {
-                for byte in control.encode_utf8(&mut [0; 4]).bytes() {
-                    let _ = write!(quoted, "\\x{byte:02x}");
-                }
-            }
-            other => quoted.push(other),
-        }
-    }
-    quoted.push('"');
-    Ok(quoted)
-}
-
-/// Says whether a name can be that of an environment variable everywhere (POSIX "Name").
-pub fn is_environment_name(name: &str) -> bool {
-    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
-    fn service() -> Service {
-        let line = ExecStart::Line("/usr/bin/bun run src/index.ts".into());
-        Service::new("the agent", "agent", line)
+    /// A service as a class declares it.
+    fn service(fields: &Value) -> Service {
+        let mut declared = json!({"execStart": ["/usr/bin/bun", "run", "src/index.ts"]});
+        for (name, value) in fields.as_object().unwrap() {
+            declared[name] = value.clone();
+        }
+        serde_json::from_value(declared).unwrap()
     }
 
-    fn lines(service: &Service) -> Vec<String> {
-        service
-            .render()
-            .unwrap()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+    fn rendered(fields: &Value) -> Result<String, UnitError> {
+        render(&service(fields), "agent", HOME)
     }
 
-    fn has(service: &Service, line: &str) {
-        let lines = lines(service);
+    fn has(fields: &Value, line: &str) {
+        let text = rendered(fields).unwrap();
         assert!(
-            lines.iter().any(|found| found == line),
-            "no {line} in {lines:#?}"
+            text.lines().any(|found| found == line),
+            "no {line} in {text}"
         );
+    }
+
+    fn full() -> Value {
+        json!({
+            "name": "worker",
+            "description": "the agent",
+            "workingDirectory": "/home/agent/app",
+            "environmentFiles": ["/home/agent/.env", "/etc/a b"],
+            "restart": "OnFailure",
+            "restartSec": "5s",
+            "restartSteps": 4,
+            "restartMaxDelaySec": "1m30s",
+            "startLimitIntervalSec": "5m",
+            "startLimitBurst": 7,
+            "timeoutStopSec": "30s",
+            "killMode": "Mixed",
+            "killSignal": "SIGINT",
+            "syslogIdentifier": "agent",
+            "privateTmp": true,
+            "privateDevices": true,
+            "noNewPrivileges": false,
+            "protectSystem": "Full",
+            "protectHome": "ReadOnly",
+            "protectKernelTunables": true,
+            "protectControlGroups": true,
+            "restrictSUIDSGID": true,
+            "readWritePaths": ["/srv/my data"],
+            "memoryMax": "1G",
+            "tasksMax": 512,
+        })
+    }
+
+    #[test]
+    fn every_field_that_a_class_offers_is_written() {
+        let schema = schemars::schema_for!(Service);
+        let offered = schema.as_value()["properties"].as_object().unwrap();
+        let full = service(&full());
+        let declared = serde_json::to_value(&full).unwrap();
+        for name in offered.keys().filter(|name| *name != "unit") {
+            assert!(declared.get(name).is_some(), "{name} is not in this test");
+        }
     }
 
     #[test]
     fn every_field_stands_in_its_section() {
-        let full = Service {
-            working_directory: Some("/home/agent/app".into()),
-            environment: [("TZ".to_owned(), "Europe/Berlin".to_owned())].into(),
-            environment_files: vec!["-/home/agent/.env".into(), "/etc/a b".into()],
-            restart: Some(Restart::OnFailure),
-            restart_sec: Some(Duration::from_secs(5)),
-            restart_steps: Some(4),
-            restart_max_delay_sec: Some(Duration::from_millis(90_500)),
-            start_limit_interval_sec: Some(Duration::from_mins(5)),
-            start_limit_burst: Some(7),
-            timeout_stop_sec: Some(Duration::from_secs(30)),
-            kill_mode: Some(KillMode::Mixed),
-            kill_signal: Some("SIGINT".into()),
-            syslog_identifier: Some("agent".into()),
-            private_tmp: Some(true),
-            private_devices: Some(true),
-            no_new_privileges: Some(false),
-            protect_system: Some(ProtectSystem::Full),
-            protect_home: Some(ProtectHome::ReadOnly),
-            protect_kernel_tunables: Some(true),
-            protect_control_groups: Some(true),
-            restrict_suid_sgid: Some(true),
-            read_write_paths: vec!["/srv/my data".into()],
-            memory_max: Some(1_073_741_824),
-            tasks_max: Some(512),
-            ..service()
-        };
         let expected = "\
 [Unit]
 Description=the agent
@@ -487,15 +257,14 @@ StartLimitBurst=7
 Type=exec
 User=agent
 WorkingDirectory=/home/agent/app
-Environment=\"TZ=Europe/Berlin\"
-EnvironmentFile=-/home/agent/.env
+EnvironmentFile=/home/agent/.env
 EnvironmentFile=/etc/a b
-ExecStart=/usr/bin/bun run src/index.ts
+ExecStart=\"/usr/bin/bun\" \"run\" \"src/index.ts\"
 SyslogIdentifier=agent
 Restart=on-failure
 RestartSec=5s
 RestartSteps=4
-RestartMaxDelaySec=90500ms
+RestartMaxDelaySec=90s
 TimeoutStopSec=30s
 KillMode=mixed
 KillSignal=SIGINT
@@ -508,166 +277,89 @@ RestrictSUIDSGID=yes
 ProtectSystem=full
 ProtectHome=read-only
 ReadWritePaths=\"/srv/my data\"
-MemoryMax=1073741824
+MemoryMax=1G
 TasksMax=512
 
 [Install]
 WantedBy=multi-user.target
 ";
-        assert_eq!(full.render().unwrap(), expected);
+        assert_eq!(rendered(&full()).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_not_declared_is_systemds_own_but_for_the_restart() {
+        let expected = "\
+[Unit]
+Description=agent
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=exec
+User=agent
+WorkingDirectory=~
+ExecStart=\"/usr/bin/bun\" \"run\" \"src/index.ts\"
+SyslogIdentifier=agent
+Restart=always
+
+[Install]
+WantedBy=multi-user.target
+";
+        assert_eq!(rendered(&json!({})).unwrap(), expected);
     }
 
     #[test]
     fn arguments_reach_the_program_as_they_are() {
-        let arguments = [
-            "/bin/echo",
-            "a b",
-            "$HOME",
-            "100%h",
-            "\"'\\",
-            "x\ny",
-            "é",
-            "",
-            ";",
-            "\u{7}",
-        ];
-        let exec_start = ExecStart::Arguments(arguments.map(str::to_owned).to_vec());
-        let service = Service {
-            exec_start,
-            ..service()
-        };
+        let arguments = json!({"execStart": [
+            "/bin/echo", "a b", "$HOME", "100%h", "\"'\\", "x\ny", "é", "", ";", "\u{7}"
+        ]});
         has(
-            &service,
+            &arguments,
             r#"ExecStart="/bin/echo" "a b" "$$HOME" "100%%h" "\"'\\" "x\ny" "é" "" ";" "\x07""#,
         );
     }
 
     #[test]
-    fn a_command_line_keeps_systemds_own_syntax() {
-        let line = ExecStart::Line(" /bin/sh -c 'echo $HOME %n' ".into());
-        has(
-            &Service {
-                exec_start: line,
-                ..service()
-            },
-            "ExecStart=/bin/sh -c 'echo $HOME %n'",
-        );
-    }
-
-    #[test]
-    fn the_environment_is_taken_literally() {
-        let value = "50% of \"$X\"\\\n[Service]\nExecStart=/bin/evil";
-        let environment = [("A".to_owned(), value.to_owned())].into();
-        let service = Service {
-            environment,
-            ..service()
-        };
-        has(
-            &service,
-            r#"Environment="A=50%% of \"$X\"\\\n[Service]\nExecStart=/bin/evil""#,
-        );
-        let starts = lines(&service)
-            .iter()
-            .filter(|l| l.starts_with("ExecStart="))
-            .count();
-        assert_eq!(starts, 1);
-    }
-
-    #[test]
     fn no_value_can_add_a_setting_or_swallow_the_next() {
-        let injected = || "x\nExecStartPre=/bin/evil".to_owned();
+        let injected = "x\nExecStartPre=/bin/evil";
         let bad = [
-            Service {
-                description: injected(),
-                ..service()
-            },
-            Service {
-                description: "x \\ ".into(),
-                ..service()
-            },
-            Service {
-                user: injected(),
-                ..service()
-            },
-            Service {
-                user: "a b".into(),
-                ..service()
-            },
-            Service {
-                user: String::new(),
-                ..service()
-            },
-            Service {
-                exec_start: ExecStart::Line(injected()),
-                ..service()
-            },
-            Service {
-                exec_start: ExecStart::Line("/bin/a \\".into()),
-                ..service()
-            },
-            Service {
-                exec_start: ExecStart::Line(" ".into()),
-                ..service()
-            },
-            Service {
-                exec_start: ExecStart::Arguments(vec![]),
-                ..service()
-            },
-            Service {
-                exec_start: ExecStart::Arguments(vec!["-/bin/a".into()]),
-                ..service()
-            },
-            Service {
-                working_directory: Some("relative".into()),
-                ..service()
-            },
-            Service {
-                working_directory: Some(format!("/{}", injected())),
-                ..service()
-            },
-            Service {
-                environment: [("A B".to_owned(), String::new())].into(),
-                ..service()
-            },
-            Service {
-                environment: [("A".to_owned(), "\0".to_owned())].into(),
-                ..service()
-            },
-            Service {
-                environment_files: vec![format!("/{}", injected())],
-                ..service()
-            },
-            Service {
-                kill_signal: Some("TERM\n".into()),
-                ..service()
-            },
-            Service {
-                syslog_identifier: Some(injected()),
-                ..service()
-            },
-            Service {
-                read_write_paths: vec![format!("/{}", injected())],
-                ..service()
-            },
+            json!({"description": injected}),
+            json!({"description": "x \\ "}),
+            json!({"execStart": []}),
+            json!({"execStart": ["-/bin/a"]}),
+            json!({"execStart": ["/bin/a", "\0"]}),
+            json!({"workingDirectory": "relative"}),
+            json!({"workingDirectory": format!("/{injected}")}),
+            json!({"environmentFiles": [format!("/{injected}")]}),
+            json!({"environmentFiles": ["-/may/be/absent"]}),
+            json!({"killSignal": "TERM\n"}),
+            json!({"killSignal": "SIGTERM\n"}),
+            json!({"syslogIdentifier": injected}),
+            json!({"syslogIdentifier": "a b"}),
+            json!({"readWritePaths": [format!("/{injected}")]}),
+            json!({"memoryMax": format!("1G{injected}")}),
         ];
-        for service in bad {
-            let outcome = service.render();
-            assert!(outcome.is_err(), "{outcome:?}");
+        for fields in bad {
+            let outcome = rendered(&fields);
+            assert!(outcome.is_err(), "{fields}: {outcome:?}");
+        }
+        for user in [injected, "a b", ""] {
+            assert!(
+                render(&service(&json!({})), user, HOME).is_err(),
+                "{user:?}"
+            );
         }
     }
 
     #[test]
     fn a_specifier_in_a_description_or_path_is_text() {
-        let directory = Some("/srv/100%h".to_owned());
-        let service = Service {
-            working_directory: directory,
-            ..service()
-        };
-        has(&service, "WorkingDirectory=/srv/100%%h");
-        let service = Service {
-            description: "50% faster".into(),
-            ..service
-        };
-        has(&service, "Description=50%% faster");
+        has(
+            &json!({"workingDirectory": "/srv/100%h"}),
+            "WorkingDirectory=/srv/100%%h",
+        );
+        has(
+            &json!({"description": "50% faster"}),
+            "Description=50%% faster",
+        );
     }
 }

@@ -5,6 +5,17 @@ use kube::runtime::events::{Event, EventType};
 
 use crate::kube_ext::Events;
 
+const READY: &str = "Ready";
+/// Reasons of what is not yet as it should be because it is under way.
+const PROGRESS: [&str; 6] = [
+    "Creating",
+    "Booting",
+    "Installing",
+    "Starting",
+    "Updating",
+    "Deleting",
+];
+
 /// Tells each condition that has another status, or is false for another reason, than before.
 pub fn publish(
     events: &Events,
@@ -17,18 +28,40 @@ pub fn publish(
     }
 }
 
-/// A condition that is unknown, or that is as it should be at its first sight, is no news.
-fn transitions(before: &[Condition], after: &[Condition]) -> impl Iterator<Item = Event> {
-    after.iter().filter_map(move |new| {
-        let old = before.iter().find(|old| old.type_ == new.type_);
-        let news = match (old, new.status.as_str()) {
-            (_, "Unknown") => false,
-            (Some(old), "True") => old.status == "False",
-            (None, _) => !is_good(new),
-            (Some(old), _) => (&old.status, &old.reason) != (&new.status, &new.reason),
-        };
-        news.then(|| event(new))
-    })
+/// A condition that is unknown, that is as it should be at its first sight, or that is on its way, is no news.
+///
+/// `Stalled` and `Ready` are made of the others and speak for them: one that only repeats what was told before it is left out.
+fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
+    let mut ordered: Vec<&Condition> = after.iter().collect();
+    ordered.sort_by_key(|condition| match condition.type_.as_str() {
+        "Stalled" => 0,
+        READY => 1,
+        _ => 2,
+    });
+    let mut told: Vec<&Condition> = vec![];
+    for new in ordered {
+        if is_news(before, new) && !told.iter().any(|told| says_for(told, new)) {
+            told.push(new);
+        }
+    }
+    told.into_iter().map(event).collect()
+}
+
+fn is_news(before: &[Condition], new: &Condition) -> bool {
+    let old = before.iter().find(|old| old.type_ == new.type_);
+    match (old, new.status.as_str()) {
+        (_, "Unknown") => false,
+        _ if !is_good(new) && PROGRESS.contains(&new.reason.as_str()) => false,
+        (Some(old), "True") => old.status == "False",
+        (None, _) => !is_good(new),
+        (Some(old), _) => (&old.status, &old.reason) != (&new.status, &new.reason),
+    }
+}
+
+/// Whether one that is told makes another superfluous: all is well, or the same words.
+fn says_for(told: &Condition, other: &Condition) -> bool {
+    let same_words = (&told.reason, &told.message) == (&other.reason, &other.message);
+    is_good(told) == is_good(other) && (same_words || told.type_ == READY && is_good(told))
 }
 
 /// Of all conditions only `Stalled` is bad when true.
@@ -68,8 +101,7 @@ mod tests {
 
     #[test]
     fn transitions_are_told_and_nothing_else() {
-        let told =
-            |before: &[Condition], after: Vec<Condition>| transitions(before, &after).count();
+        let told = |before: &[Condition], after: Vec<Condition>| transitions(before, &after).len();
         let stalled = |status| vec![condition(ConditionType::Stalled, Some(status), "Why", "")];
         assert_eq!(told(&[], stalled(false)), 0);
         assert_eq!(told(&[], stalled(true)), 1);
@@ -94,12 +126,60 @@ mod tests {
             told(&ready(None, "Checking"), ready(Some(true), "Usable")),
             0
         );
-        let event = transitions(&[], &ready(Some(false), "Missing"))
-            .next()
-            .unwrap();
+        let event = transitions(&[], &ready(Some(false), "Missing")).remove(0);
         assert_eq!(
             (event.note.as_deref(), event.type_),
             (Some("Ready=False"), EventType::Warning)
         );
+    }
+
+    fn reasons(before: &[Condition], after: &[Condition]) -> Vec<String> {
+        let told = transitions(before, after).into_iter();
+        told.map(|event| event.reason).collect()
+    }
+
+    #[test]
+    fn what_is_under_way_is_no_news() {
+        assert_eq!(
+            reasons(&ready(None, "Checking"), &ready(Some(false), "Booting")),
+            [""; 0]
+        );
+        assert_eq!(
+            reasons(
+                &ready(Some(false), "Booting"),
+                &ready(Some(false), "OutOfStock")
+            ),
+            ["OutOfStock"]
+        );
+    }
+
+    #[test]
+    fn conditions_that_say_the_same_are_told_once() {
+        use ConditionType::{Healthy, Ready, ServerCreated, Stalled};
+        let all = |server: (bool, &str), serves: (bool, &str), stalled: (bool, &str)| {
+            [
+                (ServerCreated, server),
+                (Healthy, serves),
+                (Ready, serves),
+                (Stalled, stalled),
+            ]
+            .map(|(kind, (status, reason))| condition(kind, Some(status), reason, ""))
+        };
+        let booting = all(
+            (false, "Creating"),
+            (false, "Creating"),
+            (false, "NotStalled"),
+        );
+        let created = all((true, "Created"), (false, "Booting"), (false, "NotStalled"));
+        let serving = all((true, "Created"), (true, "Serving"), (false, "NotStalled"));
+        let failed = all(
+            (true, "Created"),
+            (false, "UnitFailed"),
+            (true, "UnitFailed"),
+        );
+        assert_eq!(reasons(&booting, &created), ["Created"]);
+        assert_eq!(reasons(&created, &serving), ["Serving"]);
+        assert_eq!(reasons(&serving, &failed), ["UnitFailed"]);
+        assert_eq!(reasons(&failed, &serving), ["NotStalled", "Serving"]);
     }
 }

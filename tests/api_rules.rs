@@ -51,6 +51,35 @@ fn firewalls_that_are_refused() -> Vec<Refused> {
     ]
 }
 
+fn probes_that_are_refused() -> Vec<Refused> {
+    let http = json!({"port": 8080});
+    vec![
+        (
+            class_with(
+                "/spec/health",
+                json!({"http": http, "exec": {"command": "true"}}),
+            ),
+            "health has at most one of systemd, http and exec",
+        ),
+        (
+            class_with("/spec/health", json!({"http": http})),
+            "health.http and firewall.healthFrom belong together",
+        ),
+        (
+            class_with("/spec/health", json!({"timeout": "2m"})),
+            "health.timeout is between 1s and 1m",
+        ),
+        (
+            class_with("/spec/health", json!({"interval": "0s"})),
+            "health.interval is 1s or longer",
+        ),
+        (
+            class_with("/spec/health", json!({"failureThreshold": 0})),
+            "spec.health.failureThreshold",
+        ),
+    ]
+}
+
 fn agents_that_are_refused() -> Vec<Refused> {
     let unit = json!({"unit": "[Service]\n", "execStart": ["/usr/bin/sleep"]});
     vec![
@@ -91,6 +120,72 @@ fn agents_that_are_refused() -> Vec<Refused> {
             "spec.agent.secretFiles[0].mode",
         ),
     ]
+}
+
+/// Fields of a service beside its `execStart`, and whether its agent has sudo.
+fn service_with(fields: &Value, sudo: bool) -> Value {
+    let mut class = class_with("/spec/agent/sudo", json!(sudo));
+    let service = &mut class["spec"]["agent"]["service"];
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        service[name] = value.clone();
+    }
+    class
+}
+
+fn services_that_are_refused() -> Vec<Refused> {
+    let unit = json!({"unit": "[Service]\n", "restartSec": "5s"});
+    vec![
+        (
+            class_with("/spec/agent/service", unit),
+            "leave out all other fields but name",
+        ),
+        (
+            service_with(&json!({"restartSteps": 5}), false),
+            "agent.service.restartSteps and restartMaxDelaySec work together only",
+        ),
+        (
+            service_with(&json!({"restartMaxDelaySec": "1m"}), false),
+            "agent.service.restartSteps and restartMaxDelaySec work together only",
+        ),
+        (
+            service_with(
+                &json!({"restartSteps": 5, "restartSec": "1m30s", "restartMaxDelaySec": "1m"}),
+                false,
+            ),
+            "restartMaxDelaySec must be longer than restartSec",
+        ),
+        (
+            service_with(&json!({"protectHome": "Inaccessible"}), false),
+            "set workingDirectory to a directory outside of /home",
+        ),
+        (
+            service_with(&json!({"noNewPrivileges": true}), true),
+            "agent.sudo does not work in a service with noNewPrivileges",
+        ),
+        (
+            service_with(&json!({"restrictSUIDSGID": true}), true),
+            "agent.sudo does not work in a service with noNewPrivileges",
+        ),
+        (
+            service_with(&json!({"memoryMax": "lots"}), false),
+            "spec.agent.service.memoryMax",
+        ),
+    ]
+}
+
+/// All that a service offers, as it belongs together.
+fn hardened() -> Value {
+    let service = json!({
+        "restart": "OnAbnormal", "restartSec": "5s", "restartSteps": 5, "restartMaxDelaySec": "1m", "startLimitIntervalSec": "5m",
+        "startLimitBurst": 5, "timeoutStopSec": "10s", "killMode": "Mixed", "killSignal": "SIGTERM", "privateTmp": true,
+        "privateDevices": true, "noNewPrivileges": true, "protectSystem": "Usr", "protectHome": "ReadOnly", "protectKernelTunables": true,
+        "protectControlGroups": true, "restrictSUIDSGID": true, "readWritePaths": ["/home/agent"], "memoryMax": "2G", "tasksMax": 512,
+    });
+    with(
+        service_with(&service, false),
+        "/metadata/name",
+        json!("hardened"),
+    )
 }
 
 fn other_objects_that_are_refused() -> Vec<Refused> {
@@ -161,6 +256,8 @@ async fn what_a_rule_refuses_is_told_in_a_sentence_that_says_what_to_write() -> 
     let refused = [
         firewalls_that_are_refused(),
         agents_that_are_refused(),
+        probes_that_are_refused(),
+        services_that_are_refused(),
         other_objects_that_are_refused(),
     ];
     for (object, words) in refused.into_iter().flatten() {
@@ -176,12 +273,15 @@ async fn what_people_write_is_taken_as_it_is() -> Outcome {
     for object in [
         manifests::project("main"),
         manifests::class(),
+        hardened(),
         manifests::instance(TENANT, "one"),
     ] {
         bed.cluster.create(&object).await?;
     }
     bed.cluster
         .kubectl(&["apply", "--filename", "examples/quickstart"])?;
+    bed.cluster
+        .kubectl(&["apply", "--filename", "examples/rachel8"])?;
     bed.finish().await
 }
 

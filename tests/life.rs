@@ -146,14 +146,8 @@ async fn i10_a_restart_changes_nothing_and_asks_little() -> Outcome {
     for name in ["one", "two", "three"] {
         servers.push(bed.instance(name).ready().await?);
     }
-    bed.wait_until("the project counts them", async || {
-        let project = bed
-            .cluster
-            .get("HetznerProject", None, manifests::PROJECT)
-            .await?;
-        Ok(project.is_some_and(|project| project["status"]["servers"] == 3))
-    })
-    .await?;
+    // Counts in a status may come late.
+    oracle::calm(&bed).await?;
     bed.operator.stop().await?;
     let (mutations, writes) = (bed.latest_mutation(), bed.writes()?.len());
     bed.cloud().forget_requests();

@@ -42,24 +42,36 @@ impl Desired {
             locations: spec.locations,
             image: spec.image,
             network: spec.network,
-            rules: rules(&spec.firewall, ssh_port),
+            rules: rules(&spec.firewall, ssh_port, spec.health.http.as_ref()),
         }
     }
 }
 
-/// SSH for those who may, and what the class adds; all else is dropped at Hetzner.
-fn rules(firewall: &api::Firewall, ssh_port: u16) -> Vec<FirewallRule> {
-    let ssh = FirewallRule {
-        direction: Direction::In,
-        protocol: Protocol::Tcp,
-        port: Some(ssh_port.to_string()),
-        source_ips: networks(&firewall.ssh_from),
-        destination_ips: vec![],
-        description: Some("SSH".into()),
-    };
+/// SSH and the health probe for those who may, and what the class adds; all else is dropped at Hetzner.
+fn rules(
+    firewall: &api::Firewall,
+    ssh_port: u16,
+    probe: Option<&api::HttpProbe>,
+) -> Vec<FirewallRule> {
+    let ssh = inbound("SSH", ssh_port, &firewall.ssh_from);
+    let probe = probe
+        .filter(|_| !firewall.health_from.is_empty())
+        .map(|probe| inbound("health probe", probe.port, &firewall.health_from));
     std::iter::once(ssh)
+        .chain(probe)
         .chain(firewall.rules.iter().map(rule))
         .collect()
+}
+
+fn inbound(what: &str, port: u16, from: &[String]) -> FirewallRule {
+    FirewallRule {
+        direction: Direction::In,
+        protocol: Protocol::Tcp,
+        port: Some(port.to_string()),
+        source_ips: networks(from),
+        destination_ips: vec![],
+        description: Some(what.into()),
+    }
 }
 
 fn rule(rule: &api::FirewallRule) -> FirewallRule {
@@ -138,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn firewall_lets_ssh_and_the_rules_of_the_class_through_and_nothing_else() {
+    fn firewall_lets_ssh_the_probe_and_the_rules_of_the_class_through_and_nothing_else() {
         let firewall: api::Firewall = serde_json::from_value(serde_json::json!({
             "sshFrom": ["10.0.0.1/32", "10.0.0.1/32"],
             "healthFrom": ["10.0.0.2/32"],
@@ -148,7 +160,9 @@ mod tests {
             ],
         }))
         .unwrap();
-        let rules = rules(&firewall, 2222);
+        let probe: api::HttpProbe =
+            serde_json::from_value(serde_json::json!({"port": 8080})).unwrap();
+        let rules = rules(&firewall, 2222, Some(&probe));
         let told: Vec<_> = rules
             .iter()
             .map(|rule| {
@@ -165,6 +179,7 @@ mod tests {
             told,
             [
                 ("in", "tcp", Some("2222"), 1, 0),
+                ("in", "tcp", Some("8080"), 1, 0),
                 ("out", "udp", Some("53"), 0, 1),
                 ("in", "icmp", None, 1, 0)
             ]

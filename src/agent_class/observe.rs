@@ -21,13 +21,12 @@ use crate::{
     hetzner::{Server, ServerStatus},
     hetzner_project::connection::{Connection, Refusal},
     inventory::Presence,
+    kube_ext::COUNTS_PERIOD,
     labels,
 };
 
 /// How long what the catalogue said is believed.
 const CHECK_PERIOD: Duration = Duration::from_hours(1);
-/// How far apart other counts of instances are written.
-const COUNTS_PERIOD: Duration = Duration::from_secs(10);
 /// A younger server may not show its firewall yet.
 const FIREWALL_SHOWS: Duration = Duration::from_mins(1);
 

@@ -7,11 +7,11 @@ use secrecy::ExposeSecret as _;
 
 use super::desired::{Agent, Identity};
 use crate::{
-    api::{self, AgentSpec, KillMode, ProtectSystem, Restart},
+    api::{self, AgentSpec},
     guest::bundle::{Description, PlainFile, SecretFile, Source, UnitFile},
     keys::ServerKeys,
     secret_files::{self, Content, SecretData, SecretFileError},
-    systemd_unit::{self, ExecStart, Service, UnitError},
+    systemd_unit::{self, UnitError},
 };
 
 /// The agent as the guest installs and updates it.
@@ -78,88 +78,14 @@ fn plain_file(file: &api::PlainFile, user: &str) -> PlainFile {
 
 fn unit(spec: &AgentSpec) -> Result<UnitFile, UnitError> {
     let service = &spec.service;
-    let text = match (&service.unit, &service.exec_start) {
-        (Some(raw), _) => raw.clone(),
-        (None, command) => rendered(spec, command.clone().unwrap_or_default()).render()?,
+    let directory = spec.source.as_ref().map(|source| source.directory.as_str());
+    let directory = directory.unwrap_or(systemd_unit::HOME);
+    let text = match &service.unit {
+        Some(raw) => raw.clone(),
+        None => systemd_unit::render(service, &spec.user, directory)?,
     };
     let name = format!("{}.service", service.name);
     Ok(UnitFile { name, text })
-}
-
-fn rendered(spec: &AgentSpec, command: Vec<String>) -> Service {
-    let api::Service {
-        name,
-        unit: _,
-        description,
-        exec_start: _,
-        working_directory,
-        environment_files,
-        restart,
-        restart_sec,
-        restart_steps,
-        restart_max_delay_sec,
-        start_limit_interval_sec,
-        start_limit_burst,
-        timeout_stop_sec,
-        kill_mode,
-        kill_signal,
-        private_tmp,
-        no_new_privileges,
-        protect_system,
-        read_write_paths,
-        syslog_identifier,
-    } = spec.service.clone();
-    let source = spec.source.as_ref().map(|source| source.directory.clone());
-    let count = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok());
-    Service {
-        working_directory: working_directory
-            .or(source)
-            .or(Some(systemd_unit::HOME.into())),
-        environment_files,
-        restart: Some(restart.map_or(systemd_unit::Restart::Always, restarts)),
-        restart_sec: restart_sec.map(api::Duration::get),
-        restart_steps: count(restart_steps),
-        restart_max_delay_sec: restart_max_delay_sec.map(api::Duration::get),
-        start_limit_interval_sec: start_limit_interval_sec.map(api::Duration::get),
-        start_limit_burst: count(start_limit_burst),
-        timeout_stop_sec: timeout_stop_sec.map(api::Duration::get),
-        kill_mode: kill_mode.map(kills),
-        kill_signal,
-        private_tmp,
-        no_new_privileges,
-        protect_system: protect_system.map(protects),
-        read_write_paths,
-        syslog_identifier: Some(syslog_identifier.unwrap_or_else(|| name.clone())),
-        ..Service::new(
-            &description.unwrap_or(name),
-            &spec.user,
-            ExecStart::Arguments(command),
-        )
-    }
-}
-
-fn restarts(restart: Restart) -> systemd_unit::Restart {
-    match restart {
-        Restart::Always => systemd_unit::Restart::Always,
-        Restart::OnFailure => systemd_unit::Restart::OnFailure,
-        Restart::No => systemd_unit::Restart::No,
-    }
-}
-
-fn kills(mode: KillMode) -> systemd_unit::KillMode {
-    match mode {
-        KillMode::ControlGroup => systemd_unit::KillMode::ControlGroup,
-        KillMode::Mixed => systemd_unit::KillMode::Mixed,
-        KillMode::Process => systemd_unit::KillMode::Process,
-    }
-}
-
-fn protects(system: ProtectSystem) -> systemd_unit::ProtectSystem {
-    match system {
-        ProtectSystem::Yes => systemd_unit::ProtectSystem::Yes,
-        ProtectSystem::Full => systemd_unit::ProtectSystem::Full,
-        ProtectSystem::Strict => systemd_unit::ProtectSystem::Strict,
-    }
 }
 
 /// A secret file that cannot be made: which, and why; never a value.

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
-    Lifecycle, Override, Overrides,
+    Health, Lifecycle, Override, Overrides,
 };
 use crate::hetzner::Place;
 
@@ -112,6 +112,8 @@ pub struct Agent {
     pub spec: AgentSpec,
     /// Labels of the admin's own.
     pub labels: BTreeMap<String, String>,
+    /// How it is found out whether the agent serves.
+    pub health: Health,
     /// Patience, and what the disk is worth.
     pub lifecycle: Lifecycle,
     /// Hash of [`Boot`].
@@ -178,6 +180,7 @@ impl Agent {
             boot,
             spec,
             labels: class.spec.labels.clone(),
+            health: class.spec.health.clone(),
             lifecycle: class.spec.lifecycle.clone(),
             boot_revision,
             config_revision,
@@ -310,4 +313,37 @@ fn revision(of: &impl Serialize) -> String {
         .iter()
         .take(8)
         .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An upgrade of the operator must change no server: a field that is added later leaves no trace while it is unset.
+    #[test]
+    fn a_class_of_an_earlier_release_keeps_its_revisions() {
+        let class: AgentClass = serde_json::from_value(serde_json::json!({
+            "apiVersion": "agentfleet.dev/v1alpha1", "kind": "AgentClass", "metadata": {"name": "small"},
+            "spec": {
+                "projects": ["one"], "serverTypes": ["cx23"], "locations": ["nbg1"], "image": "debian-13",
+                "firewall": {"sshFrom": ["10.0.0.0/8"]},
+                "agent": {
+                    "packages": ["git"],
+                    "service": {"execStart": ["/bin/agent"], "restartSec": "5s", "privateTmp": true},
+                    "secretFiles": [{"path": "/home/agent/.env", "env": {}}],
+                }
+            }
+        }))
+        .unwrap();
+        let instance = AgentInstance::new(
+            "a",
+            serde_json::from_value(serde_json::json!({"className": "small"})).unwrap(),
+        );
+        let Desired::Present(_, want) = Desired::parse(&instance) else {
+            unreachable!("no deletion timestamp")
+        };
+        let agent = Agent::of(&class, &want).unwrap();
+        let revisions = (agent.boot_revision.as_str(), agent.config_revision.as_str());
+        assert_eq!(revisions, ("2a23c6d6b24e2ed8", "bab14e07c345ab61"));
+    }
 }

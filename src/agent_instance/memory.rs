@@ -11,8 +11,14 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::world::{Attempt, GuestView, LookUp, SecretsView, SendOutcome, Trouble};
-use crate::{api::ProvisioningRecord, error::Setback};
+use super::{
+    timings,
+    world::{Attempt, GuestView, LookUp, SecretsView, SendOutcome, Trouble},
+};
+use crate::{
+    api::{ProvisioningRecord, TimingStep},
+    error::Setback,
+};
 
 /// What is remembered of one instance.
 #[derive(Debug, Default)]
@@ -71,6 +77,7 @@ impl Memory {
 
     /// The request that a record permitted is sent: from here on it may take effect, whatever is heard of it.
     pub fn sends(&mut self, record: &ProvisioningRecord, now: Timestamp, settle: Duration) {
+        timings::reach(&mut self.attempt.timings, TimingStep::Requested, now);
         self.attempt.sent = Some(record.at.0);
         self.attempt.outcome = SendOutcome::Unknown;
         self.attempt.looked_up = None;

@@ -14,11 +14,11 @@ pub mod plan;
 pub mod status;
 pub mod step;
 pub mod talk;
+pub mod timings;
 pub mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource as _, ResourceExt as _, runtime::controller::Action};
 use serde_json::{Value, json};
 use tracing::Instrument as _;
@@ -36,6 +36,7 @@ use observe::{Moment, observe};
 use perform::Performer;
 use plan::{Plan, Stage, plan};
 use step::Step;
+use world::World;
 
 pub use creation::{Birth, user_data};
 
@@ -68,6 +69,10 @@ pub async fn reconcile(
     let world = observe(&ctx, &instance, &desired, moment).await?;
     let plan = plan(&desired, &world, ctx.keyring.fleet(), moment.wall);
     tracing::debug!(stage = ?plan.stage, steps = ?plan.steps, "planned");
+    let next = next_status(&instance, &desired, &world, &plan, moment);
+    ctx.memories.with(&uid, |memory| {
+        memory.attempt.timings.clone_from(&next.timings);
+    });
     let mut performer = Performer {
         ctx: &ctx,
         instance: &instance,
@@ -89,7 +94,7 @@ pub async fn reconcile(
     if goes_on.is_some() && can_wait(&world.status) {
         return Ok(requeue(goes_on));
     }
-    let reported = report(&mut performer, &plan).await;
+    let reported = report(&mut performer, &next).await;
     let again = failed.or(goes_on).or(reported.err());
     Ok(requeue(again.or_else(|| remaining(&plan, moment))))
 }
@@ -168,32 +173,36 @@ fn requeue(after: Option<Duration>) -> Action {
     after.map_or_else(Action::await_change, Action::requeue)
 }
 
-/// Writes the status if it says anything new, and tells people of transitions.
-async fn report(performer: &mut Performer<'_>, plan: &Plan) -> Result<(), Duration> {
-    let identity = performer.desired.identity();
-    let own = performer
-        .world
-        .servers
-        .iter()
-        .filter(|server| server.uid == identity.uid);
+/// What this look reports, if it reports.
+fn next_status(
+    instance: &AgentInstance,
+    desired: &Desired,
+    world: &World,
+    plan: &Plan,
+    moment: Moment,
+) -> AgentInstanceStatus {
+    let uid = &desired.identity().uid;
+    let own = world.servers.iter().filter(|server| server.uid == *uid);
     let current = own.max_by_key(|server| server.incarnation);
-    let generation = performer.instance.metadata.generation;
-    let next = status::status(
-        performer.world,
-        current,
-        &plan.stage,
-        generation,
-        performer.moment.wall,
-    );
+    let generation = instance.metadata.generation;
+    status::status(world, current, &plan.stage, generation, moment.wall)
+}
+
+/// Writes the status if it says anything new, and tells people of transitions.
+async fn report(performer: &mut Performer<'_>, next: &AgentInstanceStatus) -> Result<(), Duration> {
     let former = &performer.world.status;
-    let (old, new) = (reported(former), reported(&next));
-    if !status_changed(&old, &new) {
+    if !status_changed(&news(former), &news(next)) {
         return Ok(());
     }
-    match performer.apply_status(STATUS, new).await {
+    match performer.apply_status(STATUS, reported(next)).await {
         Ok(()) => {
             let object = performer.instance.object_ref(&());
-            transitions::publish(&performer.ctx.events, &object, &told(former), &told(&next));
+            transitions::publish(
+                &performer.ctx.events,
+                &object,
+                &former.conditions,
+                &next.conditions,
+            );
             if is_true(&former.conditions, ConditionType::Ready)
                 != is_true(&next.conditions, ConditionType::Ready)
             {
@@ -221,15 +230,13 @@ fn reported(status: &AgentInstanceStatus) -> Value {
     fields
 }
 
-/// The conditions whose changes people are told of; the others change with them.
-fn told(status: &AgentInstanceStatus) -> Vec<Condition> {
-    let told = [ConditionType::Ready, ConditionType::Stalled].map(ConditionType::as_str);
-    status
-        .conditions
-        .iter()
-        .filter(|condition| told.contains(&condition.type_.as_str()))
-        .cloned()
-        .collect()
+/// What makes the status worth a write: times come with what they are the times of.
+fn news(status: &AgentInstanceStatus) -> Value {
+    let untimed = AgentInstanceStatus {
+        timings: vec![],
+        ..status.clone()
+    };
+    reported(&untimed)
 }
 
 /// How long to wait after a look that failed.

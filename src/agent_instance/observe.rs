@@ -193,7 +193,9 @@ impl Look<'_> {
     ) -> ServerView {
         let id = server.id.number();
         let mut guest = memory.guest(id).view.clone();
-        guest.busy = talk::is_busy(self.ctx, &talk::GuestKey::new(self.identity, id));
+        let key = talk::GuestKey::new(self.identity, id);
+        guest.busy = talk::is_busy(self.ctx, &key);
+        guest.health = self.ctx.talks.probes.view(&key);
         ServerView {
             project: project.to_owned(),
             id,

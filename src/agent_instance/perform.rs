@@ -75,6 +75,11 @@ impl Performer<'_> {
                 incarnation,
                 epoch,
             } => self.configure(*server, *incarnation, *epoch).await,
+            Step::Probe {
+                server,
+                epoch,
+                presumed,
+            } => self.probe(*server, *epoch, *presumed),
             Step::Release { server, epoch, .. } => self.release(*server, *epoch),
         }
     }

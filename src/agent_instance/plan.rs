@@ -15,7 +15,7 @@ use super::{
         SecretsView, SendOutcome, ServerView, Trouble, World,
     },
 };
-use crate::api::{Bootstrap, ProvisioningRecord, ServerStatus, VoiceRecord};
+use crate::api::{Bootstrap, HealthState, ProvisioningRecord, ServerStatus, VoiceRecord};
 use crate::hetzner::Place;
 
 mod creation;
@@ -64,6 +64,10 @@ pub enum Stage {
     Updating,
     /// The guest refused them, or the agent did not start: reason and message.
     ConfigureFailed(String, String),
+    /// Everything is given to the agent, and no probe was good yet: what the last one said.
+    Starting(String),
+    /// The probes fail: reason and what the last one said.
+    Unhealthy(&'static str, String),
     /// The agent serves. None: as declared; else why the declared configuration cannot be applied, or why only a new server could.
     Serving(Option<(&'static str, String)>),
     /// The last step failed and is tried again: reason and message.
@@ -112,7 +116,10 @@ impl Plan {
     /// Nothing is done before the pause after a failure is over.
     fn held(self, trouble: &Trouble) -> Self {
         let stage = match self.stage {
-            stage @ (Stage::Serving(_) | Stage::Stalled(..)) => stage,
+            stage @ (Stage::Starting(_)
+            | Stage::Unhealthy(..)
+            | Stage::Serving(_)
+            | Stage::Stalled(..)) => stage,
             Stage::Deleting(..) => Stage::Deleting(trouble.reason, trouble.message.clone()),
             Stage::Updating => Stage::Serving(Some((trouble.reason, trouble.message.clone()))),
             stage if trouble.times < TOLD_FROM && !trouble.stalled => stage,

@@ -10,9 +10,13 @@ use k8s_openapi::{
 
 use super::{
     plan::Stage,
+    timings::timings,
     world::{ServerView, World},
 };
-use crate::api::{AgentInstanceStatus, ConditionType, ServerStatus, condition, set_condition};
+use crate::api::{
+    AgentInstanceStatus, ConditionType, HealthStatus, ServerStatus, condition, is_true,
+    set_condition,
+};
 
 /// The status to be, records left as they are.
 pub fn status(
@@ -36,6 +40,7 @@ pub fn status(
         server: current
             .map(|server| server_status(world, server))
             .or_else(|| former.server.clone()),
+        health: health(world, current, now),
         boot_revision: current.map_or_else(
             || former.boot_revision.clone(),
             |server| server.boot_revision.clone(),
@@ -47,10 +52,13 @@ pub fn status(
         secrets_tag: applied
             .map(|(_, tag)| tag)
             .or_else(|| kept(&former.secrets_tag)),
+        timings: vec![],
     };
     for found in conditions(world, current, stage) {
         set_condition(&mut next.conditions, found, generation, now);
     }
+    let ready = is_true(&next.conditions, ConditionType::Ready);
+    next.timings = timings(world, current, ready, now);
     next
 }
 
@@ -61,6 +69,8 @@ fn phase(stage: &Stage) -> &'static str {
         Stage::Creating | Stage::Booting(_) | Stage::Installing | Stage::Troubled(..) => {
             "Provisioning"
         }
+        Stage::Starting(_) => "Starting",
+        Stage::Unhealthy(..) => "Unhealthy",
         Stage::Serving(_) => "Ready",
         Stage::Updating => "Updating",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
@@ -86,22 +96,40 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
     }
 }
 
+/// What the probes say; as before while nobody probes.
+fn health(world: &World, current: Option<&ServerView>, now: Timestamp) -> Option<HealthStatus> {
+    let former = world.status.health.clone();
+    let Some(view) = &current?.guest.health else {
+        return former;
+    };
+    let (state, since) = (view.state?, Time(now));
+    former
+        .filter(|former| former.state == state)
+        .or(Some(HealthStatus { state, since }))
+}
+
 fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Condition; 7] {
     use ConditionType::{
         Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate,
     };
     let serves = matches!(stage, Stage::Serving(_));
-    let active = serves && current.and_then(active).unwrap_or(true);
+    let probed = matches!(stage, Stage::Starting(_) | Stage::Unhealthy(..));
     let spoken = current.is_some_and(|server| world.spoken(server).is_some());
     let proven = current.is_some_and(|server| server_status(world, server).host_key.is_some());
-    let current_as_declared = matches!(stage, Stage::Serving(None));
+    let as_declared = probed || matches!(stage, Stage::Serving(None));
     [
-        found(Ready, active, "Serving", stage),
+        found(Ready, serves, "Serving", stage),
         found(ServerCreated, current.is_some(), "Created", stage),
         found(Bootstrapped, proven, "HostKeyProven", stage),
-        found(Configured, serves && spoken, "Applied", stage),
-        found(Healthy, active, "UnitActive", stage),
-        found(UpToDate, current_as_declared, "AsDeclared", stage),
+        found(Configured, (serves || probed) && spoken, "Applied", stage),
+        match stage {
+            // The way to the agent failed, not the agent.
+            Stage::Unhealthy("Unreachable", message) => {
+                condition(Healthy, None, "Unreachable", message.clone())
+            }
+            stage => found(Healthy, serves, "ProbeGood", stage),
+        },
+        found(UpToDate, as_declared, "AsDeclared", stage),
         match stage {
             Stage::Stalled(..) | Stage::InstallFailed(_) | Stage::ConfigureFailed(..) => {
                 let (reason, message) = words(stage);
@@ -122,15 +150,6 @@ fn found(kind: ConditionType, holds: bool, because: &str, stage: &Stage) -> Cond
     }
 }
 
-/// Whether the agent's unit is active, by the guest's last word.
-fn active(server: &ServerView) -> Option<bool> {
-    let configured = server.guest.configured.as_ref();
-    let said = || server.guest.hello.as_ref().map(|hello| hello.active);
-    configured
-        .map(|configured| configured.outcome == Ok(true))
-        .or_else(said)
-}
-
 /// Reason and message of a stage.
 pub fn words(stage: &Stage) -> (&str, String) {
     match stage {
@@ -138,6 +157,7 @@ pub fn words(stage: &Stage) -> (&str, String) {
         | Stage::Troubled(reason, message)
         | Stage::Stalled(reason, message)
         | Stage::Deleting(reason, message)
+        | Stage::Unhealthy(reason, message)
         | Stage::Serving(Some((reason, message))) => (reason, message.clone()),
         Stage::ConfigureFailed(reason, message) => (reason, message.clone()),
         Stage::Creating => ("Creating", "a server is being asked for".into()),
@@ -151,7 +171,15 @@ pub fn words(stage: &Stage) -> (&str, String) {
             "Updating",
             "the agent is being given what has changed".into(),
         ),
-        Stage::Serving(None) => ("UnitInactive", "the agent's unit is not active".into()),
+        Stage::Starting(message) if message.is_empty() => (
+            "Starting",
+            "the agent was started and no health probe was good yet".into(),
+        ),
+        Stage::Starting(message) => (
+            "Starting",
+            format!("the agent was started and no health probe was good yet: {message}"),
+        ),
+        Stage::Serving(None) => ("Serving", String::new()),
         Stage::AsBefore => ("NotSeenYet", "nothing is known yet".into()),
         Stage::Gone => ("Gone", "nothing of it is left".into()),
     }

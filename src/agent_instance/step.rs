@@ -1,6 +1,6 @@
 //! The effects that a plan may ask for, each of one kind and each harmless when done twice.
 
-use crate::api::{ProvisioningRecord, VoiceRecord};
+use crate::api::{HealthState, ProvisioningRecord, VoiceRecord};
 
 /// One effect.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +67,15 @@ pub enum Step {
         incarnation: u32,
         /// The epoch that was written down for this.
         epoch: i64,
+    },
+    /// Ask the agent for its health from now on.
+    Probe {
+        /// Id of the server.
+        server: i64,
+        /// The epoch of its configuration.
+        epoch: i64,
+        /// What is known of its health already.
+        presumed: Option<HealthState>,
     },
     /// Take the voice away from a guest.
     Release {

@@ -6,7 +6,8 @@
 use k8s_openapi::jiff::Timestamp;
 
 use super::desired::Agent;
-use crate::api::{AgentInstanceStatus, ProvisioningRecord, VoiceRecord};
+use crate::api::{AgentInstanceStatus, ProvisioningRecord, Timing, VoiceRecord};
+use crate::health::HealthView;
 use crate::hetzner::Place;
 
 /// Everything that a plan for one instance may depend on.
@@ -160,6 +161,8 @@ pub struct GuestView {
     pub configured: Option<Configured>,
     /// When it was last asked to be switched on.
     pub powered: Option<Timestamp>,
+    /// What its probes say; none while it is not probed.
+    pub health: Option<HealthView>,
     /// By when a list is expected to show that it is gone, once this process asked for its deletion.
     pub gone_by: Option<Timestamp>,
     /// The last `release`: the epoch it carried, and whether it was answered.
@@ -194,8 +197,6 @@ pub struct Hello {
     pub epoch: i64,
     /// The config revision and secrets tag that it has applied.
     pub applied: Option<(String, String)>,
-    /// Whether its unit is active.
-    pub active: bool,
 }
 
 /// Where the installation on a server stands.
@@ -247,6 +248,8 @@ pub struct Attempt {
     pub unsettled_until: Option<Timestamp>,
     /// What a look-up by name, begun after the last request, has found.
     pub looked_up: Option<LookUp>,
+    /// When which step was reached, as far as this process knows.
+    pub timings: Vec<Timing>,
 }
 
 /// What a request for a server came to.

@@ -6,12 +6,13 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Duration;
+use super::Service;
 
 /// What runs on each server of a class, and how it gets there.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("!has(self.cloudInit) || self.cloudInit.startsWith('#cloud-config')").message("agent.cloudInit must be a cloud-config document: let its first line be #cloud-config"))]
 #[x_kube(validation = Rule::new("!has(self.update) || self.update.size() == 0 || has(self.source)").message("agent.update runs after a new ref of agent.source: set agent.source, or leave out agent.update"))]
+#[x_kube(validation = Rule::new("!(has(self.sudo) && self.sudo) || ![has(self.service.noNewPrivileges) && self.service.noNewPrivileges, has(self.service.privateDevices) && self.service.privateDevices, has(self.service.protectKernelTunables) && self.service.protectKernelTunables, has(self.service.restrictSUIDSGID) && self.service.restrictSUIDSGID].exists(x, x)").message("agent.sudo does not work in a service with noNewPrivileges, nor with privateDevices, protectKernelTunables or restrictSUIDSGID, which imply it: leave out the one or the other"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentSpec {
     /// The Unix user that the agent runs as; made on the server with a home directory.
@@ -82,7 +83,7 @@ pub struct AgentSpec {
     pub secret_files: Vec<SecretFile>,
 }
 
-fn default_user() -> String {
+pub(super) fn default_user() -> String {
     "agent".into()
 }
 
@@ -136,129 +137,6 @@ pub struct PlainFile {
 
 fn plain_mode() -> String {
     "0644".into()
-}
-
-/// The systemd service that is the agent: the fields of a unit, or a whole `unit`.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("has(self.unit) != has(self.execStart)").message("agent.service needs either execStart (and the other fields) or a whole unit, not both and not neither"))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Service {
-    /// Name of the unit without `.service`.
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    )]
-    #[x_kube(validation = Rule::new("!self.startsWith('agentfleet')").message("agent.service.name must not begin with agentfleet: those units are the operator's"))]
-    #[serde(default = "default_user")]
-    pub name: String,
-    /// A whole systemd unit, instead of the fields below. It must set User= itself. agentfleet adds a drop-in that keeps it from starting on a
-    /// server that does not hold the agent's voice.
-    #[schemars(length(min = 1, max = 16384))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
-    /// Description= of the unit.
-    #[schemars(length(max = 256))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-    /// Program and arguments, one each; the program's path is absolute.
-    #[schemars(length(min = 1, max = 64), inner(length(max = 1024)))]
-    #[x_kube(validation = Rule::new("self[0].startsWith('/')").message("agent.service.execStart must begin with the absolute path of a program"))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exec_start: Option<Vec<String>>,
-    /// Directory that the agent starts in; the source directory, or else its home, when unset.
-    #[schemars(length(min = 1, max = 256), regex(pattern = r"^/"))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub working_directory: Option<String>,
-    /// Paths of EnvironmentFiles; usually secret files of form `env`.
-    #[schemars(
-        length(max = 16),
-        inner(length(min = 2, max = 256), regex(pattern = r"^/"))
-    )]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub environment_files: Vec<String>,
-    /// When systemd starts the agent again; `Always` when unset.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restart: Option<Restart>,
-    /// Pause before such a restart.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restart_sec: Option<Duration>,
-    /// In how many steps that pause grows to `restartMaxDelaySec` (systemd 254 and newer).
-    #[schemars(range(min = 1, max = 100))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restart_steps: Option<i32>,
-    /// The longest pause before a restart (systemd 254 and newer).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restart_max_delay_sec: Option<Duration>,
-    /// The window in which starts are counted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_limit_interval_sec: Option<Duration>,
-    /// How many starts are allowed in that window.
-    #[schemars(range(min = 1, max = 1000))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_limit_burst: Option<i32>,
-    /// How long a stop may take before the agent is killed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout_stop_sec: Option<Duration>,
-    /// What a stop ends beside the agent's main process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kill_mode: Option<KillMode>,
-    /// KillSignal= of the unit, such as `SIGTERM`.
-    #[schemars(length(max = 16), regex(pattern = r"^SIG[A-Z0-9+]+$"))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kill_signal: Option<String>,
-    /// Whether the agent gets a `/tmp` of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub private_tmp: Option<bool>,
-    /// Whether the agent and its children can never gain privileges; excludes sudo.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub no_new_privileges: Option<bool>,
-    /// Which parts of the system the agent cannot write.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protect_system: Option<ProtectSystem>,
-    /// Directories that stay writable under `protectSystem: strict`.
-    #[schemars(
-        length(max = 16),
-        inner(length(min = 2, max = 256), regex(pattern = r"^/"))
-    )]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub read_write_paths: Vec<String>,
-    /// Name of the agent in the journal.
-    #[schemars(length(min = 1, max = 63))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub syslog_identifier: Option<String>,
-}
-
-/// When systemd starts a service again.
-#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Restart {
-    /// Whatever ended it.
-    Always,
-    /// After an unclean end.
-    OnFailure,
-    /// Never.
-    No,
-}
-
-/// What a stop ends beside the agent's main process.
-#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum KillMode {
-    /// Everything that the agent has started.
-    ControlGroup,
-    /// The main process first, and what is left of the rest afterwards.
-    Mixed,
-    /// The main process alone.
-    Process,
-}
-
-/// Which parts of the system the agent cannot write.
-#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ProtectSystem {
-    /// `/usr` and the boot loader.
-    Yes,
-    /// Also `/etc`.
-    Full,
-    /// Everything but `readWritePaths`.
-    Strict,
 }
 
 /// A key that the Secret of an instance holds.

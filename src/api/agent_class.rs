@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AgentSpec, Duration};
+use super::{AgentSpec, Duration, Health};
 
 /// A kind of agent: the software, the machine it runs on, and what instances may ask for. An `AgentInstance` names its class.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,7 @@ use super::{AgentSpec, Duration};
     printcolumn(name = "Available", type_ = "integer", json_path = ".status.readyInstances"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
+#[x_kube(validation = Rule::new("(has(self.health) && has(self.health.http)) == (has(self.firewall.healthFrom) && self.firewall.healthFrom.size() > 0)").message("health.http and firewall.healthFrom belong together: the probe comes from the operator, whose network has to be let in"))]
 #[x_kube(validation = Rule::new("self.ipv4 || self.ipv6 || has(self.network)").message("a server without ipv4, ipv6 and network cannot be reached: allow at least one"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentClassSpec {
@@ -63,6 +64,9 @@ pub struct AgentClassSpec {
     pub bootstrap: Bootstrap,
     /// What runs on each server.
     pub agent: AgentSpec,
+    /// How it is found out whether an agent serves; its unit being active when unset.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub health: Health,
     /// Patience, and what a server's disk is worth.
     #[serde(default, skip_serializing_if = "is_default")]
     pub lifecycle: Lifecycle,

@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::HealthStatus;
+
 /// One agent on one server of its own. Creating it buys the server; deleting it deletes the server and its disk.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -100,6 +102,9 @@ pub struct AgentInstanceStatus {
     /// The server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerStatus>,
+    /// What the health probes say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthStatus>,
     /// Boot revision that the server was created with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_revision: Option<String>,
@@ -109,6 +114,42 @@ pub struct AgentInstanceStatus {
     /// Tag of the secret files that the server has applied; says nothing about their content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_tag: Option<String>,
+    /// When the server of the present incarnation reached which step for the first time; begins anew with each incarnation. A step that nobody
+    /// saw, as during a restart of the operator, is left out.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["step".into()]))]
+    #[schemars(length(max = 10))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timings: Vec<Timing>,
+}
+
+/// The moment at which a server reached a step.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timing {
+    /// `WrittenDown`: the server was announced in `provisioning`. `Requested`: Hetzner was asked for it. `Accepted`: it exists there. `Answered`:
+    /// it proved over SSH who it is. `Installed`: the agent's software is there. `Configured`: the agent has its secrets and was started.
+    /// `Ready`: it serves.
+    pub step: TimingStep,
+    /// When the operator saw it, by the operator's clock.
+    pub at: MicroTime,
+}
+
+/// The steps of a server on its way to an agent that serves, in their order.
+#[derive(
+    JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[expect(
+    missing_docs,
+    reason = "told at the field, where `kubectl explain` shows it"
+)]
+pub enum TimingStep {
+    WrittenDown,
+    Requested,
+    Accepted,
+    Answered,
+    Installed,
+    Configured,
+    Ready,
 }
 
 /// The server that is about to be asked for, or was asked for last.

@@ -9,25 +9,26 @@ mod agent_class;
 mod agent_instance;
 mod conditions;
 mod duration;
+mod health;
 mod hetzner_project;
+mod service;
 
-pub use agent::{
-    AgentSpec, EnvFile, KillMode, PlainFile, ProtectSystem, Restart, SecretFile, SecretKey,
-    Service, Source,
-};
+pub use agent::{AgentSpec, EnvFile, PlainFile, SecretFile, SecretKey, Source};
 pub use agent_class::{
     AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall,
     FirewallRule, Lifecycle, Limits, Override, Protocol,
 };
 pub use agent_instance::{
     AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Overrides, ProvisioningRecord,
-    ServerStatus, VoiceRecord,
+    ServerStatus, Timing, TimingStep, VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};
+pub use health::{ExecProbe, Health, HealthState, HealthStatus, HttpProbe, SystemdProbe};
 pub use hetzner_project::{
     HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef,
 };
+pub use service::{KillMode, ProtectHome, ProtectSystem, Restart, Service};
 
 use kube::CustomResourceExt as _;
 

@@ -26,6 +26,10 @@ use super::protocol::{self, Answered, Command, MAX_ANSWER, Verb};
 /// The login that runs the guest and nothing else.
 pub const LOGIN: &str = "agentfleet";
 
+/// How long a connection may take to come about: a server that boots swallows the first packet, and the system sends the next ones ever more
+/// seldom.
+const CONNECT: Duration = Duration::from_secs(2);
+
 /// How far an act had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
@@ -168,8 +172,9 @@ async fn round_trip(
     call: Call<'_>,
     stage: &mut Stage,
 ) -> Result<(HostKey, Zeroizing<Vec<u8>>), TransportError> {
-    let stream = TcpStream::connect(call.address)
+    let stream = tokio::time::timeout(CONNECT, TcpStream::connect(call.address))
         .await
+        .map_err(|_| TransportError::TimedOut(Stage::Connect))?
         .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
         .map_err(|error| TransportError::from_io(error, Stage::Connect))?;
     let (_leash, stream) = Leash::on(stream);

@@ -22,6 +22,8 @@ pub struct Memory {
     pub admin_keys: BTreeMap<String, Option<String>>,
     /// Whether this process marked the key as its own.
     pub holds: bool,
+    /// When another count of servers was written last.
+    pub counted_at: Option<Instant>,
     /// Steps that failed.
     pub troubles: Troubles,
 }

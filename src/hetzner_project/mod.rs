@@ -170,6 +170,11 @@ async fn report(
     let api: Api<HetznerProject> = Api::all(ctx.clients.write.clone());
     let version = project.resource_version().unwrap_or_default();
     let applied = apply_status(&api, MANAGER, &project.name_any(), &version, new).await?;
+    if let Some(connection) = &observed.connection
+        && former.servers != next.servers
+    {
+        connection.memory().counted_at = Some(std::time::Instant::now());
+    }
     transitions::publish(
         &ctx.events,
         &project.object_ref(&()),

@@ -20,7 +20,7 @@ use crate::{
     context::Context,
     hetzner::{Firewall, ServerId},
     inventory::Presence,
-    kube_ext::{call, error_chain},
+    kube_ext::{COUNTS_PERIOD, call, error_chain},
     labels,
 };
 
@@ -84,7 +84,7 @@ pub async fn observe(
             .iter()
             .filter_map(|instance| claim(instance, &desired.name, connection, &memory))
             .collect();
-        world.seen = Some(seen(ctx, connection, &memory));
+        world.seen = Some(seen(ctx, connection, &memory, world.status.servers));
     }
     Ok(Observed {
         world,
@@ -180,10 +180,14 @@ fn claim(
     })
 }
 
-fn seen(ctx: &Context, connection: &Connection, memory: &Memory) -> Seen {
+fn seen(ctx: &Context, connection: &Connection, memory: &Memory, told: Option<i64>) -> Seen {
     let (now, period) = (Instant::now(), ctx.settings.project_period);
     let (servers, budget) = (connection.inventory.snapshot(), connection.budget.view(now));
     let fresh = connection.firewalls.get(period).filter(|(_, old)| !old);
+    let count = servers.servers().count();
+    let counted = memory
+        .counted_at
+        .filter(|_| told != i64::try_from(count).ok());
     Seen {
         keys: memory.keys.as_ref().map(|(_, keys)| keys.clone()),
         stale: memory
@@ -194,7 +198,9 @@ fn seen(ctx: &Context, connection: &Connection, memory: &Memory) -> Seen {
         key_name: memory.key_name.clone(),
         admin_keys: memory.admin_keys.clone(),
         listed: servers.first_list_done(),
-        servers: servers.servers().count(),
+        servers: count,
+        counts_wait: counted
+            .and_then(|at| COUNTS_PERIOD.checked_sub(now.saturating_duration_since(at))),
         firewalls: fresh.map(|(firewalls, _)| {
             firewalls
                 .iter()

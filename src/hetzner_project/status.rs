@@ -33,8 +33,8 @@ pub fn status(
         },
         identity: plan.identity,
         servers: seen
-            .filter(|seen| seen.listed)
-            .map(|seen| i64::try_from(seen.servers).unwrap_or(i64::MAX))
+            .filter(|seen| seen.listed && seen.counts_wait.is_none())
+            .and_then(|seen| i64::try_from(seen.servers).ok())
             .or(former.servers),
         budget_left: seen
             .and_then(|seen| budget_left(former.budget_left, seen))
@@ -331,5 +331,21 @@ mod tests {
             after(first, usable(), Stage::Usable, 700).paused_until,
             None
         );
+    }
+
+    #[test]
+    fn another_count_waits_until_it_may_be_written() {
+        let mut world = usable();
+        let first = after(
+            HetznerProjectStatus::default(),
+            world.clone(),
+            Stage::Usable,
+            0,
+        );
+        let seen = world.seen.as_mut().unwrap();
+        (seen.servers, seen.counts_wait) = (4, Some(std::time::Duration::from_secs(1)));
+        assert_eq!(after(first.clone(), world.clone(), Stage::Usable, 1), first);
+        world.seen.as_mut().unwrap().counts_wait = None;
+        assert_eq!(after(first, world, Stage::Usable, 2).servers, Some(4));
     }
 }

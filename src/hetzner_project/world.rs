@@ -2,7 +2,7 @@
 //!
 //! Plain data that tests can write down; nothing here reads anything.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 
@@ -69,6 +69,8 @@ pub struct Seen {
     pub listed: bool,
     /// How many servers of the fleet exist.
     pub servers: usize,
+    /// How long another count than before must not be written.
+    pub counts_wait: Option<Duration>,
     /// The firewalls of the fleet, as of a fresh list.
     pub firewalls: Option<Vec<FirewallView>>,
     /// Whether this process marked the key as its own.

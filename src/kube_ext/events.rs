@@ -1,10 +1,11 @@
 //! Kubernetes Events for people, on transitions only, and never in the way of the work.
 //!
 //! Publishing puts an event into a bounded queue and returns; [`EventWriter::run`] writes them one after another. An event that was told a short
-//! while ago, word for word, is not told again; one that finds the queue full is dropped and logged, because an event is a courtesy and the
-//! status is the record.
+//! while ago, word for word, is not told again; one that finds the queue full is dropped, because an event is a courtesy and the status is the
+//! record. The log tells the first that was dropped and, later, how many were.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use super::{call, error_chain};
 
 const CONTROLLER: &str = "agentfleet";
-const QUEUED_MAX: usize = 512;
+const QUEUED_MAX: usize = 2048;
 /// How long the same words about the same object are not said again.
 const REPEAT_WINDOW: Duration = Duration::from_mins(10);
 /// Events above this size are refused by the API server.
@@ -28,6 +29,7 @@ const NOTE_MAX_BYTES: usize = 1024;
 pub struct Events {
     queue: mpsc::Sender<(Event, ObjectReference)>,
     told: Arc<Mutex<HashMap<Told, Instant>>>,
+    dropped: Arc<AtomicU64>,
     repeat_window: Duration,
 }
 
@@ -39,6 +41,7 @@ pub struct EventWriter {
     client: Client,
     reporter: Reporter,
     queue: mpsc::Receiver<(Event, ObjectReference)>,
+    dropped: Arc<AtomicU64>,
 }
 
 impl Events {
@@ -49,16 +52,19 @@ impl Events {
             controller: CONTROLLER.into(),
             instance: Some(instance.into()),
         };
+        let dropped = Arc::default();
         (
             Self {
                 queue: sender,
                 told: Arc::default(),
+                dropped: Arc::clone(&dropped),
                 repeat_window: REPEAT_WINDOW,
             },
             EventWriter {
                 client,
                 reporter,
                 queue: receiver,
+                dropped,
             },
         )
     }
@@ -71,17 +77,9 @@ impl Events {
         if self.told_already(object, &event) {
             return;
         }
-        if let Err(refused) = self.queue.try_send((event, object.clone())) {
-            let (event, object) = match &refused {
-                mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost) => {
-                    lost
-                }
-            };
-            tracing::warn!(
-                reason = event.reason,
-                object = object.name,
-                "event dropped: the queue is full or closed"
-            );
+        let refused = self.queue.try_send((event, object.clone())).is_err();
+        if refused && self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(object = object.name, "event dropped: too many wait");
         }
     }
 
@@ -110,6 +108,12 @@ impl EventWriter {
     /// Writes events until the last [`Events`] is gone and the queue is empty.
     pub async fn run(mut self) {
         while let Some((event, object)) = self.queue.recv().await {
+            if self.queue.is_empty() {
+                let dropped = self.dropped.swap(0, Ordering::Relaxed);
+                if dropped > 0 {
+                    tracing::warn!(dropped, "events are written again");
+                }
+            }
             // A recorder for each: one that lives on answers a new message under a known reason by counting up the old message.
             let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
             if let Err(error) = call("POST events", recorder.publish(&event, &object)).await {
@@ -136,6 +140,7 @@ mod tests {
             Events {
                 queue: sender,
                 told: Arc::default(),
+                dropped: Arc::default(),
                 repeat_window: REPEAT_WINDOW,
             },
             receiver,
@@ -194,6 +199,7 @@ mod tests {
         }
 
         assert_eq!(queue.len(), QUEUED_MAX);
+        assert_eq!(events.dropped.load(Ordering::Relaxed), 1);
     }
 
     #[test]

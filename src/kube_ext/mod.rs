@@ -9,7 +9,9 @@ mod status;
 
 pub use client::{Clients, clients};
 pub use events::{EventWriter, Events};
-pub use status::{Applied, add_finalizer, apply_status, remove_finalizer, status_changed};
+pub use status::{
+    Applied, COUNTS_PERIOD, add_finalizer, apply_status, remove_finalizer, status_changed,
+};
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@
 //! that is gone comes back: a merge patch of a missing object is a 404, where an apply would make it again.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Resource, ResourceExt as _};
@@ -11,6 +12,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{CallError, call};
+
+/// How far apart counts that keep changing are written into a status.
+pub const COUNTS_PERIOD: Duration = Duration::from_secs(10);
 
 /// An object after a status apply.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! The watches of Kubernetes: they fill the stores, wake whoever is concerned, and feed the controllers.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc};
+use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc, stream::BoxStream};
 use k8s_openapi::api::core::v1::Secret;
@@ -9,9 +9,8 @@ use kube::{
     api::ObjectMeta,
     core::PartialObjectMeta,
     runtime::{
-        Controller, PredicateConfig, WatchStreamExt as _,
+        Controller, WatchStreamExt as _,
         controller::{self, Action},
-        predicates,
         reflector::{self, ObjectRef, Store},
         watcher,
     },
@@ -222,13 +221,10 @@ impl Watches {
         let many = controller::Config::default().concurrency(INSTANCES_AT_ONCE);
         let instances = Controller::for_stream(self.instances.objects, self.instances.store)
             .with_config(many)
-            .watches_stream(
-                class_changes(&ctx),
-                users_of_class(ctx.stores.instances.clone()),
-            )
             .reconcile_on(woken.instances)
             .graceful_shutdown_on(stop.clone().cancelled_owned());
-        let classes = Controller::for_stream(self.classes.objects, self.classes.store)
+        let classes = waking_users(self.classes.objects, ctx.stores.clone(), ctx.wake.clone());
+        let classes = Controller::for_stream(classes, self.classes.store)
             .reconcile_on(woken.classes)
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let projects = Controller::for_stream(self.projects.objects, self.projects.store)
@@ -264,30 +260,31 @@ impl Watches {
     }
 }
 
-/// Changes of a class's spec; its status is no news to its instances.
-fn class_changes(
-    ctx: &Context,
+/// Looks at the instances of a class when its spec changes; its status is no news to them.
+///
+/// On the very stream that fills the store: another watch might tell them before the store shows it, and nobody would tell them again.
+fn waking_users(
+    classes: BoxStream<'static, Result<AgentClass, watcher::Error>>,
+    stores: Stores,
+    wake: Wake,
 ) -> impl Stream<Item = Result<AgentClass, watcher::Error>> + Send + 'static {
-    watcher(
-        Api::<AgentClass>::all(ctx.clients.read.clone()),
-        watcher::Config::default(),
-    )
-    .default_backoff()
-    .touched_objects()
-    .predicate_filter(predicates::generation, PredicateConfig::default())
-}
-
-fn users_of_class(
-    instances: Store<AgentInstance>,
-) -> impl Fn(AgentClass) -> Vec<ObjectRef<AgentInstance>> + Send + Sync + 'static {
-    move |class| {
+    let mut seen = HashMap::new();
+    classes.inspect_ok(move |class| {
         let name = class.name_any();
-        let instances = instances.state().into_iter();
-        let users = instances.filter(|instance| instance.spec.class_name == name);
-        users
-            .map(|instance| ObjectRef::from_obj(&*instance))
-            .collect()
-    }
+        let exists = stores.classes.get(&ObjectRef::from_obj(class)).is_some();
+        let spec = (class.uid(), class.metadata.generation, exists);
+        if seen.insert(name.clone(), spec.clone()) == Some(spec) {
+            return;
+        }
+        for instance in stores.instances.state() {
+            if instance.spec.class_name == name {
+                wake.instance(
+                    &instance.namespace().unwrap_or_default(),
+                    &instance.name_any(),
+                );
+            }
+        }
+    })
 }
 
 /// Runs a controller to its end; every look shows that the process is alive.

@@ -10,6 +10,7 @@ use super::{
     Performer,
 };
 use crate::{
+    api::HealthState,
     error::Setback,
     guest::{
         bundle::Configure,
@@ -17,6 +18,7 @@ use crate::{
         proof::{Accept, Unproven},
         transport::Pinned,
     },
+    health::Target,
     keys::ServerKeys,
     kube_ext, labels,
     secret_files::SecretData,
@@ -171,17 +173,33 @@ impl Performer<'_> {
         Ok(())
     }
 
-    pub(super) fn release(&self, id: i64, epoch: i64) -> Result<(), Setback> {
+    pub(super) fn probe(
+        &self,
+        id: i64,
+        epoch: i64,
+        presumed: Option<HealthState>,
+    ) -> Result<(), Setback> {
+        let target = Target {
+            health: self.agent()?.0.health.clone(),
+            server: self.known_guest(id)?,
+            epoch,
+        };
+        let key = GuestKey::new(self.identity(), id);
+        self.ctx.talks.probes.watch(key, target, presumed);
+        Ok(())
+    }
+
+    /// A guest whose host key is pinned.
+    fn known_guest(&self, id: i64) -> Result<Pinned, Setback> {
         let server = self.server(id)?;
         let (guest, _) = self.guest(server)?;
-        let Some(host_key) = self.pinned(server)? else {
-            return Err(Setback::passing(
-                "HostKeyUnproven",
-                "its host key is not pinned",
-            ));
-        };
+        let unproven = || Setback::passing("HostKeyUnproven", "its host key is not pinned");
+        Ok(guest.pinned(self.pinned(server)?.ok_or_else(unproven)?))
+    }
+
+    pub(super) fn release(&self, id: i64, epoch: i64) -> Result<(), Setback> {
+        let pinned = self.known_guest(id)?;
         self.remember(|memory| memory.fresh_epoch = None);
-        let pinned: Pinned = guest.pinned(host_key);
         self.ctx.talks.order(
             GuestKey::new(self.identity(), id),
             talk::release(pinned, epoch),

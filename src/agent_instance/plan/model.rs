@@ -17,7 +17,8 @@ use crate::{
         status::status,
         world::{Configured, GuestView},
     },
-    api::AgentInstanceStatus,
+    api::{AgentInstanceStatus, Timing, TimingStep},
+    health::HealthView,
 };
 
 const SETTLE: Duration = Duration::from_mins(2);
@@ -111,11 +112,12 @@ impl Model {
     fn look(&mut self, desired: &Desired) -> Plan {
         let world = self.world();
         let plan = plan(desired, &world, FLEET, self.now);
+        let current = world.servers.iter().max_by_key(|server| server.incarnation);
+        let next = status(&world, current, &plan.stage, Some(1), self.now);
+        self.memory.attempt.timings.clone_from(&next.timings);
         for step in &plan.steps {
             self.perform(step);
         }
-        let current = world.servers.iter().max_by_key(|server| server.incarnation);
-        let next = status(&world, current, &plan.stage, Some(1), self.now);
         let (provisioning, voice) = (self.status.provisioning.take(), self.status.voice.take());
         self.status = AgentInstanceStatus {
             provisioning,
@@ -168,6 +170,18 @@ impl Model {
                 incarnation,
                 epoch,
             } => self.configure(*server, *incarnation, *epoch),
+            Step::Probe {
+                server,
+                epoch,
+                presumed,
+            } => {
+                self.memory.guest(*server).view.health = Some(HealthView {
+                    health: super::tests::agent().health,
+                    epoch: *epoch,
+                    state: presumed.or(Some(HealthState::Healthy)),
+                    words: String::new(),
+                });
+            }
             Step::Release {
                 server,
                 incarnation,
@@ -219,7 +233,6 @@ impl Model {
             armed: guest.armed.then_some(incarnation),
             epoch: guest.epoch,
             applied: guest.applied,
-            active: guest.armed,
             ..Hello::default()
         });
     }
@@ -234,7 +247,9 @@ impl Model {
             epoch,
             applied: Some(sent.clone()),
         };
-        self.memory.guest(server).view.configured = Some(Configured {
+        let view = &mut self.memory.guest(server).view;
+        view.health = None;
+        view.configured = Some(Configured {
             epoch,
             sent,
             outcome: Ok(true),
@@ -291,9 +306,20 @@ proptest! {
         model.settle(&desired, &[]);
         prop_assert_eq!(model.alive.len(), 1, "a late answer's server is not left behind");
         prop_assert!(model.alive.values().all(|guest| guest.armed));
+        let timings = model.status.timings.clone();
+        let in_order = |pair: &[Timing]| pair[0].step < pair[1].step && pair[0].at.0 <= pair[1].at.0;
+        prop_assert!(timings.windows(2).all(in_order), "{:?}", timings);
+        let ends = [timings.first(), timings.last()].map(|timing| timing.map(|timing| timing.step));
+        prop_assert_eq!(ends, [Some(TimingStep::WrittenDown), Some(TimingStep::Ready)]);
         model.forget();
         let plan = model.look(&desired);
-        prop_assert_eq!(plan.steps, vec![], "a restart changes nothing");
+        prop_assert!(
+            matches!(plan.steps[..], [Step::Probe { presumed: Some(HealthState::Healthy), .. }]),
+            "a restart changes nothing: {:?}",
+            plan
+        );
+        prop_assert_eq!(plan.stage, Stage::Serving(None));
+        prop_assert_eq!(&model.status.timings, &timings, "nor any time");
     }
 
     #[test]

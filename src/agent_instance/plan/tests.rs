@@ -1,11 +1,12 @@
 //! Each line of the plan, as a table.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use super::*;
 use crate::{
     agent_instance::world::{Attempt, ConfigureFailure, Configured, GuestView, LookUp},
-    api::{AgentClass, AgentInstance},
+    api::{AgentClass, AgentInstance, HealthStatus},
+    health::HealthView,
 };
 
 pub(super) const FLEET: &str = "fleet";
@@ -183,6 +184,17 @@ fn serving() -> World {
     });
     world.status.config_revision = Some(agent().config_revision);
     world.status.secrets_tag = Some("tag".into());
+    probed(world, Some(HealthState::Healthy))
+}
+
+/// What the probes say of the agent of [`serving`].
+fn probed(mut world: World, state: Option<HealthState>) -> World {
+    world.servers[0].guest.health = Some(HealthView {
+        health: agent().health,
+        epoch: 3,
+        state,
+        words: "says why".into(),
+    });
     world
 }
 
@@ -526,6 +538,80 @@ fn i4_a_serving_instance_is_left_alone() {
 }
 
 #[test]
+fn i6_whether_an_agent_serves_is_what_its_probes_say() {
+    let unhealthy = |reason| Stage::Unhealthy(reason, "says why".into());
+    for (state, expected) in [
+        (Some(HealthState::Healthy), Stage::Serving(None)),
+        (Some(HealthState::Degraded), Stage::Serving(None)),
+        (Some(HealthState::Failed), unhealthy("ProbeFailed")),
+        (Some(HealthState::Unknown), unhealthy("Unreachable")),
+        (None, Stage::Starting("says why".into())),
+    ] {
+        let plan = present(&probed(serving(), state));
+        assert_eq!(
+            (plan.steps.as_slice(), plan.stage),
+            ([].as_slice(), expected)
+        );
+    }
+}
+
+#[test]
+fn an_agent_is_probed_as_declared_and_presumed_to_be_as_it_was_last_known() {
+    let up = |epoch| Configured {
+        epoch,
+        sent: (agent().config_revision, "tag".into()),
+        outcome: Ok(true),
+    };
+    let over_http = {
+        let mut agent = agent();
+        agent.health.http = serde_json::from_value(serde_json::json!({"port": 80})).unwrap();
+        ClassView::Usable(Box::new(agent))
+    };
+    let with = |mut world: World, change: &dyn Fn(&mut GuestView)| {
+        change(&mut world.servers[0].guest);
+        world
+    };
+    let unprobed = with(serving(), &|guest| guest.health = None);
+    let just_configured = with(unprobed.clone(), &|guest| guest.configured = Some(up(3)));
+    let mut told = unprobed.clone();
+    told.status.health = Some(HealthStatus {
+        state: HealthState::Failed,
+        since: Time(now()),
+    });
+    let failing = probed(serving(), Some(HealthState::Failed));
+    let older = with(serving(), &|guest| {
+        guest.health.as_mut().unwrap().epoch = 2;
+    });
+    for (what, world, presumed) in [
+        ("nothing is known", unprobed, None),
+        (
+            "systemd said so",
+            just_configured.clone(),
+            Some(HealthState::Healthy),
+        ),
+        (
+            "it may not answer yet",
+            changed!(just_configured, class = over_http.clone()),
+            None,
+        ),
+        ("the status says so", told, Some(HealthState::Failed)),
+        (
+            "another probe said so",
+            changed!(failing, class = over_http),
+            Some(HealthState::Failed),
+        ),
+        ("another configuration is another agent", older, None),
+    ] {
+        let step = Step::Probe {
+            server: 41,
+            epoch: 3,
+            presumed,
+        };
+        assert_eq!(present(&world).steps, [step], "{what}");
+    }
+}
+
+#[test]
 fn a_guest_is_greeted_before_it_is_given_anything_new() {
     let world = changed!(serving(), status.secrets_tag = Some("old".into()));
     let plan = present(&world);
@@ -789,7 +875,9 @@ fn i2_a_late_server_below_the_holder_of_the_voice_is_deleted() {
         epoch: 3,
     });
     world.status.server.as_mut().unwrap().id = 42;
-    world.servers = vec![server(1), server(2)];
+    let mut speaker = server(2);
+    speaker.guest = world.servers.remove(0).guest;
+    world.servers = vec![server(1), speaker];
     assert_eq!(
         present(&world).steps,
         [Step::DeleteServer {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     api::TokenSecretRef,
-    hetzner_project::world::{Claim, FirewallView},
+    hetzner_project::world::{Claim, FirewallView, KeyName},
     trouble::Trouble,
 };
 

@@ -3,10 +3,11 @@
 //! A test ends with [`Bed::finish`], which checks what must hold in every test; a bed that goes without it says what the operator said last and
 //! leaves its directory under `target/bed/`.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hetzner_sim::{Config, Control, MachineKind, Simulator};
+use hetzner_sim::{Config, Control, MachineKind, Simulator, StartError};
 use serde_json::{Value, json};
 
 use crate::audit::Audit;
@@ -15,10 +16,9 @@ use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::instance::Instance;
 use crate::late_watch::LateWatch;
-use crate::operator::{Operator, Pace, Setup, write_private};
+use crate::operator::{Operator, Pace, Setup, status_of, write_private};
 use crate::oracle::{self, Canaries};
-use crate::voices::Voices;
-use crate::{manifests, place, wait};
+use crate::{manifests, place, voices, wait};
 
 /// Namespace of the instances.
 pub const TENANT: &str = "tenant";
@@ -63,6 +63,22 @@ pub fn quick_cloud() -> Config {
     }
 }
 
+/// A cloud whose machines are real, or why they cannot be had here, which with `CI=true` is a failure.
+///
+/// # Errors
+/// As said.
+pub async fn real_cloud() -> Outcome<Result<Simulator, StartError>> {
+    let cloud = Config {
+        machines: MachineKind::Nspawn,
+        ..quick_cloud()
+    };
+    let started = Simulator::start(cloud).await;
+    match started {
+        Err(error) if std::env::var("CI").as_deref() == Ok("true") => Err(error.into()),
+        started => Ok(started),
+    }
+}
+
 /// All that a test needs.
 pub struct Bed {
     /// The operator.
@@ -74,7 +90,6 @@ pub struct Bed {
     /// Values that must be found nowhere but where they are declared.
     pub canaries: Canaries,
     late: Option<LateWatch>,
-    pub(crate) voices: Voices,
     simulator: Arc<Simulator>,
     dir: PathBuf,
     finished: bool,
@@ -91,6 +106,29 @@ impl Bed {
         let bed = Self::with(Options::default()).await?;
         bed.apply_basics().await?;
         Ok(bed)
+    }
+
+    /// Like [`Bed::start`], on real machines; none, and said so, where they cannot be had. With `CI=true` that is a failure.
+    ///
+    /// # Errors
+    /// Fails when a part cannot be started.
+    pub async fn start_real() -> Outcome<Option<Self>> {
+        let simulator = match real_cloud().await? {
+            Ok(simulator) => simulator,
+            Err(error) => {
+                let test = std::thread::current();
+                let test = test.name().unwrap_or_default();
+                eprintln!("{test}: skipped: needs root and real machines: {error}");
+                return Ok(None);
+            }
+        };
+        let bed = Self::with(Options {
+            simulator: Some(Arc::new(simulator)),
+            ..Options::default()
+        })
+        .await?;
+        bed.apply_basics().await?;
+        Ok(Some(bed))
     }
 
     /// A bed without any object but the namespace of the instances.
@@ -135,21 +173,21 @@ impl Bed {
         }
         write_private(&kubeconfig, &access.to_string())?;
         let (endpoint, guest_port) = (simulator.endpoint(), simulator.ssh_port());
+        let host = simulator.host();
         let operator = Operator::new(Setup {
             kubeconfig,
             endpoint,
             guest_port,
+            host,
             pace: options.pace,
             dir: dir.clone(),
         })?;
-        let voices = Voices::listen(simulator.control(), dir.join("voices"))?;
         let mut bed = Self {
             operator,
             cluster,
             audit,
             canaries: Canaries::default(),
             late,
-            voices,
             simulator,
             dir,
             finished: false,
@@ -171,8 +209,23 @@ impl Bed {
         self.cluster
             .apply(&manifests::project(manifests::PROJECT))
             .await?;
-        self.cluster.apply(&manifests::class()).await?;
+        self.cluster.apply(&self.class()).await?;
         Ok(())
+    }
+
+    /// The class that most tests have, open to this host.
+    pub fn class(&self) -> Value {
+        let mut class = manifests::class();
+        let host = self.host();
+        if host != Ipv4Addr::LOCALHOST {
+            class["spec"]["firewall"]["sshFrom"] = json!([format!("{host}/32")]);
+        }
+        class
+    }
+
+    /// Address of this host, as machines reach it.
+    pub fn host(&self) -> Ipv4Addr {
+        self.simulator.host()
     }
 
     /// Sets the token of a project.
@@ -282,6 +335,30 @@ impl Bed {
             .mutations(0)
             .last()
             .map_or(0, |mutation| mutation.seq)
+    }
+
+    /// A request to the cloud as a person with the first project's token makes it.
+    ///
+    /// # Errors
+    /// Fails when it is refused.
+    pub async fn at_hetzner(&self, method: &str, path: &str, body: &Value) -> Outcome {
+        let endpoint = self.simulator.endpoint();
+        let url = endpoint.trim_start_matches("http://");
+        let (address, base) = url.split_once('/').unwrap_or((url, ""));
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let request = format!(
+            "{method} /{base}{path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let status = status_of(address.parse()?, &request).await;
+        ensure(status.is_some_and(|status| status < 300), || {
+            format!("{method} {path}: {status:?}")
+        })
     }
 
     /// How often a route was asked, whatever the answer.
@@ -444,7 +521,7 @@ impl Bed {
     /// As [`Self::finish`].
     pub async fn finish_after_a_late_server(mut self) -> Outcome {
         self.operator.check_alive()?;
-        self.voices.one_voice(&self.cloud().lives())?;
+        voices::one_voice(&self.cloud())?;
         oracle::no_root_password(&self.cloud().projects())?;
         self.canaries.are_nowhere_else(&self).await?;
         self.finished = true;

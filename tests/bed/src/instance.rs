@@ -1,10 +1,12 @@
 //! One instance of a bed, as those see it who wrote it, and as its machine tells.
 
+use hetzner_sim::Shell;
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, TENANT};
 use crate::failure::{Failure, Outcome, ensure};
-use crate::oracle;
+use crate::wait::PATIENCE;
+use crate::{oracle, voices};
 
 /// One instance of a bed.
 pub struct Instance<'a> {
@@ -54,9 +56,12 @@ impl<'a> Instance<'a> {
                 .is_some_and(|ready| ready["status"] == "True"))
         });
         if let Err(failure) = waited.await {
+            let status = self.status().await?;
+            let id = status["server"]["id"].as_u64().unwrap_or_default();
+            // Of a real machine.
+            let console = self.bed.cloud().console(id).unwrap_or_default();
             return Err(Failure::new(format!(
-                "{failure}; its status is {:#}",
-                self.status().await?
+                "{failure}; its status is {status:#}{console}"
             )));
         }
         self.serves().await
@@ -70,7 +75,7 @@ impl<'a> Instance<'a> {
         let id = self.status().await?["server"]["id"]
             .as_u64()
             .ok_or_else(|| Failure::new("Ready without a server"))?;
-        ensure(self.bed.voices.speaks(id)?, || {
+        ensure(voices::speaks(&self.bed.cloud(), id), || {
             format!(
                 "{} is Ready and its agent does not run on server {id}",
                 self.name
@@ -109,11 +114,7 @@ impl<'a> Instance<'a> {
     /// # Errors
     /// Fails when it has no server.
     pub async fn file(&self, path: &str) -> Outcome<Option<String>> {
-        let status = self.status().await?;
-        let id = status["server"]["id"]
-            .as_u64()
-            .ok_or_else(|| Failure::new(format!("{} has no server", self.name)))?;
-        let root = self.bed.cloud().machine(id)?.root;
+        let root = self.bed.cloud().machine(self.server().await?)?.root;
         Ok(std::fs::read_to_string(root.join(path.trim_start_matches('/'))).ok())
     }
 
@@ -134,6 +135,53 @@ impl<'a> Instance<'a> {
                     .is_some_and(|content| content.contains(text)))
             })
             .await
+    }
+
+    /// What a command, run as root on its real machine, writes; it must end well.
+    ///
+    /// # Errors
+    /// Fails when the machine is not up, or with what the command says.
+    pub async fn shell(&self, command: &str) -> Outcome<String> {
+        let shell = Shell {
+            command: command.to_owned(),
+            ..Shell::default()
+        };
+        let (cloud, server) = (self.bed.cloud(), self.server().await?);
+        // A machine that loses its power meanwhile never answers.
+        let ran = tokio::time::timeout(PATIENCE, cloud.shell(server, &shell));
+        let ran = ran
+            .await
+            .map_err(|_| Failure::new(format!("{command}: no end")))??;
+        ensure(ran.exit == 0, || format!("{command}: {}", ran.output))?;
+        Ok(ran.output)
+    }
+
+    /// Orders something of its server at Hetzner, as a person would in the Console.
+    ///
+    /// # Errors
+    /// Fails with what the API says.
+    pub async fn act(&self, command: &str, body: Value) -> Outcome {
+        let path = format!("/servers/{}/actions/{command}", self.server().await?);
+        self.bed.at_hetzner("POST", &path, &body).await
+    }
+
+    /// Waits until a condition is True.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn is(&self, kind: &str) -> Outcome {
+        let what = format!("{} is {kind}", self.name);
+        self.bed
+            .wait_until(&what, async || {
+                Ok(oracle::condition(&self.status().await?, kind)
+                    .is_some_and(|found| found["status"] == "True"))
+            })
+            .await
+    }
+
+    async fn server(&self) -> Outcome<u64> {
+        let id = self.status().await?["server"]["id"].as_u64();
+        id.ok_or_else(|| Failure::new(format!("{} has no server", self.name)))
     }
 
     /// Sets an annotation, as the admin.

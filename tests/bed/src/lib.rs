@@ -9,10 +9,12 @@
 //!
 //! Nothing here uses a type of the operator: what it is told and what it did are read where others read them.
 
+mod agent_repository;
 mod audit;
 mod bed;
 mod cluster;
 mod control_plane;
+mod env_files;
 mod failure;
 mod impostor;
 mod instance;
@@ -24,15 +26,16 @@ mod place;
 mod voices;
 mod wait;
 
+pub use agent_repository::{AGENT_REFS, AgentRepository};
 pub use audit::{Audit, Write};
-pub use bed::{Bed, Options, TENANT, TOKEN, quick_cloud};
+pub use bed::{Bed, Options, TENANT, TOKEN, quick_cloud, real_cloud};
 pub use cluster::{Cluster, from_yaml};
 pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns, end_idle};
+pub use env_files::{HARD_VALUES, service_environment};
 pub use failure::{Failure, Outcome, ensure};
 pub use impostor::{Heard, Impostor};
 pub use instance::Instance;
 pub use late_watch::LateWatch;
 pub use operator::{Call, FLEET, Moment, Operator, Pace, Setup, status_of, write_private};
-pub use place::{built, free_port, operator, project, scratch};
-pub use voices::Voices;
+pub use place::{built, free_port, machine_root, operator, project, scratch};
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};

@@ -68,6 +68,8 @@ pub struct Setup {
     pub endpoint: String,
     /// Port of SSH on machines.
     pub guest_port: u16,
+    /// Address of this host, as machines reach it.
+    pub host: Ipv4Addr,
     /// Its periods and windows.
     pub pace: Pace,
     /// Directory for its log.
@@ -125,13 +127,11 @@ impl Operator {
     /// # Errors
     /// Fails when no port is free.
     pub fn new(setup: Setup) -> Outcome<Self> {
-        let local =
-            || Ok::<_, Failure>(SocketAddr::from((Ipv4Addr::LOCALHOST, place::free_port()?)));
         Ok(Self {
-            setup,
             child: Mutex::default(),
-            http: local()?,
-            phone_home: local()?,
+            http: (Ipv4Addr::LOCALHOST, place::free_port()?).into(),
+            phone_home: (setup.host, place::free_port()?).into(),
+            setup,
         })
     }
 

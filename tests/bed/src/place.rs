@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::failure::{Outcome, ensure};
@@ -22,6 +23,24 @@ pub fn built(path: &str, how: &str) -> Outcome<PathBuf> {
         format!("{} is missing: run `make {how}`", program.display())
     })?;
     Ok(program)
+}
+
+/// The root that real machines boot, with real programs to run in it; none, and a word on the missing parts, where it cannot be used.
+///
+/// # Errors
+/// Fails instead where `CI=true` says that nothing may be left out.
+pub fn machine_root() -> Outcome<Option<PathBuf>> {
+    let root = project().join("target/machine-root/current");
+    let user = Command::new("id").arg("-u").output()?.stdout;
+    if user == b"0\n" && root.is_dir() {
+        return Ok(Some(root));
+    }
+    let missing = "needs root and `make machine-root`";
+    ensure(std::env::var("CI").as_deref() != Ok("true"), || {
+        missing.into()
+    })?;
+    eprintln!("skipped: {missing}");
+    Ok(None)
 }
 
 /// The operator that was built together with the program that runs now.

@@ -102,6 +102,18 @@ impl Location {
         })
     }
 
+    /// The data centre that a server's metadata still names.
+    pub(crate) fn data_centre(&self) -> &'static str {
+        match self.name {
+            "nbg1" => "nbg1-dc3",
+            "hel1" => "hel1-dc2",
+            "ash" => "ash-dc1",
+            "hil" => "hil-dc1",
+            "sin" => "sin-dc1",
+            _ => "fsn1-dc14",
+        }
+    }
+
     /// Prices outside Europe are higher; in percent of the European price.
     fn price_level(&self) -> u64 {
         match self.network_zone {

@@ -11,6 +11,7 @@ use crate::faults::{ActionFault, Chosen};
 use crate::machines::fleet::Fleet;
 use crate::rate_limit::Allowance;
 use crate::request::Request;
+use crate::servers::Status;
 use crate::state::{Access, State};
 
 /// The running cloud; shared by the API, the control endpoints and the library's user.
@@ -105,12 +106,25 @@ impl Cloud {
         reply
     }
 
-    /// Passes orders on, in the order they were given.
+    /// Passes orders on, in the order they were given, after what their firewalls let pass.
     pub(crate) fn tell_machines(&self, state: &mut State) {
+        if let Some(real) = self.fleet.as_ref().and_then(Fleet::real) {
+            real.enforce(state.walls());
+        }
         for order in state.orders.drain(..) {
             if let Some(fleet) = &self.fleet {
                 fleet.give(order);
             }
+        }
+    }
+
+    /// A machine went off by itself; its server is shown so where it was to be running.
+    pub(crate) fn went_off(&self, server: u64) {
+        let mut state = self.lock();
+        if let Some(server) = state.find_server_mut(server)
+            && matches!(server.plan.last(), Some((_, Status::Running)))
+        {
+            server.plan = vec![(Timestamp::now(), Status::Off)];
         }
     }
 

@@ -52,6 +52,8 @@ impl FromStr for Spread {
 pub enum MachineKind {
     /// An SSH server each, that runs the guest program in a scratch directory.
     Fake,
+    /// A real Debian each, in systemd-nspawn; needs root.
+    Nspawn,
     /// Nothing: the API alone.
     None,
 }
@@ -76,11 +78,11 @@ pub struct Config {
     #[arg(long, value_enum, default_value = "none")]
     pub machines: MachineKind,
 
-    /// Network of the servers' addresses, `127.N.0.0/16`; by default the first free N from 32 to 250.
+    /// Network of the servers' addresses, `127.N.0.0/16` (real machines: `10.N.0.0/16`); by default the first free N.
     #[arg(long, value_name = "CIDR")]
     pub machine_net: Option<String>,
 
-    /// Port on which machines answer SSH.
+    /// Port on which machines answer SSH; real ones always do on 22.
     #[arg(long, default_value_t = 2222)]
     pub ssh_port: u16,
 
@@ -96,11 +98,15 @@ pub struct Config {
     #[arg(long, value_name = "PATH", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../src/guest/program.py"))]
     pub guest: PathBuf,
 
+    /// The root that real machines share; `make machine-root` makes it.
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/machine-root/current"))]
+    pub machine_root: PathBuf,
+
     /// Directory for the machines' scratch directories; by default one that goes with the simulator.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// File to write once everything answers: JSON with `endpoint`, `machineNet`, `sshPort`.
+    /// File to write once everything answers: JSON with `endpoint`, `control`, `machineNet`, `host`, `sshPort`.
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
 

@@ -29,6 +29,9 @@ pub enum ControlError {
     /// The API itself would not take this.
     #[error("{0}")]
     Refused(String),
+    /// Only real machines can do this.
+    #[error("this simulator has no real machines")]
+    NotReal,
     /// This simulator runs without machines.
     #[error("this simulator has no machines")]
     NoMachines,

@@ -16,13 +16,14 @@ use crate::cloud::Cloud;
 use crate::control::{Control, ControlError};
 use crate::faults::FaultRule;
 use crate::machines::fleet::MachineFaults;
+use crate::machines::nspawn::Shell;
 
 impl IntoResponse for ControlError {
     fn into_response(self) -> Response {
         let status = match self {
             Self::Unknown { .. } => StatusCode::NOT_FOUND,
             Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::NoMachines => StatusCode::CONFLICT,
+            Self::NoMachines | Self::NotReal => StatusCode::CONFLICT,
         };
         (status, Json(json!({"error": self.to_string()}))).into_response()
     }
@@ -221,6 +222,22 @@ fn server_routes() -> Router<Arc<Cloud>> {
         .route(
             "/_sim/servers/{id}/kill",
             post(|control: Control, Path(id): Path<u64>| async move { done(control.kill(id)) }),
+        )
+        .route(
+            "/_sim/servers/{id}/console",
+            get(|control: Control, Path(id): Path<u64>| async move {
+                control
+                    .console(id)
+                    .map(|output| Json(json!({"output": output})))
+            }),
+        )
+        .route(
+            "/_sim/servers/{id}/shell",
+            post(
+                |control: Control, Path(id): Path<u64>, Json(shell): Json<Shell>| async move {
+                    control.shell(id, &shell).await.map(|ran| Json(json!(ran)))
+                },
+            ),
         )
         .route(
             "/_sim/servers/{id}/user_data",

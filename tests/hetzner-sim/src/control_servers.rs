@@ -1,6 +1,8 @@
 //! What a test may do to single servers and their machines.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,12 +12,20 @@ use crate::api::Call;
 use crate::control::{Control, ControlError, unknown};
 use crate::labels::{self, Labels};
 use crate::ledger::Origin;
-use crate::machines::fleet::{Fleet, MachineFaults, MachineView};
+use crate::machines::fleet::{Fleet, MachineError, MachineFaults, MachineView};
+use crate::machines::nspawn::{Machine, NspawnFleet, Shell, ShellAnswer};
 use crate::machines::voice::VoiceChange;
 use crate::machines::{Order, What};
 use crate::request::Request;
 use crate::server_create;
 use crate::servers::{self, Status};
+
+fn on_machine(server: u64, error: MachineError) -> ControlError {
+    match error {
+        MachineError::Unknown => unknown("machine", server),
+        other => ControlError::Refused(other.to_string()),
+    }
+}
 
 impl Control {
     /// Creates a server that is not the operator's doing; `body` is that of `POST /servers`.
@@ -74,7 +84,10 @@ impl Control {
         new: &BTreeMap<String, String>,
     ) -> Result<(), ControlError> {
         labels::check(new).map_err(|error| ControlError::Refused(error.to_string()))?;
-        self.with_server(server, |server| server.labels = Labels::clone(new))
+        self.with_server(server, |server| server.labels = Labels::clone(new))?;
+        // Firewalls may reach it by its labels.
+        self.cloud.tell_machines(&mut self.cloud.lock());
+        Ok(())
     }
 
     /// Blocks or unblocks the IPv4 address of a server, as Hetzner does after abuse.
@@ -147,11 +160,10 @@ impl Control {
         faults: MachineFaults,
     ) -> Result<(), ControlError> {
         let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
-        self.with_server(server, |found| found.ignores_acpi = faults.frozen)?;
         fleet
             .set_faults(server, faults)
-            .then_some(())
-            .ok_or(unknown("machine", server))
+            .map_err(|error| on_machine(server, error))?;
+        self.with_server(server, |found| found.ignores_acpi = faults.frozen)
     }
 
     /// Gives a machine another host key; `on_disk` tells whether the machine itself knows of it.
@@ -162,8 +174,7 @@ impl Control {
         let fleet = self.cloud.fleet.as_ref().ok_or(ControlError::NoMachines)?;
         fleet
             .change_host_key(server, on_disk)
-            .then_some(())
-            .ok_or(unknown("machine", server))
+            .map_err(|error| on_machine(server, error))
     }
 
     /// One machine: address, host key, what it is doing.
@@ -184,6 +195,61 @@ impl Control {
             .as_ref()
             .map(Fleet::voices)
             .unwrap_or_default()
+    }
+
+    /// The console output of a real machine, over all its boots.
+    ///
+    /// # Errors
+    /// When there is no such real machine.
+    pub fn console(&self, server: u64) -> Result<String, ControlError> {
+        self.real_machine(server)?
+            .console_output()
+            .map_err(|error| on_machine(server, error))
+    }
+
+    /// Runs a command in a real machine and waits for its end.
+    ///
+    /// # Errors
+    /// When there is no such real machine, or it is not up.
+    pub async fn shell(&self, server: u64, shell: &Shell) -> Result<ShellAnswer, ControlError> {
+        let machine = self.real_machine(server)?;
+        let answer = machine.shell(shell).await;
+        answer.map_err(|error| on_machine(server, error))
+    }
+
+    /// What is put before a command for it to run on the router between host and real machines, as
+    /// somebody in the middle would: it may hold any address (`ip address add … dev lo`), also one of a
+    /// machine, whose packets then end there.
+    ///
+    /// # Errors
+    /// When the machines are not real.
+    pub fn on_router(&self) -> Result<Vec<String>, ControlError> {
+        Ok(self.real()?.on_router())
+    }
+
+    /// Lets new connections to a real machine's SSH end elsewhere, until it is told `None`.
+    ///
+    /// # Errors
+    /// When there is no such real machine.
+    pub async fn divert_ssh(
+        &self,
+        server: u64,
+        to: Option<SocketAddrV4>,
+    ) -> Result<(), ControlError> {
+        self.real()?
+            .divert(server, to)
+            .await
+            .map_err(|error| on_machine(server, error))
+    }
+
+    fn real(&self) -> Result<&NspawnFleet, ControlError> {
+        let real = self.cloud.fleet.as_ref().and_then(Fleet::real);
+        real.ok_or(ControlError::NotReal)
+    }
+
+    fn real_machine(&self, server: u64) -> Result<Arc<Machine>, ControlError> {
+        let machine = self.real()?.machine(server);
+        machine.ok_or(unknown("machine", server))
     }
 
     /// All machines.

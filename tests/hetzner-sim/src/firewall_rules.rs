@@ -15,12 +15,12 @@ const MAX_CIDRS: usize = 100;
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
-    description: Option<String>,
-    direction: String,
-    protocol: String,
-    port: Option<String>,
-    source_ips: Vec<String>,
-    destination_ips: Vec<String>,
+    pub(crate) description: Option<String>,
+    pub(crate) direction: String,
+    pub(crate) protocol: String,
+    pub(crate) port: Option<String>,
+    pub(crate) source_ips: Vec<String>,
+    pub(crate) destination_ips: Vec<String>,
 }
 
 impl Rule {

@@ -140,6 +140,13 @@ pub(crate) fn of_server(project: &Project, server: &Server) -> Vec<Value> {
         .collect()
 }
 
+/// The rules that count for a server; nothing where no firewall is applied to it.
+pub(crate) fn rules_of(project: &Project, server: &Server) -> Option<Vec<Rule>> {
+    let on = project.firewalls.values().filter(|f| f.reaches(server));
+    let rules: Vec<&[Rule]> = on.map(|firewall| firewall.rules.as_slice()).collect();
+    (!rules.is_empty()).then(|| rules.concat())
+}
+
 /// Applies firewalls to a server, as `POST /servers` does.
 pub(crate) fn attach(project: &mut Project, firewalls: &[u64], server: u64) {
     for id in firewalls {

@@ -53,5 +53,6 @@ pub use control::{Control, ControlError, ProjectView};
 pub use faults::{ActionFault, Fault, FaultBody, FaultRule, FaultState, WhichAnswer};
 pub use ledger::{Bill, Life, Mutation, Origin, RequestCount};
 pub use machines::fleet::{FleetError, GuestFaults, MachineFaults, MachineView, SshFault, Stage};
+pub use machines::nspawn::{KeeperError, Shell, ShellAnswer};
 pub use machines::voice::VoiceChange;
 pub use simulator::{Simulator, StartError};

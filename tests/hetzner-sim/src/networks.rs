@@ -34,7 +34,7 @@ struct Route {
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
     id: u64,
-    name: String,
+    pub(crate) name: String,
     labels: Labels,
     created: Timestamp,
     range: Range,

@@ -103,13 +103,15 @@ fn shutdown(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     let obeys = server.status(call.now) == Status::Running && !server.ignores_acpi;
     if obeys && action.succeeds() {
         let after = call.state.action_time();
-        let off = call.now.checked_add(after).unwrap_or(call.now);
-        plan(
-            call,
-            id,
-            vec![(call.now, Status::Running), (off, Status::Off)],
-        )?;
-        order(call, id, What::PowerOff { after });
+        if !call.state.machines_report {
+            let off = call.now.checked_add(after).unwrap_or(call.now);
+            plan(
+                call,
+                id,
+                vec![(call.now, Status::Running), (off, Status::Off)],
+            )?;
+        }
+        order(call, id, What::Shutdown { after });
     }
     Ok(answer(call, &action))
 }
@@ -122,7 +124,7 @@ fn restart(call: &mut Call, id: u64, command: &str) -> Result<Reply, ApiError> {
     if obeys && action.succeeds() {
         servers::find_mut(call, id)?.ignores_acpi = false;
         let boot = call.state.boot(std::time::Duration::ZERO);
-        order(call, id, What::Reboot { boot });
+        order(call, id, What::Reboot { hard, boot });
     }
     Ok(answer(call, &action))
 }
@@ -133,7 +135,7 @@ fn rebuild(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     if server.protected {
         return Err(ApiError::protected("server"));
     }
-    let has_keys = server.has_ssh_keys;
+    let has_keys = !server.ssh_keys.is_empty();
     let wanted = required("image", input.id_or_name("image")?)?;
     let image = images::for_server(call, &wanted, server.server_type.architecture)?.id;
     let user_data = input
@@ -149,7 +151,16 @@ fn rebuild(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
         server.ignores_acpi = false;
         server.plan = vec![(now, Status::Rebuilding), (action.ends, Status::Running)];
         let boot = call.state.boot(until(call.now, action.ends));
-        order(call, id, What::Rebuild { user_data, boot });
+        let snapshot = servers::find(call, id)?.snapshot(call.project());
+        order(
+            call,
+            id,
+            What::Rebuild {
+                user_data,
+                snapshot,
+                boot,
+            },
+        );
     }
     let password = root_password(call, has_keys);
     let body = json!({"action": action.show(call.now), "root_password": password});
@@ -243,6 +254,7 @@ fn create_image(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
     };
     let shown: Value = image.show();
     let resources = vec![("server", id), ("image", image.id)];
+    order(call, id, What::Snapshot { image: image.id });
     call.project_mut().snapshots.insert(image.id, image);
     let action = call.begin("create_image", resources);
     servers::find_mut(call, id)?.locked_until = action.ends;

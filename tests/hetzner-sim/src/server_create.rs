@@ -46,12 +46,12 @@ pub(crate) fn place(call: &mut Call, origin: Origin) -> Result<Placed, ApiError>
     take_stock(call, wanted.server_type, wanted.location)?;
     let id = build(call, &wanted)?;
     let (first, next) = begin_actions(call, id, &wanted);
-    schedule(call, id, &wanted, &first, &next)?;
+    schedule(call, id, &first, &next)?;
     let server = servers::find(call, id)?.clone();
     call.state.ledger.born(call.project_number, &server, origin);
     Ok(Placed {
         id,
-        has_ssh_keys: wanted.has_ssh_keys,
+        has_ssh_keys: !wanted.ssh_keys.is_empty(),
         first,
         next,
     })
@@ -99,7 +99,7 @@ fn build(call: &mut Call, wanted: &Wanted) -> Result<u64, ApiError> {
         private_net: Vec::new(),
         placement_group: wanted.placement_group,
         protected: false,
-        has_ssh_keys: wanted.has_ssh_keys,
+        ssh_keys: wanted.ssh_keys.clone(),
         ignores_acpi: false,
         locked_until: call.now,
         plan: vec![(call.now, Status::Initializing)],
@@ -152,13 +152,7 @@ fn begin_actions(call: &mut Call, id: u64, wanted: &Wanted) -> (Action, Vec<Acti
 }
 
 /// Plans the server's status and tells its machine. A failed action leaves the server off.
-fn schedule(
-    call: &mut Call,
-    id: u64,
-    wanted: &Wanted,
-    first: &Action,
-    next: &[Action],
-) -> Result<(), ApiError> {
+fn schedule(call: &mut Call, id: u64, first: &Action, next: &[Action]) -> Result<(), ApiError> {
     let start = next.iter().find(|action| action.command == "start_server");
     let starts = start.filter(|start| first.succeeds() && start.succeeds());
     let plan = match starts {
@@ -178,28 +172,21 @@ fn schedule(
     server.locked_until = ends;
     let after = until(call.now, first.ends);
     let boot = starts.map(|_| call.state.boot(after));
-    order_machine(call, id, wanted.user_data.clone(), boot)
+    order_machine(call, id, boot)
 }
 
 /// Makes the machine of a server that was just put into the project.
-pub(crate) fn order_machine(
-    call: &mut Call,
-    id: u64,
-    user_data: Option<String>,
-    boot: Option<Boot>,
-) -> Result<(), ApiError> {
+fn order_machine(call: &mut Call, id: u64, boot: Option<Boot>) -> Result<(), ApiError> {
     let server = servers::find(call, id)?;
-    let address = server.address(call.project());
-    let hostname = server.name.clone();
-    call.state.orders.push(Order {
-        server: id,
-        what: What::Create {
-            address,
-            hostname,
-            user_data,
-            boot,
-        },
-    });
+    let what = What::Create {
+        address: server.address(call.project()),
+        hostname: server.name.clone(),
+        user_data: server.user_data.clone(),
+        ssh_keys: server.ssh_keys.clone(),
+        snapshot: server.snapshot(call.project()),
+        boot,
+    };
+    call.state.orders.push(Order { server: id, what });
     Ok(())
 }
 

@@ -19,7 +19,8 @@ pub(crate) struct Wanted {
     pub(crate) location: &'static Location,
     pub(crate) image: u64,
     pub(crate) user_data: Option<String>,
-    pub(crate) has_ssh_keys: bool,
+    /// Public keys that root is to have.
+    pub(crate) ssh_keys: Vec<String>,
     pub(crate) firewalls: Vec<u64>,
     pub(crate) networks: Vec<u64>,
     pub(crate) placement_group: Option<u64>,
@@ -56,7 +57,7 @@ pub(crate) fn read(call: &Call, input: &Input) -> Result<Wanted, ApiError> {
         location,
         image,
         user_data: read_user_data(input)?,
-        has_ssh_keys: read_ssh_keys(call, input)?,
+        ssh_keys: read_ssh_keys(call, input)?,
         firewalls: read_firewalls(call, input)?,
         networks: read_networks(call, input)?,
         placement_group: input.id("placement_group")?,
@@ -138,15 +139,15 @@ fn read_user_data(input: &Input) -> Result<Option<String>, ApiError> {
     Ok(user_data.map(str::to_owned))
 }
 
-fn read_ssh_keys(call: &Call, input: &Input) -> Result<bool, ApiError> {
+fn read_ssh_keys(call: &Call, input: &Input) -> Result<Vec<String>, ApiError> {
     let wanted = input.ids_or_names("ssh_keys")?;
-    for key in &wanted {
+    let public_key = |key: &IdOrName| {
         let mut known = call.project().ssh_keys.values();
-        if !known.any(|known| key.is(known.id, &known.name)) {
-            return Err(ApiError::invalid("ssh_keys", "SSH key not found"));
-        }
-    }
-    Ok(!wanted.is_empty())
+        let known = known.find(|known| key.is(known.id, &known.name));
+        let known = known.ok_or_else(|| ApiError::invalid("ssh_keys", "SSH key not found"))?;
+        Ok(known.public_key.clone())
+    };
+    wanted.iter().map(public_key).collect()
 }
 
 fn read_firewalls(call: &Call, input: &Input) -> Result<Vec<u64>, ApiError> {

@@ -68,7 +68,8 @@ pub(crate) struct Server {
     pub(crate) placement_group: Option<u64>,
     /// Against deletion and rebuild: the API takes both or neither.
     pub(crate) protected: bool,
-    pub(crate) has_ssh_keys: bool,
+    /// Public keys that root was given.
+    pub(crate) ssh_keys: Vec<String>,
     /// It does not react to a shutdown request.
     pub(crate) ignores_acpi: bool,
     pub(crate) locked_until: Timestamp,
@@ -107,6 +108,11 @@ impl Server {
     /// The address that its machine answers on.
     pub(crate) fn address(&self, project: &Project) -> Option<std::net::Ipv4Addr> {
         project.primary_ips.get(&self.ipv4?)?.ip.parse().ok()
+    }
+
+    /// The snapshot it was last made from.
+    pub(crate) fn snapshot(&self, project: &Project) -> Option<u64> {
+        self.image.filter(|id| project.snapshots.contains_key(id))
     }
 
     pub(crate) fn show(&self, state: &State, project: &Project, now: Timestamp) -> Value {
@@ -154,7 +160,7 @@ impl Server {
 }
 
 impl PrivateNet {
-    fn show(&self, server: u64) -> Value {
+    pub(crate) fn show(&self, server: u64) -> Value {
         let [.., a, b, c] = server.to_be_bytes();
         json!({
             "network": self.network,

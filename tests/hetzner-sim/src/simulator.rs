@@ -17,6 +17,7 @@ use crate::config::{Config, MachineKind};
 use crate::connection::{Reset, ResettableListener};
 use crate::control::Control;
 use crate::machines::fleet::{Fleet, FleetError};
+use crate::machines::nspawn::{NspawnFleet, SSH_PORT, metadata};
 use crate::state::State;
 use crate::{control_http, http};
 
@@ -42,7 +43,9 @@ pub enum StartError {
         port: u16,
     },
     /// This is not a network for machines.
-    #[error("'{0}' is not a machine network: it must be 127.N.0.0/16 with N from 1 to 254")]
+    #[error(
+        "'{0}' is not a machine network: 127.N.0.0/16, or 10.N.0.0/16 for real machines, N from 1 to 254"
+    )]
     BadNetwork(String),
     /// The machines cannot be prepared.
     #[error("cannot prepare the machines")]
@@ -62,11 +65,11 @@ pub enum StartError {
 pub struct Simulator {
     cloud: Arc<Cloud>,
     address: SocketAddr,
-    network: u8,
+    network: [u8; 2],
     ssh_port: u16,
     api: Option<JoinHandle<io::Result<()>>>,
     /// Held so that no other simulator takes the same network.
-    _claim: TcpListener,
+    _claim: Option<TcpListener>,
 }
 
 impl Simulator {
@@ -78,19 +81,22 @@ impl Simulator {
         if config.tokens.is_empty() {
             return Err(StartError::NoToken);
         }
-        let (network, claim) = claim_network(&config).await?;
         let address = config.listen;
         let listen = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let fleet = match config.machines {
-            MachineKind::Fake => Some(Fleet::start(&config)?),
-            MachineKind::None => None,
+        let wanted = wanted_network(&config)?;
+        let fleet = Fleet::start(&config, wanted).await?;
+        let (network, ssh_port, claim) = if let Some(real) = fleet.as_ref().and_then(Fleet::real) {
+            (real.network(), SSH_PORT, None)
+        } else {
+            let (number, claim) = claim_network(wanted, config.ssh_port).await?;
+            ([127, number], config.ssh_port, Some(claim))
         };
         let state = State::new(&config, network, Timestamp::now());
         let cloud = Arc::new(Cloud::new(state, fleet));
         let api = Some(tokio::spawn(serve(Arc::clone(&cloud), listener)));
-        let ssh_port = config.ssh_port;
+        attend_real_machines(&cloud);
         let simulator = Self {
             cloud,
             address,
@@ -115,7 +121,13 @@ impl Simulator {
 
     /// Network of the servers' addresses.
     pub fn machine_net(&self) -> String {
-        format!("127.{}.0.0/16", self.network)
+        format!("{}.{}.0.0/16", self.network[0], self.network[1])
+    }
+
+    /// Address of this host as machines reach it, for what they are to find here.
+    pub fn host(&self) -> Ipv4Addr {
+        let real = self.cloud.fleet.as_ref().and_then(Fleet::real);
+        real.map_or(Ipv4Addr::LOCALHOST, NspawnFleet::host)
     }
 
     /// Port on which machines answer SSH.
@@ -148,6 +160,7 @@ impl Simulator {
             "endpoint": self.endpoint(),
             "control": self.control_endpoint(),
             "machineNet": self.machine_net(),
+            "host": self.host(),
             "sshPort": self.ssh_port,
         });
         let partial = path.with_extension("partial");
@@ -181,30 +194,64 @@ async fn serve(cloud: Arc<Cloud>, listener: TcpListener) -> io::Result<()> {
     .await
 }
 
+/// What real machines need of the cloud: metadata, and somebody to tell when they go off.
+fn attend_real_machines(cloud: &Arc<Cloud>) {
+    let Some(real) = cloud.fleet.as_ref().and_then(Fleet::real) else {
+        return;
+    };
+    if let Some(listener) = real.metadata() {
+        let (router, stopped) = (metadata::router(), Arc::clone(cloud));
+        let service = router
+            .with_state(Arc::clone(cloud))
+            .into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move {
+            let serving = axum::serve(listener, service);
+            tokio::select! {
+                ended = serving => ended,
+                () = stopped.stopped() => Ok(()),
+            }
+        });
+    }
+    if let Some(mut off) = real.went_off() {
+        let cloud = Arc::clone(cloud);
+        tokio::spawn(async move {
+            let telling = async {
+                while let Some(server) = off.recv().await {
+                    cloud.went_off(server);
+                }
+            };
+            tokio::select! {
+                () = telling => {}
+                () = cloud.stopped() => {}
+            }
+        });
+    }
+}
+
 /// Takes the wanted network, or the first free one, by holding its first address.
-async fn claim_network(config: &Config) -> Result<(u8, TcpListener), StartError> {
-    let wanted = config
-        .machine_net
-        .as_deref()
-        .map(parse_network)
-        .transpose()?;
+async fn claim_network(wanted: Option<u8>, port: u16) -> Result<(u8, TcpListener), StartError> {
     let candidates = wanted.map_or(32..=250, |number| number..=number);
     for number in candidates {
-        let first = SocketAddr::from((Ipv4Addr::new(127, number, 0, 1), config.ssh_port));
+        let first = SocketAddr::from((Ipv4Addr::new(127, number, 0, 1), port));
         if let Ok(claim) = TcpListener::bind(first).await {
             return Ok((number, claim));
         }
     }
-    Err(StartError::NoNetwork {
-        port: config.ssh_port,
-    })
+    Err(StartError::NoNetwork { port })
 }
 
-fn parse_network(text: &str) -> Result<u8, StartError> {
+/// The number of the network that was asked for.
+fn wanted_network(config: &Config) -> Result<Option<u8>, StartError> {
+    let Some(text) = &config.machine_net else {
+        return Ok(None);
+    };
+    let real = config.machines == MachineKind::Nspawn;
     let number = text
-        .strip_prefix("127.")
+        .strip_prefix(if real { "10." } else { "127." })
         .and_then(|rest| rest.strip_suffix(".0.0/16"));
     let number = number.and_then(|number| number.parse().ok());
     let usable = number.filter(|number| (1..=254).contains(number));
-    usable.ok_or_else(|| StartError::BadNetwork(text.to_owned()))
+    usable
+        .map(Some)
+        .ok_or_else(|| StartError::BadNetwork(text.clone()))
 }

@@ -17,7 +17,7 @@ pub(crate) struct SshKey {
     pub(crate) id: u64,
     pub(crate) name: String,
     fingerprint: String,
-    public_key: String,
+    pub(crate) public_key: String,
     labels: Labels,
     created: Timestamp,
 }

@@ -12,9 +12,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::actions::Action;
-use crate::config::{Config, Spread};
+use crate::config::{Config, MachineKind, Spread};
 use crate::faults::Faults;
-use crate::firewalls::Firewall;
+use crate::firewall_rules::Rule;
+use crate::firewalls::{self, Firewall};
 use crate::images::{self, Image};
 use crate::ledger::Ledger;
 use crate::machines::{Boot, Order};
@@ -111,11 +112,14 @@ pub(crate) struct State {
     pub(crate) faults: Faults,
     /// What the machines have yet to be told.
     pub(crate) orders: Vec<Order>,
+    /// Machines tell by themselves when they went off.
+    pub(crate) machines_report: bool,
     timing: Timing,
     rng: StdRng,
     next_id: u64,
     next_host: u32,
-    free_hosts_in: u8,
+    /// The first two octets of all addresses.
+    free_hosts_in: [u8; 2],
     addresses_in_use: BTreeSet<Ipv4Addr>,
 }
 
@@ -128,8 +132,8 @@ struct Timing {
 }
 
 impl State {
-    /// An empty cloud whose servers get addresses in `127.<net>.0.0/16`.
-    pub(crate) fn new(config: &Config, net: u8, now: Timestamp) -> Self {
+    /// An empty cloud whose servers get addresses that begin with these two octets.
+    pub(crate) fn new(config: &Config, net: [u8; 2], now: Timestamp) -> Self {
         let fresh = || Project::new(config.rate_limit, config.max_servers, now);
         let owners = config.tokens.iter().enumerate().map(|(project, token)| {
             (
@@ -159,6 +163,7 @@ impl State {
             ledger: Ledger::default(),
             faults: Faults::default(),
             orders: Vec::new(),
+            machines_report: config.machines == MachineKind::Nspawn,
             timing: Timing {
                 action: config.action_s,
                 boot_ssh: config.boot_ssh_s,
@@ -198,7 +203,8 @@ impl State {
         loop {
             self.next_host = (self.next_host + 1) % 0xff00;
             let [_, _, high, low] = self.next_host.to_be_bytes();
-            let address = Ipv4Addr::new(127, self.free_hosts_in, high, low);
+            let [first, second] = self.free_hosts_in;
+            let address = Ipv4Addr::new(first, second, high, low);
             let usable = low != 0 && low != 255 && self.next_host > 1;
             if usable && !self.addresses_in_use.contains(&address) {
                 return address;
@@ -242,6 +248,17 @@ impl State {
         const LETTERS: &[u8] = b"abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789";
         let letter = |_| char::from(LETTERS[self.rng.random_range(0..LETTERS.len())]);
         (0..20).map(letter).collect()
+    }
+
+    /// The rules of all servers that have a firewall.
+    pub(crate) fn walls(&self) -> BTreeMap<u64, Vec<Rule>> {
+        let of_project = |project: &Project| -> Vec<(u64, Vec<Rule>)> {
+            let servers = project.servers.values();
+            let walled = servers
+                .filter_map(|server| Some((server.id, firewalls::rules_of(project, server)?)));
+            walled.collect()
+        };
+        self.projects.iter().flat_map(of_project).collect()
     }
 
     /// Server, and the project it is in.

@@ -31,7 +31,7 @@ impl World {
         };
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         Self {
-            state: State::new(&config, 99, now),
+            state: State::new(&config, [127, 99], now),
             now,
             action_faults: Vec::new(),
         }

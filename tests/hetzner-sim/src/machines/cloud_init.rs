@@ -7,13 +7,19 @@ use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet::STANDARD as STANDARD_ALPHABET;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use flate2::read::GzDecoder;
 use russh::keys::PublicKey;
 use serde::Deserialize;
 
 /// The most that user-data may unpack to, in bytes.
 const MAX_UNPACKED: u64 = 4 << 20;
+/// Base64 as Python's `b64decode` takes it with `validate`.
+const LIKE_PYTHON: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD_ALPHABET,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
 /// Where the guest program is installed.
 const GUEST: &str = "/usr/local/lib/agentfleet/guest";
 
@@ -152,13 +158,16 @@ impl Login {
     }
 }
 
+/// What cloud-init's data source for Hetzner makes of user-data before cloud-init itself sees it: base64 is
+/// decoded where all of it is that, without so much as a line end.
+pub(crate) fn maybe_b64decode(user_data: &str) -> Vec<u8> {
+    let decoded = LIKE_PYTHON.decode(user_data);
+    decoded.unwrap_or_else(|_| user_data.as_bytes().to_vec())
+}
+
 /// Unpacks user-data as cloud-init does.
 pub(crate) fn decode(user_data: &str) -> Result<String, CloudInitError> {
-    let packed: String = user_data.split_whitespace().collect();
-    let bytes = STANDARD
-        .decode(packed)
-        .unwrap_or_else(|_| user_data.as_bytes().to_vec());
-    let bytes = gunzip(bytes).map_err(CloudInitError::Packed)?;
+    let bytes = gunzip(maybe_b64decode(user_data)).map_err(CloudInitError::Packed)?;
     String::from_utf8(bytes).map_err(|_| CloudInitError::NotCloudConfig)
 }
 
@@ -338,6 +347,16 @@ mod tests {
         assert_eq!(decode(text).unwrap(), text);
         assert_eq!(decode(&STANDARD.encode(text)).unwrap(), text);
         assert_eq!(decode(&STANDARD.encode(gzip(text))).unwrap(), text);
+    }
+
+    #[test]
+    fn only_what_is_base64_to_its_last_byte_is_decoded() {
+        assert_eq!(maybe_b64decode("eA=="), b"x");
+        // Python takes bits that belong to no byte.
+        assert_eq!(maybe_b64decode("eB=="), b"x");
+        for other in ["eA==\n", "eA=", "#cloud-config", "e A=="] {
+            assert_eq!(maybe_b64decode(other), other.as_bytes());
+        }
     }
 
     #[test]

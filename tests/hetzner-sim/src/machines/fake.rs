@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::machines::cloud_init::{CloudConfig, CloudInitError, Login, PhoneHome};
-use crate::machines::fleet::{MachineFaults, MachineView, Shared, SshFault, Stage, lock};
+use crate::machines::fake_fleet::Shared;
+use crate::machines::fleet::{MachineFaults, MachineView, SshFault, Stage, lock};
 use crate::machines::phone_home::{self, Caller};
 use crate::machines::{Boot, What, ssh};
 
@@ -115,14 +116,18 @@ impl Machine {
         Arc::clone(&lock(&self.disk).ssh)
     }
 
-    /// A new host key for new connections; false where it cannot be written.
-    pub(crate) fn change_host_key(&self, on_disk: bool) -> bool {
+    /// A new host key for new connections.
+    pub(crate) fn change_host_key(&self, on_disk: bool) -> std::io::Result<()> {
         let (host_key, ssh) = new_host_key();
         {
             let mut disk = lock(&self.disk);
             (disk.host_key, disk.ssh) = (host_key, ssh);
         }
-        !on_disk || self.write_host_key().is_ok()
+        if on_disk {
+            self.write_host_key()
+        } else {
+            Ok(())
+        }
     }
 
     fn write_host_key(&self) -> std::io::Result<()> {
@@ -175,14 +180,14 @@ pub(crate) async fn live(machine: Arc<Machine>, mut orders: mpsc::UnboundedRecei
     let mut power: Option<watch::Sender<()>> = None;
     while let Some(order) = orders.recv().await {
         match order {
-            What::Create { .. } => {}
+            What::Create { .. } | What::Snapshot { .. } => {}
             What::PowerOn { boot } => {
                 if power.is_none() {
                     power = Some(start(&machine, boot));
                 }
             }
             What::PowerOff { after } if after.is_zero() => unplug(&machine, &mut power).await,
-            What::PowerOff { after } => {
+            What::PowerOff { after } | What::Shutdown { after } => {
                 let later = Arc::clone(&machine);
                 machine.shared.spawn(async move {
                     sleep(after).await;
@@ -191,11 +196,13 @@ pub(crate) async fn live(machine: Arc<Machine>, mut orders: mpsc::UnboundedRecei
                     });
                 });
             }
-            What::Reboot { boot } => {
+            What::Reboot { boot, .. } => {
                 unplug(&machine, &mut power).await;
                 power = Some(start(&machine, boot));
             }
-            What::Rebuild { user_data, boot } => {
+            What::Rebuild {
+                user_data, boot, ..
+            } => {
                 unplug(&machine, &mut power).await;
                 wipe(&machine).await;
                 let user_data = user_data.or(lock(&machine.disk).user_data.take());

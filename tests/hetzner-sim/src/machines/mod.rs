@@ -5,10 +5,14 @@
 
 mod cloud_init;
 mod fake;
+mod fake_fleet;
 pub(crate) mod fleet;
 mod host;
+pub(crate) mod nspawn;
 mod phone_home;
 mod ssh;
+mod state_dir;
+mod tasks;
 pub(crate) mod voice;
 
 use std::net::Ipv4Addr;
@@ -40,6 +44,10 @@ pub(crate) enum What {
         address: Option<Ipv4Addr>,
         hostname: String,
         user_data: Option<String>,
+        /// Public keys that root is to have.
+        ssh_keys: Vec<String>,
+        /// Id of the snapshot to start from; without one, it is Debian.
+        snapshot: Option<u64>,
         boot: Option<Boot>,
     },
     PowerOn {
@@ -48,14 +56,24 @@ pub(crate) enum What {
     PowerOff {
         after: Duration,
     },
-    /// Lose the power and boot again.
+    /// Be asked to go off; a fake machine goes off after that time.
+    Shutdown {
+        after: Duration,
+    },
+    /// Boot again; hard is with a loss of power.
     Reboot {
+        hard: bool,
         boot: Boot,
     },
     /// Boot from a fresh disk.
     Rebuild {
         user_data: Option<String>,
+        snapshot: Option<u64>,
         boot: Boot,
+    },
+    /// Have the disk copied to a snapshot.
+    Snapshot {
+        image: u64,
     },
     Delete,
 }

@@ -19,7 +19,7 @@ use crate::support::{DEADLINE, ask, wait_for, wish};
 
 const GUEST: &str = "/usr/local/lib/agentfleet/guest";
 
-struct Client {
+pub(crate) struct Client {
     host_key: Arc<std::sync::Mutex<String>>,
 }
 
@@ -37,7 +37,7 @@ impl client::Handler for Client {
     }
 }
 
-fn key() -> PrivateKey {
+pub(crate) fn key() -> PrivateKey {
     PrivateKey::from(russh::keys::ssh_key::private::Ed25519Keypair::from_seed(
         &[7; 32],
     ))
@@ -77,14 +77,14 @@ async fn simulator() -> Simulator {
     Simulator::start(config).await.unwrap()
 }
 
-async fn create(simulator: &Simulator, name: &str, user_data: String) -> u64 {
+pub(crate) async fn create(simulator: &Simulator, name: &str, user_data: String) -> u64 {
     let mut wanted = wish(name);
     wanted["user_data"] = user_data.into();
     let answer = ask(simulator, "POST", "/servers", &wanted).await.unwrap();
     answer.json()["server"]["id"].as_u64().unwrap()
 }
 
-fn machine(simulator: &Simulator, id: u64) -> MachineView {
+pub(crate) fn machine(simulator: &Simulator, id: u64) -> MachineView {
     simulator.control().machine(id).unwrap()
 }
 
@@ -103,7 +103,9 @@ fn calls(simulator: &Simulator, id: u64) -> String {
     std::fs::read_to_string(machine(simulator, id).root.join("calls")).unwrap_or_default()
 }
 
-async fn connect(machine: &MachineView) -> Result<(Handle<Client>, String), russh::Error> {
+pub(crate) async fn connect(
+    machine: &MachineView,
+) -> Result<(Handle<Client>, String), russh::Error> {
     let host_key = Arc::default();
     let handler = Client {
         host_key: Arc::clone(&host_key),
@@ -114,7 +116,10 @@ async fn connect(machine: &MachineView) -> Result<(Handle<Client>, String), russ
     Ok((handle, shown))
 }
 
-async fn log_in(machine: &MachineView, user: &str) -> Result<Handle<Client>, russh::Error> {
+pub(crate) async fn log_in(
+    machine: &MachineView,
+    user: &str,
+) -> Result<Handle<Client>, russh::Error> {
     let (mut handle, _) = connect(machine).await?;
     let key = PrivateKeyWithHashAlg::new(Arc::new(key()), None);
     let accepted = handle.authenticate_publickey(user, key).await?.success();
@@ -124,7 +129,11 @@ async fn log_in(machine: &MachineView, user: &str) -> Result<Handle<Client>, rus
 }
 
 /// Exit status and output of a command, or nothing where the connection broke before its end.
-async fn run(handle: &Handle<Client>, command: &str, input: Vec<u8>) -> Option<(u32, String)> {
+pub(crate) async fn run(
+    handle: &Handle<Client>,
+    command: &str,
+    input: Vec<u8>,
+) -> Option<(u32, String)> {
     let channel = handle.channel_open_session().await.ok()?;
     channel.exec(true, command).await.ok()?;
     let (mut reading, writing) = channel.split();

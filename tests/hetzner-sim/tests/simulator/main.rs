@@ -3,4 +3,5 @@
 
 mod faults;
 mod machines;
+mod real_machines;
 mod support;

@@ -1,0 +1,12 @@
+//! Whether agents serve: probes that run beside the reconcilers, and the circuit that sums them up.
+//!
+//! A probe changes nothing anywhere, and only a change of the sum wakes the reconciler of an instance, so a healthy fleet writes nothing. This
+//! process may forget all of it: after a restart the status says what to presume until the next probe.
+
+mod circuit;
+mod probe;
+mod probes;
+
+pub use circuit::{Circuit, Reply, Rules};
+pub use probe::{Target, ask, http_client};
+pub use probes::{Ended, HealthView, Probes};

@@ -1,0 +1,170 @@
+//! The sum of many probes, as a pure state machine.
+//!
+//! A bad answer and no answer are told apart: the first is the agent's, the second may be the network's, and only the first is a reason to do
+//! something about the agent. Probes may come faster than their interval while the agent starts; they do not count faster.
+
+use std::time::{Duration, Instant};
+
+use crate::api::HealthState;
+
+/// What one probe came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The agent serves.
+    Good,
+    /// It does not: how it says so.
+    Bad(String),
+    /// The way to it failed: how.
+    Silent(String),
+}
+
+/// When bad replies count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// How many in a row make a difference.
+    pub threshold: u32,
+    /// How far apart two that count must be, at the least.
+    pub interval: Duration,
+}
+
+/// All that is known of an agent's health.
+#[derive(Clone, Debug, Default)]
+pub struct Circuit {
+    state: Option<HealthState>,
+    words: String,
+    bad: Count,
+    silent: Count,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    number: u32,
+    last: Option<Instant>,
+}
+
+impl Count {
+    /// Counts one, unless the last that counted is nearer than most of an interval: probes are not made to the microsecond.
+    fn up(&mut self, rules: Rules, now: Instant) {
+        let near = rules.interval * 9 / 10;
+        if self
+            .last
+            .is_none_or(|last| now.saturating_duration_since(last) >= near)
+        {
+            *self = Self {
+                number: self.number + 1,
+                last: Some(now),
+            };
+        }
+    }
+}
+
+impl Circuit {
+    /// Begins with what was known before.
+    pub fn presuming(state: HealthState) -> Self {
+        Self {
+            state: Some(state),
+            ..Self::default()
+        }
+    }
+
+    /// The sum of all replies; none before the first good one or enough bad ones.
+    pub fn state(&self) -> Option<HealthState> {
+        self.state
+    }
+
+    /// What the last reply that was not good said.
+    pub fn words(&self) -> &str {
+        &self.words
+    }
+
+    /// Takes a reply; whether the sum is another one now.
+    pub fn take(&mut self, reply: Reply, rules: Rules, now: Instant) -> bool {
+        let before = self.state;
+        match reply {
+            Reply::Good => *self = Self::presuming(HealthState::Healthy),
+            Reply::Bad(words) => {
+                self.words = words;
+                self.silent = Count::default();
+                self.bad.up(rules, now);
+                self.state = match self.state {
+                    Some(HealthState::Failed) => before,
+                    _ if self.bad.number >= rules.threshold => Some(HealthState::Failed),
+                    None => None,
+                    Some(_) => Some(HealthState::Degraded),
+                };
+            }
+            Reply::Silent(words) => {
+                self.words = words;
+                self.silent.up(rules, now);
+                if self.silent.number >= rules.threshold {
+                    self.state = Some(HealthState::Unknown);
+                }
+            }
+        }
+        self.state != before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use HealthState::{Degraded, Failed, Healthy, Unknown};
+
+    const RULES: Rules = Rules {
+        threshold: 3,
+        interval: Duration::from_mins(1),
+    };
+
+    /// Replies an interval apart: `+` good, `-` bad, `?` silent; answers the state after each.
+    fn after(replies: &str) -> Vec<Option<HealthState>> {
+        let (mut circuit, start) = (Circuit::default(), Instant::now());
+        let states = replies.chars().zip(0..).map(|(reply, nth)| {
+            let reply = match reply {
+                '+' => Reply::Good,
+                '-' => Reply::Bad("bad".into()),
+                _ => Reply::Silent("silent".into()),
+            };
+            circuit.take(reply, RULES, start + RULES.interval * nth);
+            circuit.state()
+        });
+        states.collect()
+    }
+
+    #[test]
+    fn replies_in_a_row_make_the_sum() {
+        let (h, d, f, u) = (Some(Healthy), Some(Degraded), Some(Failed), Some(Unknown));
+        for (replies, states) in [
+            ("+", vec![h]),
+            ("--+", vec![None, None, h]),
+            ("---", vec![None, None, f]),
+            ("+--+", vec![h, d, d, h]),
+            ("+----+", vec![h, d, d, f, f, h]),
+            ("+??+", vec![h, h, h, h]),
+            ("+???-", vec![h, h, h, u, d]),
+            ("+-?-?-", vec![h, d, d, d, d, f]),
+            ("???+", vec![None, None, u, h]),
+            ("---???", vec![None, None, f, f, f, u]),
+        ] {
+            assert_eq!(after(replies), states, "{replies}");
+        }
+    }
+
+    #[test]
+    fn probes_in_quick_succession_count_once_for_each_interval() {
+        let (mut circuit, start) = (Circuit::default(), Instant::now());
+        for second in 0..108 {
+            circuit.take(
+                Reply::Bad("starts".into()),
+                RULES,
+                start + Duration::from_secs(second),
+            );
+        }
+        assert_eq!(circuit.state(), None);
+        assert!(circuit.take(
+            Reply::Bad("starts".into()),
+            RULES,
+            start + Duration::from_secs(108)
+        ));
+        assert_eq!((circuit.state(), circuit.words()), (Some(Failed), "starts"));
+    }
+}

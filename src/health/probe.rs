@@ -1,0 +1,162 @@
+//! One probe: over SSH through the guest, or over HTTP from here.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::circuit::Reply;
+use crate::{
+    api::Health,
+    guest::{
+        GuestError,
+        protocol::{self, AnswerError, RefusalCode},
+        transport::Pinned,
+        untrusted::Text,
+    },
+    kube_ext::error_chain,
+};
+
+/// What an act over SSH may take beside the command that it runs.
+const SSH: Duration = Duration::from_secs(10);
+/// How much of what a command says last goes into a message, in bytes.
+const TAIL: usize = 300;
+
+/// Whom to ask, and how.
+#[derive(Clone)]
+pub struct Target {
+    /// The class's wish.
+    pub health: Health,
+    /// The server.
+    pub server: Pinned,
+    /// The epoch of the configuration that is asked about.
+    pub epoch: i64,
+}
+
+/// A client that follows no redirect and keeps no connection.
+///
+/// # Errors
+/// When the TLS configuration cannot be made.
+pub fn http_client() -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .pool_max_idle_per_host(0)
+        .no_proxy()
+        .build()
+}
+
+/// Asks once; none: the answer says nothing, as the server was configured anew meanwhile.
+pub async fn ask(target: &Target, http: &reqwest::Client) -> Option<Reply> {
+    let Health {
+        http: over_http,
+        exec,
+        timeout,
+        ..
+    } = &target.health;
+    let timeout = timeout.get();
+    match (over_http, exec) {
+        (Some(probe), _) => Some(over(target.server.address, probe, timeout, http).await),
+        (_, Some(exec)) => run(target, &exec.command, timeout).await,
+        (None, None) => unit(target, timeout).await,
+    }
+}
+
+async fn over(
+    server: SocketAddr,
+    probe: &crate::api::HttpProbe,
+    timeout: Duration,
+    http: &reqwest::Client,
+) -> Reply {
+    let url = format!(
+        "http://{}{}",
+        SocketAddr::new(server.ip(), probe.port),
+        probe.path
+    );
+    let what = format!("GET :{}{}", probe.port, probe.path);
+    match http.get(url).timeout(timeout).send().await {
+        Ok(answer) => {
+            let status = answer.status();
+            let good = probe
+                .status
+                .map_or(status.is_success(), |wanted| wanted == status.as_u16());
+            if good {
+                Reply::Good
+            } else {
+                Reply::Bad(format!("{what} answers {}", status.as_u16()))
+            }
+        }
+        Err(error) if error.is_connect() && !refused(&error) => Reply::Silent(format!(
+            "{what}: cannot connect; does firewall.healthFrom let the operator in?"
+        )),
+        Err(error) if error.is_timeout() => Reply::Bad(format!("{what} does not answer in time")),
+        Err(error) => Reply::Bad(format!("{what}: {}", error_chain(&error.without_url()))),
+    }
+}
+
+/// Whether the machine itself said that nobody listens.
+fn refused(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return io.kind() == std::io::ErrorKind::ConnectionRefused;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+async fn run(target: &Target, command: &str, timeout: Duration) -> Option<Reply> {
+    let probe = protocol::Probe {
+        epoch: target.epoch.unsigned_abs(),
+        command: command.to_owned(),
+        timeout: timeout.as_secs(),
+    };
+    match target.server.run(&probe, timeout + SSH).await {
+        Ok(answered) => {
+            let probed = answered.answer;
+            let words = || {
+                let lines: Vec<&str> = probed.output.iter().map(Text::as_str).collect();
+                let said = lines.join(" | ");
+                said[said.ceil_char_boundary(said.len().saturating_sub(TAIL))..].to_owned()
+            };
+            Some(match probed.exit {
+                _ if probed.timed_out => Reply::Bad(format!(
+                    "the probe command did not end in time: {}",
+                    words()
+                )),
+                Some(0) => Reply::Good,
+                Some(code) => {
+                    Reply::Bad(format!("the probe command ended with {code}: {}", words()))
+                }
+                None => Reply::Bad("the probe command was killed".into()),
+            })
+        }
+        Err(error) => silent(&error),
+    }
+}
+
+async fn unit(target: &Target, timeout: Duration) -> Option<Reply> {
+    let status = protocol::AskStatus {
+        epoch: target.epoch.unsigned_abs(),
+    };
+    match target.server.run(&status, timeout.max(SSH)).await {
+        Ok(answered) => Some(match answered.answer.unit {
+            Some(unit) if unit.is_active() => Reply::Good,
+            Some(unit) => Reply::Bad(format!(
+                "the unit is {} ({}, {})",
+                unit.active, unit.sub, unit.result
+            )),
+            None => Reply::Bad("there is no unit".into()),
+        }),
+        Err(error) => silent(&error),
+    }
+}
+
+fn silent(error: &GuestError) -> Option<Reply> {
+    match error {
+        GuestError::Answer(AnswerError::Refused(refusal))
+            if refusal.code == RefusalCode::StaleEpoch =>
+        {
+            None
+        }
+        error => Some(Reply::Silent(error_chain(error))),
+    }
+}
