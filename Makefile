@@ -36,7 +36,7 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 	@unformatted=$$(gofmt -l tests/control-plane); test -z "$$unformatted" || { echo "not formatted: $$unformatted" >&2; exit 1; }
 	cd tests/control-plane && go vet ./...
 	$(HELM) lint --strict --quiet charts/agentfleet
-	cargo run --quiet --locked -- crds --dir target/crds
+	cargo run --quiet --locked $(FAILPOINTS) -- crds --dir target/crds
 	diff --recursive --exclude=.gitkeep crds target/crds
 
 test: deps ## Run all tests, the crash matrix as a seeded sample.
