@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::late_watch::LateWatch;
-use crate::operator::{Operator, Pace, Setup, status_of, write_private};
+use crate::operator::{Operator, Pace, Setup, answer_of, write_private};
 use crate::oracle::{self, Canaries};
 use crate::wait::PATIENCE;
 use crate::{manifests, place, voices, wait};
@@ -329,11 +329,11 @@ impl Bed {
             .map_or(0, |mutation| mutation.seq)
     }
 
-    /// A request to the cloud as a person with the first project's token makes it.
+    /// A request to the cloud as a person with the first project's token makes it; answers what it is answered.
     ///
     /// # Errors
     /// Fails when it is refused.
-    pub async fn at_hetzner(&self, method: &str, path: &str, body: &Value) -> Outcome {
+    pub async fn at_hetzner(&self, method: &str, path: &str, body: &Value) -> Outcome<Value> {
         let endpoint = self.simulator.endpoint();
         let url = endpoint.trim_start_matches("http://");
         let (address, base) = url.split_once('/').unwrap_or((url, ""));
@@ -347,10 +347,27 @@ impl Bed {
              content-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
         );
-        let status = status_of(address.parse()?, &request).await;
-        ensure(status.is_some_and(|status| status < 300), || {
-            format!("{method} {path}: {status:?}")
-        })
+        let answer = answer_of(address.parse()?, &request).await;
+        match answer {
+            Some((status, body)) if status < 300 => {
+                Ok(serde_json::from_str(&body).unwrap_or_default())
+            }
+            other => Err(Failure::new(format!("{method} {path}: {other:?}"))),
+        }
+    }
+
+    /// What a command on a real machine, whoever's it is, writes; root runs it where nobody is named, and it must end well.
+    ///
+    /// # Errors
+    /// Fails when the machine is not up, or with what the command says.
+    pub async fn shell(&self, server: u64, shell: &Shell) -> Outcome<String> {
+        let cloud = self.cloud();
+        // A machine that loses its power meanwhile never answers.
+        let ran = tokio::time::timeout(PATIENCE, cloud.shell(server, shell)).await;
+        let command = &shell.command;
+        let ran = ran.map_err(|_| Failure::new(format!("{command}: no end")))??;
+        ensure(ran.exit == 0, || format!("{command}: {}", ran.output))?;
+        Ok(ran.output)
     }
 
     /// How often a route was asked, whatever the answer.
@@ -667,21 +684,27 @@ impl Instance<'_> {
             command: command.to_owned(),
             ..Shell::default()
         };
-        let (cloud, server) = (self.bed.cloud(), self.server().await?);
-        // A machine that loses its power meanwhile never answers.
-        let ran = tokio::time::timeout(PATIENCE, cloud.shell(server, &shell));
-        let ran = ran
-            .await
-            .map_err(|_| Failure::new(format!("{command}: no end")))??;
-        ensure(ran.exit == 0, || format!("{command}: {}", ran.output))?;
-        Ok(ran.output)
+        self.bed.shell(self.server().await?, &shell).await
     }
 
-    /// Orders something of its server at Hetzner, as a person would in the Console.
+    /// The same as the agent's user.
+    ///
+    /// # Errors
+    /// As [`Self::shell`].
+    pub async fn shell_as_agent(&self, command: &str) -> Outcome<String> {
+        let shell = Shell {
+            command: command.to_owned(),
+            user: Some("agent".to_owned()),
+            ..Shell::default()
+        };
+        self.bed.shell(self.server().await?, &shell).await
+    }
+
+    /// Orders something of its server at Hetzner, as a person would in the Console; answers what Hetzner does.
     ///
     /// # Errors
     /// Fails with what the API says.
-    pub async fn act(&self, command: &str, body: Value) -> Outcome {
+    pub async fn act(&self, command: &str, body: Value) -> Outcome<Value> {
         let path = format!("/servers/{}/actions/{command}", self.server().await?);
         self.bed.at_hetzner("POST", &path, &body).await
     }

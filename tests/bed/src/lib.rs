@@ -14,6 +14,7 @@ mod audit;
 mod bed;
 mod cluster;
 mod control_plane;
+mod elsewhere;
 mod env_files;
 mod failure;
 mod impostor;
@@ -30,10 +31,13 @@ pub use audit::{Audit, Write};
 pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
 pub use cluster::{Cluster, from_yaml};
 pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns, end_idle};
+pub use elsewhere::Elsewhere;
 pub use env_files::{HARD_VALUES, service_environment};
 pub use failure::{Failure, Outcome, ensure};
 pub use impostor::{Heard, Impostor};
 pub use late_watch::LateWatch;
-pub use operator::{Call, FLEET, Moment, Operator, Pace, Setup, status_of, write_private};
+pub use operator::{
+    Call, FLEET, Moment, Operator, Pace, Setup, answer_of, status_of, write_private,
+};
 pub use place::{built, free_port, machine_root, operator, project, scratch};
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};
