@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use bed::{Bed, Elsewhere, Instance, Outcome, manifests};
+use bed::{Bed, Elsewhere, Instance, Outcome, PATIENCE, manifests};
 use hetzner_sim::{Fault, FaultBody, FaultRule};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -71,8 +71,10 @@ impl<'a> Wall<'a> {
             format!("POST /firewalls/{{id}}/actions/{action}"),
             format!("POST /firewalls/{{id}}/actions/{answer}"),
         );
-        bed.wait_until(&format!("{hand} is answered"), async || {
-            Ok(bed.mutations_after(before) == [hand.as_str(), &operator])
+        // A server is left alone for a minute after its creation: it may not show its firewall yet.
+        bed::wait_within(2 * PATIENCE, &format!("{hand} is answered"), async || {
+            let seen = bed.mutations_after(before);
+            Ok((seen == [hand.as_str(), &operator]).then_some(()))
         })
         .await
     }

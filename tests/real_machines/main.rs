@@ -4,3 +4,4 @@
 
 mod firewall;
 mod life;
+mod security;

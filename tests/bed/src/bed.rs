@@ -17,7 +17,7 @@ use crate::failure::{Failure, Outcome, ensure};
 use crate::late_watch::LateWatch;
 use crate::operator::{Operator, Pace, Setup, answer_of, write_private};
 use crate::oracle::{self, Canaries};
-use crate::wait::PATIENCE;
+use crate::shell::run_in;
 use crate::{manifests, place, voices, wait};
 
 /// Namespace of the instances.
@@ -356,20 +356,6 @@ impl Bed {
         }
     }
 
-    /// What a command on a real machine, whoever's it is, writes; root runs it where nobody is named, and it must end well.
-    ///
-    /// # Errors
-    /// Fails when the machine is not up, or with what the command says.
-    pub async fn shell(&self, server: u64, shell: &Shell) -> Outcome<String> {
-        let cloud = self.cloud();
-        // A machine that loses its power meanwhile never answers.
-        let ran = tokio::time::timeout(PATIENCE, cloud.shell(server, shell)).await;
-        let command = &shell.command;
-        let ran = ran.map_err(|_| Failure::new(format!("{command}: no end")))??;
-        ensure(ran.exit == 0, || format!("{command}: {}", ran.output))?;
-        Ok(ran.output)
-    }
-
     /// How often a route was asked, whatever the answer.
     pub fn requests_to(&self, method: &str, route: &str) -> u64 {
         let routes = self.cloud().requests().into_iter();
@@ -684,7 +670,7 @@ impl Instance<'_> {
             command: command.to_owned(),
             ..Shell::default()
         };
-        self.bed.shell(self.server().await?, &shell).await
+        run_in(&self.bed.cloud(), self.server().await?, &shell).await
     }
 
     /// The same as the agent's user.
@@ -697,7 +683,7 @@ impl Instance<'_> {
             user: Some("agent".to_owned()),
             ..Shell::default()
         };
-        self.bed.shell(self.server().await?, &shell).await
+        run_in(&self.bed.cloud(), self.server().await?, &shell).await
     }
 
     /// Orders something of its server at Hetzner, as a person would in the Console; answers what Hetzner does.

@@ -10,6 +10,7 @@
 //! Nothing here uses a type of the operator: what it is told and what it did are read where others read them.
 
 mod agent_repository;
+mod attacker;
 mod audit;
 mod bed;
 mod cluster;
@@ -23,10 +24,12 @@ pub mod manifests;
 mod operator;
 pub mod oracle;
 mod place;
+mod shell;
 mod voices;
 mod wait;
 
 pub use agent_repository::{AGENT_REFS, AgentRepository};
+pub use attacker::Attacker;
 pub use audit::{Audit, Write};
 pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
 pub use cluster::{Cluster, from_yaml};
@@ -40,4 +43,5 @@ pub use operator::{
     Call, FLEET, Moment, Operator, Pace, Setup, answer_of, status_of, write_private,
 };
 pub use place::{built, free_port, machine_root, operator, project, scratch};
+pub use shell::run_in;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};
