@@ -63,6 +63,14 @@ impl Attacker {
         Ok(attacker)
     }
 
+    /// His own host key.
+    ///
+    /// # Errors
+    /// Fails when he has no server any more.
+    pub fn host_key(&self) -> Outcome<String> {
+        Ok(self.cloud.machine(self.server)?.host_key)
+    }
+
     /// From now on, whoever connects to that server's SSH gets to his.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! Somebody who takes over a server's address, with a real sshd of his own.
 
-use bed::{Attacker, Bed, Heard, Instance, Outcome, TENANT, ensure, manifests};
+use bed::{Attacker, Bed, Instance, Outcome, ensure, manifests};
 use hetzner_sim::Stage;
-use serde_json::{Value, json};
+use serde_json::json;
+
+use super::{heard_only_challenges, is_told, lose_status};
 
 /// What a server's own guest answers to a challenge of somebody who could make it do so.
 const FORMER_ANSWER: &str =
@@ -35,40 +37,6 @@ async fn taken_over_from_birth<'a>(
     })
     .await?;
     Ok((one, server))
-}
-
-/// Waits until the instance says why it is not Ready, and that nothing was sent.
-async fn is_told(one: &Instance<'_>, reason: &str) -> Outcome {
-    let told = one.told(&["nothing was sent"]).await?;
-    ensure(told["reason"] == reason, || format!("{told:#}"))
-}
-
-/// Fails unless all he heard were challenges.
-async fn heard_only_challenges(attacker: &Attacker) -> Outcome<usize> {
-    let heard = attacker.heard().await?;
-    for Heard { command, input } in &heard {
-        let input: Value = serde_json::from_slice(input)?;
-        let asked = input.as_object().into_iter().flat_map(|asked| asked.keys());
-        let only = asked
-            .into_iter()
-            .all(|field| ["nonce", "wait", "seen"].contains(&field.as_str()));
-        ensure(command == "hello" && only, || {
-            format!("he was sent {command}: {input}")
-        })?;
-    }
-    Ok(heard.len())
-}
-
-/// All that is known of the instance is lost while nobody looks.
-async fn lose_status(bed: &mut Bed) -> Outcome {
-    bed.operator.stop().await?;
-    let status = bed.instance("one").status().await?;
-    let fields = status.as_object().into_iter().flat_map(|all| all.keys());
-    let nothing = fields.map(|field| (field.clone(), json!(null))).collect();
-    bed.cluster
-        .merge_status("AgentInstance", Some(TENANT), "one", nothing)
-        .await?;
-    bed.operator.start()
 }
 
 /// Before the pin, after it, and when it is lost; `at_first` is the reason that is told before the pin.
