@@ -1,9 +1,14 @@
 //! What an attacker, an agent and a guest that went mad can do on real machines: nothing that counts.
 
 mod agents_user;
+mod operators_login;
 mod somebody_in_the_middle;
 
-use bed::{Attacker, Bed, Heard, Instance, Outcome, TENANT, ensure};
+use agentfleet::fleet::MASTER_KEY_SECRET;
+use agentfleet::keys::{MasterKey, ServerKeys};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bed::{Attacker, Bed, FLEET, Heard, Instance, Outcome, SYSTEM, TENANT, ensure};
 use serde_json::{Value, json};
 
 /// Waits until the instance says why it is not Ready, and that nothing was sent.
@@ -38,4 +43,19 @@ async fn lose_status(bed: &mut Bed) -> Outcome {
         .merge_status("AgentInstance", Some(TENANT), "one", nothing)
         .await?;
     bed.operator.start()
+}
+
+/// The fleet's master key, as whoever may read that one Secret has it.
+async fn master_key(bed: &Bed) -> Outcome<Vec<u8>> {
+    let secret = bed.cluster.get("Secret", Some(SYSTEM), MASTER_KEY_SECRET);
+    let secret = secret.await?.unwrap_or_default();
+    let key = secret["data"]["key"].as_str().unwrap_or_default();
+    Ok(STANDARD.decode(key)?)
+}
+
+/// What the operator derives from it for the server of an instance.
+async fn server_keys(bed: &Bed, one: &Instance<'_>) -> Outcome<ServerKeys> {
+    let status = one.status().await?;
+    let server = status["server"]["name"].as_str().unwrap_or_default();
+    Ok(MasterKey::new(FLEET, &master_key(bed).await?)?.server_keys(server))
 }
