@@ -16,7 +16,7 @@ use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::instance::Instance;
 use crate::late_watch::LateWatch;
-use crate::operator::{Operator, Pace, Setup, status_of, write_private};
+use crate::operator::{Operator, Pace, Setup, answer_of, write_private};
 use crate::oracle::{self, Canaries};
 use crate::{manifests, place, voices, wait};
 
@@ -337,11 +337,11 @@ impl Bed {
             .map_or(0, |mutation| mutation.seq)
     }
 
-    /// A request to the cloud as a person with the first project's token makes it.
+    /// A request to the cloud as a person with the first project's token makes it; answers what it is answered.
     ///
     /// # Errors
     /// Fails when it is refused.
-    pub async fn at_hetzner(&self, method: &str, path: &str, body: &Value) -> Outcome {
+    pub async fn at_hetzner(&self, method: &str, path: &str, body: &Value) -> Outcome<Value> {
         let endpoint = self.simulator.endpoint();
         let url = endpoint.trim_start_matches("http://");
         let (address, base) = url.split_once('/').unwrap_or((url, ""));
@@ -355,10 +355,13 @@ impl Bed {
              content-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
         );
-        let status = status_of(address.parse()?, &request).await;
-        ensure(status.is_some_and(|status| status < 300), || {
-            format!("{method} {path}: {status:?}")
-        })
+        let answer = answer_of(address.parse()?, &request).await;
+        match answer {
+            Some((status, body)) if status < 300 => {
+                Ok(serde_json::from_str(&body).unwrap_or_default())
+            }
+            other => Err(Failure::new(format!("{method} {path}: {other:?}"))),
+        }
     }
 
     /// How often a route was asked, whatever the answer.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::bed::{Bed, TENANT};
 use crate::failure::{Failure, Outcome, ensure};
-use crate::wait::PATIENCE;
+use crate::shell::run_in;
 use crate::{oracle, voices};
 
 /// One instance of a bed.
@@ -146,21 +146,27 @@ impl<'a> Instance<'a> {
             command: command.to_owned(),
             ..Shell::default()
         };
-        let (cloud, server) = (self.bed.cloud(), self.server().await?);
-        // A machine that loses its power meanwhile never answers.
-        let ran = tokio::time::timeout(PATIENCE, cloud.shell(server, &shell));
-        let ran = ran
-            .await
-            .map_err(|_| Failure::new(format!("{command}: no end")))??;
-        ensure(ran.exit == 0, || format!("{command}: {}", ran.output))?;
-        Ok(ran.output)
+        run_in(&self.bed.cloud(), self.server().await?, &shell).await
     }
 
-    /// Orders something of its server at Hetzner, as a person would in the Console.
+    /// The same as the agent's user.
+    ///
+    /// # Errors
+    /// As [`Self::shell`].
+    pub async fn shell_as_agent(&self, command: &str) -> Outcome<String> {
+        let shell = Shell {
+            command: command.to_owned(),
+            user: Some("agent".to_owned()),
+            ..Shell::default()
+        };
+        run_in(&self.bed.cloud(), self.server().await?, &shell).await
+    }
+
+    /// Orders something of its server at Hetzner, as a person would in the Console; answers what Hetzner does.
     ///
     /// # Errors
     /// Fails with what the API says.
-    pub async fn act(&self, command: &str, body: Value) -> Outcome {
+    pub async fn act(&self, command: &str, body: Value) -> Outcome<Value> {
         let path = format!("/servers/{}/actions/{command}", self.server().await?);
         self.bed.at_hetzner("POST", &path, &body).await
     }
