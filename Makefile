@@ -71,7 +71,7 @@ machine-root: ## Make the Debian that real machines boot (as root; a minute at f
 
 venv: $(VENV)/requirements.txt ## Install Hetzner's Python client and what Python tests need.
 
-readers: $(READERS)/node_modules/.package-lock.json ## Install Bun and dotenv, which read back what is written for agents.
+readers: $(READERS)/node_modules/.package-lock.json ## Install Bun, dotenv and Claude Code, which read what is written for agents.
 
 # The API server says which version it is only if the linker is told.
 KUBERNETES = $(shell sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+)$$/\1/p' tests/control-plane/go.mod)

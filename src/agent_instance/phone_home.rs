@@ -79,7 +79,7 @@ impl Pins {
             return PinOutcome::UnknownToken;
         }
         self.0.wake.instance(&namespace, &name);
-        while !instance().is_some_and(|instance| pin(&instance, server).is_some()) {
+        while instance().is_none_or(|instance| pin(&instance, server).is_none()) {
             sleep(POLL).await;
         }
         PinOutcome::Pinned

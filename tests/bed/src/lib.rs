@@ -25,11 +25,12 @@ pub mod manifests;
 mod operator;
 pub mod oracle;
 mod place;
+mod served;
 mod shell;
 mod voices;
 mod wait;
 
-pub use agent_repository::{AGENT_REFS, AgentRepository};
+pub use agent_repository::{AGENT_REFS, AgentRepository, commit_all, publish};
 pub use attacker::Attacker;
 pub use audit::{Audit, Write};
 pub use bed::{Bed, Options, TENANT, TOKEN, quick_cloud, real_cloud};
@@ -45,5 +46,6 @@ pub use operator::{
     Call, FLEET, Moment, Operator, Pace, Setup, answer_of, status_of, write_private,
 };
 pub use place::{built, free_port, machine_root, operator, project, scratch};
+pub use served::Served;
 pub use shell::run_in;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};
