@@ -24,7 +24,7 @@ help: ## Show the commands.
 deps: ## Check what must be installed, and fetch and build the rest.
 	@tests/prerequisites
 	@$(MAKE) --no-print-directory control-plane helm venv readers machine-root
-	cargo fetch --locked
+	@cargo fetch --quiet --locked
 
 fmt: ## Format all code.
 	cargo fmt --all
@@ -36,27 +36,27 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 	@unformatted=$$(gofmt -l tests/control-plane); test -z "$$unformatted" || { echo "not formatted: $$unformatted" >&2; exit 1; }
 	cd tests/control-plane && go vet ./...
 	$(HELM) lint --strict --quiet charts/agentfleet
-	cargo run --quiet --locked -- crds --dir target/crds
+	cargo run --quiet --locked $(FAILPOINTS) -- crds --dir target/crds
 	diff --recursive --exclude=.gitkeep crds target/crds
 
-test: control-plane helm venv readers machine-root ## Run all tests, the crash matrix as a seeded sample.
+test: deps ## Run all tests, the crash matrix as a seeded sample.
 	cargo test --workspace $(FAILPOINTS) --locked
 	cd tests/control-plane && go test -count=1 ./...
 	$(VENV)/bin/pytest -q tests --ignore tests/hetzner-sim/conformance
 	tests/hetzner-sim/conformance/run.sh $(VENV)/bin/python
 
-test-full: control-plane helm venv readers machine-root ## Run all tests with the whole crash matrix.
+test-full: deps ## Run all tests with the whole crash matrix.
 	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace $(FAILPOINTS) --locked
 
-demo: control-plane helm ## Create, use and delete three agents on a real control plane and a simulated Hetzner Cloud.
+demo: deps ## Create, use and delete three agents on a real control plane, a simulated Hetzner Cloud and, as root, real machines.
 	cargo build --workspace --bins $(FAILPOINTS) --locked
 	target/debug/agentfleet-bed demo
 
-dev: control-plane helm ## Start what the demo uses and keep it until Ctrl-C; see target/dev/env.
+dev: deps ## Start what the demo uses and keep it until Ctrl-C; see target/dev/env.
 	cargo build --workspace --bins $(FAILPOINTS) --locked
 	target/debug/agentfleet-bed dev
 
-bench: control-plane helm ## Measure the release build; the numbers go to target/bench/summary.json.
+bench: deps ## Measure the release build; the numbers go to target/bench/summary.json.
 	cargo bench --locked --bench fleet
 
 crds: ## Write crds/ from the code.

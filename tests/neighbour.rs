@@ -133,7 +133,6 @@ async fn i8_deletes_go_on_and_nothing_storms_while_500_creates_wait_for_what_a_n
 fn storms_not(bed: &Bed, neighbour: &Neighbour) -> Outcome {
     let (_, in_vain) = answers(bed);
     let drained = neighbour.times();
-    println!("{in_vain} requests in vain, {drained} drains");
     ensure(in_vain <= 4 * drained + 10, || {
         format!(
             "{in_vain} requests in vain while the bucket was drained {drained} times: {:#?}",

@@ -102,7 +102,7 @@ fn added(lines: &[Timeline], summary: &mut Summary) -> Outcome {
         (
             "time_added_to_agent",
             |line| seconds(line.voice, line.runs),
-            "of it: from there until the agent runs (voice.log)",
+            "of it: from there until the agent runs (seen by the simulator)",
         ),
         (
             "time_added_to_ready",

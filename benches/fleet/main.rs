@@ -1,12 +1,13 @@
 //! `make bench`: what agentfleet costs and how fast it is, counted where others count it: at the simulated Hetzner Cloud, in the API server's
 //! audit log, on the machines' disks and in `/proc`.
 //!
-//! One stack is used from beginning to end: lives of a few instances, a burst, growth to a large fleet, calm, a restart. The numbers go to
+//! One stack of fake machines is used from beginning to end: lives of a few instances, a burst, growth to a large fleet, calm, a restart. A second one has real machines. The numbers go to
 //! `target/bench/summary.json`; nothing here judges them.
 
 mod fleet;
 mod lives;
 mod processes;
+mod real;
 mod scale;
 mod stack;
 mod summary;
@@ -53,7 +54,7 @@ async fn measure(scale: &Scale) -> Outcome {
     fleet::grow(&stack, scale, &mut summary).await?;
     fleet::calm(&stack, scale, &mut summary).await?;
     fleet::restart(&mut stack, scale, &mut summary).await?;
-    summary.end()?;
     stack.close();
-    Ok(())
+    real::measure(scale.real, &mut summary).await?;
+    summary.end()
 }

@@ -10,6 +10,8 @@ pub(crate) struct Scale {
     pub(crate) burst: usize,
     /// Instances of the large fleet, those of the burst among them.
     pub(crate) fleet: usize,
+    /// Instances on real machines.
+    pub(crate) real: usize,
     /// How long the large fleet is watched while nothing happens.
     pub(crate) calm: Duration,
 }
@@ -22,6 +24,7 @@ impl Scale {
                 lives: 50,
                 burst: 50,
                 fleet: 100,
+                real: 10,
                 calm: Duration::from_secs(30),
             };
         }
@@ -29,6 +32,7 @@ impl Scale {
             lives: 50,
             burst: 500,
             fleet: 1_000,
+            real: 50,
             calm: Duration::from_mins(5),
         }
     }

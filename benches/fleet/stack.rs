@@ -12,7 +12,7 @@ use bed::{
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hetzner_sim::{Config, Control, RequestCount, Simulator, Spread};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::summary::{Summary, number};
 
@@ -40,7 +40,7 @@ pub(crate) struct Stack {
     pub(crate) cloud: Control,
     dir: PathBuf,
     // Last, so that they end when all else has ended.
-    _simulator: Simulator,
+    simulator: Simulator,
     _control_plane: ControlPlane,
 }
 
@@ -64,10 +64,22 @@ fn cloud() -> Config {
 impl Stack {
     /// Starts everything, and waits for a project and a class that are Ready.
     pub(crate) async fn start(summary: &mut Summary) -> Outcome<Self> {
+        let stack = Self::on(Simulator::start(cloud()).await?).await?;
+        let how = "from an empty project to HetznerProject and AgentClass Ready, from the simulator's count: ";
+        summary.add(
+            "setup_requests",
+            (number(stack.count()), "requests"),
+            1,
+            how.to_owned() + &stack.routes(),
+        )?;
+        Ok(stack)
+    }
+
+    /// The same on these machines.
+    pub(crate) async fn on(simulator: Simulator) -> Outcome<Self> {
         let control_plane = Turns::take(1).await?.control_plane().await?;
         let cluster = Cluster::admin(control_plane.kubeconfig()?).await?;
         let audit = Audit::from_now(control_plane.audit_log()?)?;
-        let simulator = Simulator::start(cloud()).await?;
         let dir = bed::scratch("bench")?;
         let kubeconfig = dir.join("operator.kubeconfig");
         bed::write_private(
@@ -88,21 +100,23 @@ impl Stack {
             audit,
             cloud: simulator.control(),
             dir,
-            _simulator: simulator,
+            simulator,
             _control_plane: control_plane,
         };
         stack.operator.start()?;
-        stack.set_up(summary).await?;
+        stack.set_up().await?;
         Ok(stack)
     }
 
-    async fn set_up(&self, summary: &mut Summary) -> Outcome {
+    async fn set_up(&self) -> Outcome {
         let token = manifests::token_secret(manifests::PROJECT);
+        let mut class = manifests::class();
+        class["spec"]["firewall"]["sshFrom"] = json!([format!("{}/32", self.simulator.host())]);
         self.apply_all(vec![
             manifests::namespace(TENANT),
             manifests::secret(SYSTEM, &token, "token", TOKEN),
             manifests::project(manifests::PROJECT),
-            manifests::class(),
+            class,
         ])
         .await?;
         for (kind, name) in [
@@ -115,13 +129,7 @@ impl Stack {
             })
             .await?;
         }
-        let how = "from an empty project to HetznerProject and AgentClass Ready, from the simulator's count: ";
-        summary.add(
-            "setup_requests",
-            (number(self.count()), "requests"),
-            1,
-            how.to_owned() + &self.routes(),
-        )
+        Ok(())
     }
 
     /// Ends it; what it leaves on disk is in the way of nobody.

@@ -12,8 +12,6 @@ use crate::stack::{Stack, is_ready};
 
 /// Where the guest notes each step of its installation, the last one at its end.
 const INSTALL_LOG: &str = "var/lib/agentfleet/install.log";
-/// Where a fake machine notes when its agent starts and stops.
-const VOICE_LOG: &str = ".machine/voice.log";
 
 /// One instance from the birth of its server on.
 pub(crate) struct Timeline {
@@ -60,18 +58,22 @@ pub(crate) fn timelines(stack: &Stack, writes: &[Write]) -> Outcome<Vec<Timeline
         .iter()
         .map(|life| (life.server, life.created))
         .collect();
+    let voices = stack.cloud.voices();
     let mut found = vec![];
     for told in written.values() {
         if let (Some(server), Some(voice), Some(ready)) = (told.server, told.voice, told.ready) {
             let machine = stack.cloud.machine(server)?;
-            let (Some(created), Some(ssh)) = (created.get(&server), machine.ssh_since) else {
+            let first = voices.iter().find(|change| change.server == server);
+            let (Some(created), Some(ssh), Some(first)) =
+                (created.get(&server), machine.ssh_since, first)
+            else {
                 continue;
             };
             found.push(Timeline {
                 created: *created,
                 installed: changed(&machine.root.join(INSTALL_LOG))?.max(ssh),
                 voice,
-                runs: first_start(&machine.root.join(VOICE_LOG))?,
+                runs: Timestamp::from_millisecond(i64::try_from(first.at_ms)?)?,
                 ready,
             });
         }
@@ -81,13 +83,6 @@ pub(crate) fn timelines(stack: &Stack, writes: &[Write]) -> Outcome<Vec<Timeline
 
 fn changed(file: &Path) -> Outcome<Timestamp> {
     Ok(std::fs::metadata(file)?.modified()?.try_into()?)
-}
-
-fn first_start(log: &Path) -> Outcome<Timestamp> {
-    let text = std::fs::read_to_string(log)?;
-    let line = text.lines().next().unwrap_or_default();
-    let at = line.rsplit_once(' ').map_or("", |(_, at)| at);
-    Ok(Timestamp::from_millisecond(at.parse()?)?)
 }
 
 /// Seconds from one moment to another; negative when it was before.

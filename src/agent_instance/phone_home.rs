@@ -6,6 +6,7 @@ use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 use tokio::time::sleep;
 
 use crate::{
+    api::AgentInstance,
     bootstrap::{PhoneHome, PhoneHomeSink, PinOutcome},
     context::Context,
     hetzner::Server,
@@ -63,23 +64,11 @@ impl Pins {
         let uid = labels::text(&server.labels, labels::UID);
         let id = server.id.number();
         let object = ObjectRef::new(&name).within(&namespace);
-        let pin = || {
-            let instance = self
-                .0
-                .stores
-                .instances
-                .get(&object)
-                .filter(|instance| instance.uid().as_ref() == Some(&uid))?;
-            let known = instance
-                .status
-                .as_ref()?
-                .server
-                .as_ref()
-                .filter(|known| known.id == id)?
-                .clone();
-            Some(known.host_key)
+        let instance = || {
+            let instance = self.0.stores.instances.get(&object);
+            instance.filter(|instance| instance.uid().as_ref() == Some(&uid))
         };
-        if !matches!(pin(), None | Some(None)) {
+        if !instance().is_some_and(|instance| expects(&instance, server)) {
             return PinOutcome::UnknownToken;
         }
         let taken = self.0.memories.with(&uid, |memory| {
@@ -90,9 +79,35 @@ impl Pins {
             return PinOutcome::UnknownToken;
         }
         self.0.wake.instance(&namespace, &name);
-        while pin().flatten().is_none() {
+        while instance().is_none_or(|instance| pin(&instance, server).is_none()) {
             sleep(POLL).await;
         }
         PinOutcome::Pinned
     }
+}
+
+/// Whether the token still counts: for the server of the record in hand, until its key is pinned. The token stays in user-data, where anybody on
+/// the server finds it; with the record lost it must not pin another key.
+fn expects(instance: &AgentInstance, server: &Server) -> bool {
+    let Some(status) = &instance.status else {
+        return false;
+    };
+    let recorded = status
+        .provisioning
+        .as_ref()
+        .is_some_and(|record| record.server_name == server.name);
+    let holder = status.voice.as_ref().and_then(|voice| voice.incarnation);
+    let spoken = holder.is_some_and(|incarnation| {
+        labels::text(&server.labels, labels::INCARNATION) == incarnation.to_string()
+    });
+    recorded && !spoken && pin(instance, server).is_none()
+}
+
+/// The key that is pinned for a server.
+fn pin(instance: &AgentInstance, server: &Server) -> Option<String> {
+    let known = instance.status.as_ref()?.server.as_ref();
+    known
+        .filter(|known| known.id == server.id.number())?
+        .host_key
+        .clone()
 }

@@ -19,6 +19,7 @@ use crate::api::{Bootstrap, HealthState, ProvisioningRecord, ServerStatus, Voice
 use crate::hetzner::Place;
 
 mod creation;
+mod health;
 #[cfg(test)]
 mod model;
 mod removal;

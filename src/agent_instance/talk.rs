@@ -3,49 +3,40 @@
 //! A reconcile starts an act and goes on; when it is over, the instance is looked at again and [`absorb`] takes the outcome into memory. Only
 //! here does anything wait for a server, always within a deadline.
 
+mod listening;
+mod order;
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep};
 
+pub use self::{
+    listening::Listening,
+    order::{Order, release},
+};
 use super::{
     desired::Identity,
     memory::{GuestMemory, Memory},
-    world::{ConfigureFailure, Configured, ContactProblem, Hello, InstallPhase, ServerView},
+    world::{Configured, ContactProblem, Hello, InstallPhase, ServerView},
 };
 use crate::{
     context::Context,
-    crash_point,
     error::Setback,
     guest::{
-        GuestError,
         acts::Acts,
         answers::{Greeting, Phase, Step, StepState},
-        bundle::Configure,
         host_key::HostKey,
-        program::Program,
-        proof::{Accept, ProofError, Unproven},
-        protocol::{self, AnswerError, Answered, Refusal, RefusalCode},
-        transport::{Pinned, Stage, TransportError},
+        protocol::Answered,
         untrusted::Text,
     },
     health::Probes,
-    kube_ext::error_chain,
 };
 
-/// How long a server that does not answer is tried before the reconciler hears of it.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The longest pause between two tries.
-const PAUSE: Duration = Duration::from_millis(500);
 /// How long a guest may take for what it does at once.
 const BRIEF: Duration = Duration::from_secs(10);
-/// How long a `configure` may take: it runs the update commands of the class.
-const CONFIGURE: Duration = Duration::from_mins(20);
-/// How many bytes of a failure's last lines go into a message.
-const TAIL: usize = 600;
 
 /// Whose guest an act concerns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -136,189 +127,6 @@ impl Talks {
 /// Whether an act with this guest is under way.
 pub fn is_busy(ctx: &Context, key: &GuestKey) -> bool {
     ctx.talks.hellos.is_running(key) || ctx.talks.orders.is_running(key)
-}
-
-/// Where a guest is, and what is known of it.
-pub struct Listening {
-    /// Server, login and fleet.
-    pub guest: Unproven,
-    /// The pinned host key; none yet.
-    pub pinned: Option<HostKey>,
-    /// The proofs that count while none is pinned.
-    pub accept: Accept,
-    /// The progress that was told last.
-    pub seen: String,
-}
-
-impl Listening {
-    /// Tries until the guest tells something new, or patience is over.
-    pub async fn run(self) -> Outcome {
-        let end = Instant::now() + PATIENCE;
-        let mut pause = Duration::from_millis(100);
-        loop {
-            match crash_point::around("ssh", "hello", self.once()).await {
-                Err(ContactProblem::Silent(_)) if Instant::now() + pause < end => {}
-                Err(problem) => return Outcome::Unreached(problem),
-                Ok(outcome) => return outcome,
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE);
-        }
-    }
-
-    async fn once(&self) -> Result<Outcome, ContactProblem> {
-        let Some(host_key) = &self.pinned else {
-            let proven = self
-                .guest
-                .prove(&self.accept, BRIEF)
-                .await
-                .map_err(unproven)?;
-            return Ok(Outcome::Greeted(
-                Some(proven.host_key),
-                Box::new(proven.greeting),
-            ));
-        };
-        let hello = protocol::Hello::new(protocol::MAX_WAIT, &self.seen);
-        let greeting = self
-            .guest
-            .pinned(host_key.clone())
-            .run(&hello, protocol::MAX_WAIT + BRIEF)
-            .await
-            .map_err(|error| unreached(&error))?;
-        Ok(Outcome::Greeted(None, Box::new(greeting)))
-    }
-}
-
-fn unproven(error: ProofError) -> ContactProblem {
-    match error {
-        ProofError::Guest(error) => unreached(&error),
-        error @ (ProofError::Wrong { .. } | ProofError::Missing { .. }) => {
-            ContactProblem::WrongProof(error.to_string())
-        }
-    }
-}
-
-/// A server that boots refuses connections, cuts them, and does not know the login yet: all that is silence.
-fn unreached(error: &GuestError) -> ContactProblem {
-    let words = error_chain(error);
-    match error {
-        GuestError::Transport(TransportError::HostKeyChanged { .. }) => {
-            ContactProblem::HostKeyChanged(words)
-        }
-        GuestError::Transport(
-            TransportError::AnswerTooLarge
-            | TransportError::Garbage {
-                stage: Stage::Command,
-                ..
-            },
-        )
-        | GuestError::Answer(_) => ContactProblem::Garbage(words),
-        GuestError::Transport(_) | GuestError::Request(_) => ContactProblem::Silent(words),
-    }
-}
-
-/// A `configure` and where it goes.
-pub struct Order {
-    /// The server, with its pinned host key.
-    pub server: Pinned,
-    /// What it is given.
-    pub configure: Configure,
-    /// The program that the guest there is to become first, if it is another.
-    pub upgrade: Option<Program>,
-}
-
-impl Order {
-    /// Brings the guest up to date where needed, then gives it configuration, secrets and the voice.
-    pub async fn run(self) -> Outcome {
-        let Self {
-            server,
-            configure,
-            upgrade,
-        } = self;
-        let epoch = i64::try_from(configure.epoch).unwrap_or(i64::MAX);
-        let sent = (
-            configure.description.config_revision.clone(),
-            configure.secrets_tag.clone(),
-        );
-        let done = async {
-            if let Some(program) = upgrade {
-                let upgrade = program.upgrade(configure.epoch);
-                crash_point::around("ssh", "upgrade", server.run(&upgrade, BRIEF * 3)).await?;
-            }
-            crash_point::around("ssh", "configure", server.run(&configure, CONFIGURE)).await
-        };
-        let (outcome, stored) = match done.await {
-            Ok(answered) => (Ok(answered.answer.unit.is_active()), None),
-            Err(GuestError::Transport(error @ TransportError::HostKeyChanged { .. })) => {
-                return Outcome::Unreached(ContactProblem::HostKeyChanged(error.to_string()));
-            }
-            Err(error) => (Err(failure(&error)), stored_epoch(&error)),
-        };
-        Outcome::Configured(
-            Configured {
-                epoch,
-                sent,
-                outcome,
-            },
-            stored,
-        )
-    }
-}
-
-/// Takes the voice away from a guest, briefly: its server is about to go, whatever it says.
-pub async fn release(server: Pinned, epoch: i64) -> Outcome {
-    let release = protocol::Release {
-        epoch: epoch.unsigned_abs(),
-    };
-    let answered = crash_point::around("ssh", "release", server.run(&release, BRIEF)).await;
-    Outcome::Released(
-        epoch,
-        answered.is_ok_and(|answered| answered.answer.released),
-    )
-}
-
-fn stored_epoch(error: &GuestError) -> Option<u64> {
-    match error {
-        GuestError::Answer(AnswerError::Refused(refusal)) => refusal.epoch,
-        _ => None,
-    }
-}
-
-fn failure(error: &GuestError) -> ConfigureFailure {
-    match error {
-        GuestError::Answer(AnswerError::Refused(refusal)) => refused(refusal),
-        GuestError::Answer(error) => ConfigureFailure {
-            reason: "GuestNotUnderstood".into(),
-            message: error.to_string(),
-            lasting: false,
-        },
-        error => ConfigureFailure {
-            reason: "GuestUnreachable".into(),
-            message: error_chain(error),
-            lasting: false,
-        },
-    }
-}
-
-fn refused(refusal: &Refusal) -> ConfigureFailure {
-    use RefusalCode::{BadRequest, UnitFailed, UserMissing, WrongInstance};
-    let lines: Vec<&str> = refusal.tail.iter().map(Text::as_str).collect();
-    let tail = lines.join(" | ");
-    let kept = tail.ceil_char_boundary(tail.len().saturating_sub(TAIL));
-    let message = if tail.is_empty() {
-        refusal.message.to_string()
-    } else {
-        format!("{}: {}", refusal.message, &tail[kept..])
-    };
-    let lasting = matches!(
-        refusal.code,
-        UnitFailed | UserMissing | BadRequest | WrongInstance
-    );
-    ConfigureFailure {
-        reason: refusal.code.as_str().to_owned(),
-        message,
-        lasting,
-    }
 }
 
 /// Takes the outcomes of acts that are over into memory.

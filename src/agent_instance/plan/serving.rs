@@ -1,8 +1,8 @@
 //! An instance with a server: from its first boot to an agent that serves.
 
 use super::{
-    Agent, Bootstrap, CONTACT, ContactProblem, HealthState, InstallPhase, Look, Plan, Power,
-    SecretsView, ServerView, Stage, Step, VoiceRecord, armed_here, delete,
+    Bootstrap, CONTACT, ContactProblem, InstallPhase, Look, Plan, Power, SecretsView, ServerView,
+    Stage, Step, VoiceRecord, armed_here, delete,
 };
 
 impl Look<'_> {
@@ -238,13 +238,7 @@ impl Look<'_> {
     /// A server that serves goes on doing so when its class or Secret is gone; another one waits.
     fn unconfigurable(&self, server: &ServerView, reason: &'static str, message: String) -> Plan {
         match self.world.spoken(server) {
-            Some(_) => {
-                let note = Some((reason, message));
-                Plan::wait(match &server.guest.health {
-                    Some(view) => by_health(view.state, &view.words, note),
-                    None => by_health(self.told_health(), "", note),
-                })
-            }
+            Some(_) => Plan::wait(self.health(server, Some((reason, message)))),
             None => Plan::wait(Stage::Waiting(reason, message)),
         }
     }
@@ -295,66 +289,5 @@ impl Look<'_> {
                 Plan::act(Step::WriteVoice(voice), self.applying(server))
             }
         }
-    }
-
-    /// Configured as declared: whether it serves is what the probes say.
-    fn serving(&self, server: &ServerView, agent: &Agent) -> Plan {
-        let booted = server.boot_revision.as_deref();
-        let outdated = booted.is_some_and(|revision| revision != agent.boot_revision);
-        let note = outdated.then(|| {
-            (
-                "NeedsNewServer",
-                "the class changed in what only a new server can take up; this one is kept"
-                    .to_owned(),
-            )
-        });
-        let epoch = self.world.voice().map_or(0, |voice| voice.epoch);
-        match &server.guest.health {
-            Some(view) if (&view.health, view.epoch) == (&agent.health, epoch) => {
-                Plan::wait(by_health(view.state, &view.words, note))
-            }
-            _ => {
-                let presumed = self.presumed(server, agent, epoch);
-                let step = Step::Probe {
-                    server: server.id,
-                    epoch,
-                    presumed,
-                };
-                Plan::act(step, by_health(presumed, "", note))
-            }
-        }
-    }
-
-    /// What is known of an agent's health before its first probe: what other probes of the same configuration said, or systemd in the answer to
-    /// `configure`, or, after a restart of the operator, the status.
-    fn presumed(&self, server: &ServerView, agent: &Agent, epoch: i64) -> Option<HealthState> {
-        let probed = server.guest.health.as_ref();
-        let configured = server.guest.configured.as_ref();
-        match (probed, configured) {
-            (Some(view), _) if view.epoch == epoch => view.state,
-            (_, Some(configured)) if configured.epoch == epoch => {
-                let by_systemd = agent.health.http.is_none() && agent.health.exec.is_none();
-                let up = configured.outcome == Ok(true) && by_systemd;
-                up.then_some(HealthState::Healthy)
-            }
-            _ => self.told_health(),
-        }
-    }
-
-    fn told_health(&self) -> Option<HealthState> {
-        self.world.status.health.as_ref().map(|told| told.state)
-    }
-}
-
-fn by_health(
-    state: Option<HealthState>,
-    words: &str,
-    note: Option<(&'static str, String)>,
-) -> Stage {
-    match state {
-        Some(HealthState::Healthy | HealthState::Degraded) => Stage::Serving(note),
-        Some(HealthState::Failed) => Stage::Unhealthy("ProbeFailed", words.to_owned()),
-        Some(HealthState::Unknown) => Stage::Unhealthy("Unreachable", words.to_owned()),
-        None => Stage::Starting(words.to_owned()),
     }
 }

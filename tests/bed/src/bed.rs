@@ -7,17 +7,17 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hetzner_sim::{Config, Control, MachineKind, Shell, Simulator};
+use hetzner_sim::{Config, Control, MachineKind, Simulator, StartError};
 use serde_json::{Value, json};
 
 use crate::audit::Audit;
 use crate::cluster::Cluster;
 use crate::control_plane::{ControlPlane, OPERATOR, Turns};
 use crate::failure::{Failure, Outcome, ensure};
+use crate::instance::Instance;
 use crate::late_watch::LateWatch;
-use crate::operator::{Operator, Pace, Setup, status_of, write_private};
+use crate::operator::{Operator, Pace, Setup, answer_of, write_private};
 use crate::oracle::{self, Canaries};
-use crate::wait::PATIENCE;
 use crate::{manifests, place, voices, wait};
 
 /// Namespace of the instances.
@@ -63,6 +63,22 @@ pub fn quick_cloud() -> Config {
     }
 }
 
+/// A cloud whose machines are real, or why they cannot be had here, which with `CI=true` is a failure.
+///
+/// # Errors
+/// As said.
+pub async fn real_cloud() -> Outcome<Result<Simulator, StartError>> {
+    let cloud = Config {
+        machines: MachineKind::Nspawn,
+        ..quick_cloud()
+    };
+    let started = Simulator::start(cloud).await;
+    match started {
+        Err(error) if std::env::var("CI").as_deref() == Ok("true") => Err(error.into()),
+        started => Ok(started),
+    }
+}
+
 /// All that a test needs.
 pub struct Bed {
     /// The operator.
@@ -97,22 +113,17 @@ impl Bed {
     /// # Errors
     /// Fails when a part cannot be started.
     pub async fn start_real() -> Outcome<Option<Self>> {
-        let cloud = Config {
-            machines: MachineKind::Nspawn,
-            ..quick_cloud()
-        };
-        let simulator = match Simulator::start(cloud).await {
-            Ok(simulator) => Arc::new(simulator),
-            Err(error) if std::env::var("CI").as_deref() != Ok("true") => {
+        let simulator = match real_cloud().await? {
+            Ok(simulator) => simulator,
+            Err(error) => {
                 let test = std::thread::current();
                 let test = test.name().unwrap_or_default();
                 eprintln!("{test}: skipped: needs root and real machines: {error}");
                 return Ok(None);
             }
-            Err(error) => return Err(error.into()),
         };
         let bed = Self::with(Options {
-            simulator: Some(simulator),
+            simulator: Some(Arc::new(simulator)),
             ..Options::default()
         })
         .await?;
@@ -286,10 +297,7 @@ impl Bed {
 
     /// An instance of that name, whether or not it exists.
     pub fn instance(&self, name: &str) -> Instance<'_> {
-        Instance {
-            bed: self,
-            name: name.to_owned(),
-        }
+        Instance::of(self, name)
     }
 
     /// What the operator hears of instances, in a bed that was made with [`Options::late`].
@@ -329,11 +337,11 @@ impl Bed {
             .map_or(0, |mutation| mutation.seq)
     }
 
-    /// A request to the cloud as a person with the first project's token makes it.
+    /// A request to the cloud as a person with the first project's token makes it; answers what it is answered.
     ///
     /// # Errors
     /// Fails when it is refused.
-    pub async fn at_hetzner(&self, method: &str, path: &str, body: &Value) -> Outcome {
+    pub async fn at_hetzner(&self, method: &str, path: &str, body: &Value) -> Outcome<Value> {
         let endpoint = self.simulator.endpoint();
         let url = endpoint.trim_start_matches("http://");
         let (address, base) = url.split_once('/').unwrap_or((url, ""));
@@ -347,10 +355,13 @@ impl Bed {
              content-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
         );
-        let status = status_of(address.parse()?, &request).await;
-        ensure(status.is_some_and(|status| status < 300), || {
-            format!("{method} {path}: {status:?}")
-        })
+        let answer = answer_of(address.parse()?, &request).await;
+        match answer {
+            Some((status, body)) if status < 300 => {
+                Ok(serde_json::from_str(&body).unwrap_or_default())
+            }
+            other => Err(Failure::new(format!("{method} {path}: {other:?}"))),
+        }
     }
 
     /// How often a route was asked, whatever the answer.
@@ -533,219 +544,5 @@ impl Drop for Bed {
                 self.operator.last_words()
             );
         }
-    }
-}
-
-/// One instance of a bed.
-pub struct Instance<'a> {
-    bed: &'a Bed,
-    /// Its name.
-    pub name: String,
-}
-
-impl Instance<'_> {
-    /// The object, if it exists.
-    ///
-    /// # Errors
-    /// Fails with what the API server says.
-    pub async fn object(&self) -> Outcome<Option<Value>> {
-        self.bed
-            .cluster
-            .get("AgentInstance", Some(TENANT), &self.name)
-            .await
-    }
-
-    /// Its status; null when there is none.
-    ///
-    /// # Errors
-    /// Fails with what the API server says.
-    pub async fn status(&self) -> Outcome<Value> {
-        Ok(self
-            .object()
-            .await?
-            .map_or(Value::Null, |object| object["status"].clone()))
-    }
-
-    /// Waits until it is Ready, and its agent runs on a machine with the Secret of now; answers the server's id.
-    ///
-    /// # Errors
-    /// Fails at the deadline, or when Ready is not the truth.
-    pub async fn ready(&self) -> Outcome<u64> {
-        let what = format!("{} is Ready", self.name);
-        let waited = self.bed.wait_until(&what, async || {
-            Ok(oracle::condition(&self.status().await?, "Ready")
-                .is_some_and(|ready| ready["status"] == "True"))
-        });
-        if let Err(failure) = waited.await {
-            let status = self.status().await?;
-            let id = status["server"]["id"].as_u64().unwrap_or_default();
-            // Of a real machine.
-            let console = self.bed.cloud().console(id).unwrap_or_default();
-            return Err(Failure::new(format!(
-                "{failure}; its status is {status:#}{console}"
-            )));
-        }
-        self.serves().await
-    }
-
-    /// The id of its server; for an instance that is Ready.
-    ///
-    /// # Errors
-    /// Fails when its agent does not run there.
-    pub async fn serves(&self) -> Outcome<u64> {
-        let id = self.status().await?["server"]["id"]
-            .as_u64()
-            .ok_or_else(|| Failure::new("Ready without a server"))?;
-        ensure(voices::speaks(&self.bed.cloud(), id), || {
-            format!(
-                "{} is Ready and its agent does not run on server {id}",
-                self.name
-            )
-        })?;
-        Ok(id)
-    }
-
-    /// Waits for a condition with a status and a reason; answers its message.
-    ///
-    /// # Errors
-    /// Fails at the deadline.
-    pub async fn condition(&self, kind: &str, status: &str, reason: &str) -> Outcome<String> {
-        self.bed
-            .condition(
-                ("AgentInstance", Some(TENANT), &self.name),
-                kind,
-                status,
-                reason,
-            )
-            .await
-    }
-
-    /// Waits until one of its conditions says all of these words; answers that condition.
-    ///
-    /// # Errors
-    /// Fails at the deadline.
-    pub async fn told(&self, words: &[&str]) -> Outcome<Value> {
-        self.bed
-            .told(("AgentInstance", Some(TENANT), &self.name), words)
-            .await
-    }
-
-    /// A file on its server.
-    ///
-    /// # Errors
-    /// Fails when it has no server.
-    pub async fn file(&self, path: &str) -> Outcome<Option<String>> {
-        let root = self.bed.cloud().machine(self.server().await?)?.root;
-        Ok(std::fs::read_to_string(root.join(path.trim_start_matches('/'))).ok())
-    }
-
-    /// Waits until a file on its server holds a text.
-    ///
-    /// # Errors
-    /// Fails at the deadline.
-    pub async fn has_in_file(&self, path: &str, text: &str) -> Outcome {
-        let what = format!(
-            "{path} on the server of {} holds what was declared",
-            self.name
-        );
-        self.bed
-            .wait_until(&what, async || {
-                Ok(self
-                    .file(path)
-                    .await?
-                    .is_some_and(|content| content.contains(text)))
-            })
-            .await
-    }
-
-    /// What a command, run as root on its real machine, writes; it must end well.
-    ///
-    /// # Errors
-    /// Fails when the machine is not up, or with what the command says.
-    pub async fn shell(&self, command: &str) -> Outcome<String> {
-        let shell = Shell {
-            command: command.to_owned(),
-            ..Shell::default()
-        };
-        let (cloud, server) = (self.bed.cloud(), self.server().await?);
-        // A machine that loses its power meanwhile never answers.
-        let ran = tokio::time::timeout(PATIENCE, cloud.shell(server, &shell));
-        let ran = ran
-            .await
-            .map_err(|_| Failure::new(format!("{command}: no end")))??;
-        ensure(ran.exit == 0, || format!("{command}: {}", ran.output))?;
-        Ok(ran.output)
-    }
-
-    /// Orders something of its server at Hetzner, as a person would in the Console.
-    ///
-    /// # Errors
-    /// Fails with what the API says.
-    pub async fn act(&self, command: &str, body: Value) -> Outcome {
-        let path = format!("/servers/{}/actions/{command}", self.server().await?);
-        self.bed.at_hetzner("POST", &path, &body).await
-    }
-
-    /// Waits until a condition is True.
-    ///
-    /// # Errors
-    /// Fails at the deadline.
-    pub async fn is(&self, kind: &str) -> Outcome {
-        let what = format!("{} is {kind}", self.name);
-        self.bed
-            .wait_until(&what, async || {
-                Ok(oracle::condition(&self.status().await?, kind)
-                    .is_some_and(|found| found["status"] == "True"))
-            })
-            .await
-    }
-
-    async fn server(&self) -> Outcome<u64> {
-        let id = self.status().await?["server"]["id"].as_u64();
-        id.ok_or_else(|| Failure::new(format!("{} has no server", self.name)))
-    }
-
-    /// Sets an annotation, as the admin.
-    ///
-    /// # Errors
-    /// Fails with what the API server says.
-    pub async fn annotate(&self, key: &str, value: &str) -> Outcome {
-        let patch = json!({"metadata": {"annotations": {key: value}}});
-        self.bed
-            .cluster
-            .merge("AgentInstance", Some(TENANT), &self.name, patch)
-            .await
-    }
-
-    /// Asks for its deletion.
-    ///
-    /// # Errors
-    /// Fails with what the API server says.
-    pub async fn delete(&self) -> Outcome {
-        self.bed
-            .cluster
-            .delete("AgentInstance", Some(TENANT), &self.name)
-            .await
-    }
-
-    /// Waits until the object is gone.
-    ///
-    /// # Errors
-    /// Fails at the deadline.
-    pub async fn gone(&self) -> Outcome {
-        let what = format!("{} is gone", self.name);
-        self.bed
-            .wait_until(&what, async || Ok(self.object().await?.is_none()))
-            .await
-            .map_err(|failure| {
-                let left: Vec<_> = self
-                    .bed
-                    .cloud()
-                    .servers()
-                    .iter()
-                    .map(|server| server["name"].clone())
-                    .collect();
-                Failure::new(format!("{failure}; servers left: {left:?}"))
-            })
     }
 }

@@ -135,7 +135,7 @@ impl Plane {
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
         let dir = std::env::temp_dir().join(name);
-        let ready_file = dir.with_extension("ready");
+        let (ready_file, words) = (dir.with_extension("ready"), dir.with_extension("stderr"));
         let mut child = Command::new(place::built(
             "control-plane/control-plane",
             "control-plane",
@@ -146,15 +146,20 @@ impl Plane {
         .arg(&ready_file)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&words)?)
         .spawn()?;
         let ready = wait::wait_within(START_DEADLINE, "the control plane is ready", async || {
             let ended = child.try_wait()?;
-            ensure(ended.is_none(), || format!("it ended: {ended:?}"))?;
+            ensure(ended.is_none(), || {
+                let said = std::fs::read_to_string(&words).unwrap_or_default();
+                format!("it ended: {ended:?}: {said}")
+            })?;
             Ok(std::fs::read(&ready_file)
                 .ok()
                 .and_then(|text| serde_json::from_slice(&text).ok()))
         });
         let ready: Ready = ready.await?;
+        std::fs::remove_file(words)?;
         let plane = Self { child, ready };
         plane.install_chart().await?;
         Ok(plane)

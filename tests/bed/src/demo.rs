@@ -4,8 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use bed::{Bed, Options, Outcome, Pace, ensure, manifests, wait_for, wait_until};
-use hetzner_sim::{Config, Spread};
+use std::sync::Arc;
+
+use bed::{Bed, Options, Outcome, Pace, ensure, from_yaml, manifests, wait_for, wait_until};
+use hetzner_sim::{Config, Shell, Simulator, Spread};
+use serde_json::json;
 
 const EXAMPLES: &str = "examples/quickstart";
 const NAMESPACE: &str = "agents";
@@ -27,7 +30,7 @@ pub(crate) async fn run() -> Outcome {
         "Starting a Kubernetes control plane, a simulated Hetzner Cloud, and the operator under its own ServiceAccount.",
     );
     let bed = Bed::with(Options {
-        cloud: unhurried_cloud(),
+        simulator: Some(Arc::new(cloud().await?)),
         pace: PACE,
         ..Options::default()
     })
@@ -63,14 +66,26 @@ fn example(file: &str) -> String {
     format!("{EXAMPLES}/{file}")
 }
 
-/// Boots that take a few seconds, so that there is something to see.
-fn unhurried_cloud() -> Config {
-    Config {
+/// Real machines where they can be had; otherwise, and said so, fake ones, whose boots take a few seconds, so that there is something to see.
+pub(crate) async fn cloud() -> Outcome<Simulator> {
+    match bed::real_cloud().await? {
+        Ok(simulator) => {
+            println!(
+                "Its servers are real machines here: Debian with systemd, sshd and cloud-init, each booted from what Hetzner would get."
+            );
+            return Ok(simulator);
+        }
+        Err(error) => println!(
+            "Its servers are fake machines, since real ones need root on Linux, systemd-nspawn and `make machine-root`: {error}."
+        ),
+    }
+    let fake = Config {
         time_factor: 1.0,
         boot_ssh_s: Spread { from: 2.0, to: 4.0 },
         boot_cloud_init_s: Spread { from: 2.0, to: 5.0 },
         ..bed::quick_cloud()
-    }
+    };
+    Ok(Simulator::start(fake).await?)
 }
 
 fn requests(bed: &Bed) -> u32 {
@@ -91,10 +106,12 @@ async fn set_up(bed: &Bed) -> Outcome {
             bed::TOKEN,
         ))
         .await?;
-    for file in ["01-project.yaml", "02-class.yaml"] {
-        bed.cluster
-            .kubectl(&["apply", "--filename", &example(file)])?;
-    }
+    bed.cluster
+        .kubectl(&["apply", "--filename", &example("01-project.yaml")])?;
+    // As the example says: whoever reaches SSH is the operator, which is here.
+    let mut class = from_yaml(&std::fs::read(example("02-class.yaml"))?)?;
+    class["spec"]["firewall"]["sshFrom"] = json!([format!("{}/32", bed.host())]);
+    bed.cluster.apply(&class).await?;
     for object in ["hetznerproject/quickstart", "agentclass/greeter"] {
         bed.cluster
             .kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", object])?;
@@ -126,7 +143,11 @@ async fn show_until_ready(bed: &Bed) -> Outcome {
     let servers = bed.cloud().servers();
     ensure(servers.len() == AGENTS as usize, || {
         format!("{} servers for {AGENTS} agents", servers.len())
-    })
+    })?;
+    for name in ["alice", "bob", "carol"] {
+        says(bed, name, &format!("hello from {name}")).await?;
+    }
+    Ok(())
 }
 
 /// Name and phase in each line but the first: NAME CLASS PHASE …
@@ -168,6 +189,27 @@ async fn change_a_secret(bed: &Bed) -> Outcome {
         "/home/greeter/.env on server {server}: {}",
         std::fs::read_to_string(&file)?.trim()
     );
+    says(bed, "bob", "good morning from bob").await
+}
+
+/// Waits until the agent's own log shows that it has its Secret; fake machines run no agents.
+async fn says(bed: &Bed, name: &str, greeting: &str) -> Outcome {
+    let agent = bed.cluster.get("AgentInstance", Some(NAMESPACE), name);
+    let server = agent.await?.unwrap_or_default()["status"]["server"]["id"].as_u64();
+    let server = server.unwrap_or_default();
+    if bed.cloud().console(server).is_err() {
+        return Ok(());
+    }
+    let log = Shell {
+        command: "journalctl --quiet --unit agent --output cat --lines 1 _COMM=greet".into(),
+        ..Shell::default()
+    };
+    wait_until(&format!("{name} says {greeting:?}"), async || {
+        let said = bed.cloud().shell(server, &log).await?.output;
+        Ok(said.trim() == greeting)
+    })
+    .await?;
+    println!("{name}'s agent, in the journal of server {server}: {greeting}");
     Ok(())
 }
 

@@ -2,20 +2,18 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
-use bed::{Bed, Options, Outcome, manifests, project, quick_cloud};
-use hetzner_sim::Config;
+use bed::{Bed, Options, Outcome, manifests, project};
+
+use crate::demo::cloud;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) async fn run() -> Outcome {
     let dir = project().join("target/dev");
     std::fs::create_dir_all(&dir)?;
-    let cloud = Config {
-        time_factor: 1.0,
-        ..quick_cloud()
-    };
     let bed = Bed::with(Options {
-        cloud,
+        simulator: Some(Arc::new(cloud().await?)),
         dir: Some(dir.clone()),
         ..Options::default()
     })

@@ -10,32 +10,42 @@
 //! Nothing here uses a type of the operator: what it is told and what it did are read where others read them.
 
 mod agent_repository;
+mod attacker;
 mod audit;
 mod bed;
 mod cluster;
 mod control_plane;
+mod elsewhere;
 mod env_files;
 mod failure;
 mod impostor;
+mod instance;
 mod late_watch;
 pub mod manifests;
 mod operator;
 pub mod oracle;
 mod place;
 mod served;
+mod shell;
 mod voices;
 mod wait;
 
 pub use agent_repository::{AGENT_REFS, AgentRepository, commit_all, publish};
+pub use attacker::Attacker;
 pub use audit::{Audit, Write};
-pub use bed::{Bed, Instance, Options, TENANT, TOKEN, quick_cloud};
+pub use bed::{Bed, Options, TENANT, TOKEN, quick_cloud, real_cloud};
 pub use cluster::{Cluster, from_yaml};
 pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns, end_idle};
+pub use elsewhere::Elsewhere;
 pub use env_files::{HARD_VALUES, service_environment};
 pub use failure::{Failure, Outcome, ensure};
 pub use impostor::{Heard, Impostor};
+pub use instance::Instance;
 pub use late_watch::LateWatch;
-pub use operator::{Call, FLEET, Moment, Operator, Pace, Setup, status_of, write_private};
+pub use operator::{
+    Call, FLEET, Moment, Operator, Pace, Setup, answer_of, status_of, write_private,
+};
 pub use place::{built, free_port, machine_root, operator, project, scratch};
 pub use served::Served;
+pub use shell::run_in;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};

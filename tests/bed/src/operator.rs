@@ -352,15 +352,19 @@ fn not_running() -> Failure {
 
 /// Sends a request as it stands; answers the status code.
 pub async fn status_of(address: SocketAddr, request: &str) -> Option<u16> {
+    Some(answer_of(address, request).await?.0)
+}
+
+/// Sends a request as it stands, which must ask for the end of the connection; answers status code and body.
+pub async fn answer_of(address: SocketAddr, request: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.ok()?;
-    String::from_utf8_lossy(&answer)
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split_whitespace().nth(1)?.parse().ok()?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+    Some((status, body.unwrap_or_default().to_owned()))
 }
 
 /// Writes a file that only we can read.

@@ -1,0 +1,135 @@
+//! Real machines: how long each step of a life takes, and what of it is the operator's.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bed::{Outcome, TENANT, manifests, wait_within};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use crate::stack::{PATIENCE, Stack, name};
+use crate::summary::{Summary, quantile};
+use crate::timeline::{seconds, timelines};
+
+/// How many machines there are at once.
+const AT_ONCE: usize = 10;
+/// Between two looks at a file on a machine's disk.
+const OFTEN: Duration = Duration::from_millis(20);
+
+/// Provisions so many instances on real machines, ten at a time; says so where there are none.
+pub(crate) async fn measure(instances: usize, summary: &mut Summary) -> Outcome {
+    let simulator = match bed::real_cloud().await? {
+        Ok(simulator) => simulator,
+        Err(error) => {
+            println!("real machines are left out: {error}");
+            return Ok(());
+        }
+    };
+    let stack = Stack::on(simulator).await?;
+    let mut spans: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let (mut added, mut rotations, mut ten) = (vec![], vec![], vec![]);
+    for first in (0..instances).step_by(AT_ONCE) {
+        let numbers = first..(first + AT_ONCE).min(instances);
+        stack.create_secrets(numbers.clone()).await?;
+        let (before, began) = (stack.writes()?.len(), Instant::now());
+        stack.create(numbers.clone()).await?;
+        stack.all_ready(numbers.len()).await?;
+        ten.push(began.elapsed().as_secs_f64());
+        let lines = timelines(&stack, &stack.writes()?.split_off(before))?;
+        added.extend(lines.iter().map(|line| seconds(line.installed, line.ready)));
+        for n in numbers.clone() {
+            steps(&stack, n, &mut spans).await?;
+            rotations.push(rotation(&stack, n).await?);
+        }
+        stack.delete(numbers).await?;
+        stack.all_ready(0).await?;
+    }
+    stack.close();
+    tell(
+        summary,
+        "ready_after_boot",
+        &mut added,
+        "SSH answers and the guest has installed (machine's disk) to the write that says Ready (audit log)",
+    )?;
+    tell(
+        summary,
+        "rotation_seen",
+        &mut rotations,
+        "apply of a changed Secret to the new value in the agent's file (machine's disk)",
+    )?;
+    tell(
+        summary,
+        "ten_at_once_all_ready",
+        &mut ten,
+        "apply of ten instances to all Ready, looked at each 5 s",
+    )?;
+    for (step, mut values) in spans {
+        tell(
+            summary,
+            &format!("step_{step}"),
+            &mut values,
+            "status.timings: time since the step before",
+        )?;
+    }
+    Ok(())
+}
+
+/// The time of each step since the one before, by the instance's own status.
+async fn steps(stack: &Stack, n: usize, spans: &mut BTreeMap<String, Vec<f64>>) -> Outcome {
+    let instance = instance(stack, n).await?;
+    let mut last: Option<Timestamp> = None;
+    for (place, timing) in instance["status"]["timings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        let at: Timestamp = timing["at"].as_str().unwrap_or_default().parse()?;
+        if let Some(last) = last.replace(at) {
+            let step = timing["step"].as_str().unwrap_or_default();
+            spans
+                .entry(format!("{place}_{step}"))
+                .or_default()
+                .push(seconds(last, at));
+        }
+    }
+    Ok(())
+}
+
+async fn instance(stack: &Stack, n: usize) -> Outcome<Value> {
+    let name = name(n);
+    let found = stack.cluster.get("AgentInstance", Some(TENANT), &name);
+    Ok(found.await?.unwrap_or_default())
+}
+
+/// Seconds until a changed Secret is on the machine.
+async fn rotation(stack: &Stack, n: usize) -> Outcome<f64> {
+    let id = instance(stack, n).await?["status"]["server"]["id"].as_u64();
+    let file = stack.cloud.machine(id.unwrap_or_default())?.root;
+    let file = file.join(manifests::SECRET_FILE.trim_start_matches('/'));
+    let value = format!("rotated-{n}");
+    let secret = manifests::secret(TENANT, &name(n), "API_KEY", &value);
+    let began = Instant::now();
+    stack.apply_all(vec![secret]).await?;
+    wait_within(PATIENCE, "the new Secret is on the machine", async || {
+        let there = std::fs::read_to_string(&file).is_ok_and(|text| text.contains(&value));
+        if !there {
+            sleep(OFTEN).await;
+        }
+        Ok(there.then_some(()))
+    })
+    .await?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
+fn tell(summary: &mut Summary, what: &str, values: &mut [f64], how: &str) -> Outcome {
+    let n = values.len();
+    let (median, most) = (quantile(values, 0.5), quantile(values, 0.99));
+    summary.add(
+        format!("{what}_p95_s"),
+        (quantile(values, 0.95), "s"),
+        n,
+        format!("real machines, ten at a time; {how}; p50 {median:.2}, p99 {most:.2}"),
+    )
+}

@@ -1,0 +1,73 @@
+//! A configured agent: whether it serves is what its probes say (I6).
+
+use super::{Agent, HealthState, Look, Plan, ServerView, Stage, Step};
+
+/// Why less is served than is declared.
+type Note = Option<(&'static str, String)>;
+
+impl Look<'_> {
+    /// Configured as declared: whether it serves is what the probes say.
+    pub(super) fn serving(&self, server: &ServerView, agent: &Agent) -> Plan {
+        let booted = server.boot_revision.as_deref();
+        let outdated = booted.is_some_and(|revision| revision != agent.boot_revision);
+        let note = outdated.then(|| {
+            (
+                "NeedsNewServer",
+                "the class changed in what only a new server can take up; this one is kept"
+                    .to_owned(),
+            )
+        });
+        let epoch = self.world.voice().map_or(0, |voice| voice.epoch);
+        match &server.guest.health {
+            Some(view) if (&view.health, view.epoch) == (&agent.health, epoch) => {
+                Plan::wait(by_health(view.state, &view.words, note))
+            }
+            _ => {
+                let presumed = self.presumed(server, agent, epoch);
+                let step = Step::Probe {
+                    server: server.id,
+                    epoch,
+                    presumed,
+                };
+                Plan::act(step, by_health(presumed, "", note))
+            }
+        }
+    }
+
+    /// What is known of an agent's health before its first probe: what other probes of the same configuration said, or systemd in the answer to
+    /// `configure`, or, after a restart of the operator, the status.
+    fn presumed(&self, server: &ServerView, agent: &Agent, epoch: i64) -> Option<HealthState> {
+        let probed = server.guest.health.as_ref();
+        let configured = server.guest.configured.as_ref();
+        match (probed, configured) {
+            (Some(view), _) if view.epoch == epoch => view.state,
+            (_, Some(configured)) if configured.epoch == epoch => {
+                let by_systemd = agent.health.http.is_none() && agent.health.exec.is_none();
+                let up = configured.outcome == Ok(true) && by_systemd;
+                up.then_some(HealthState::Healthy)
+            }
+            _ => self.told_health(),
+        }
+    }
+
+    fn told_health(&self) -> Option<HealthState> {
+        self.world.status.health.as_ref().map(|told| told.state)
+    }
+
+    /// Where it stands by its probes, or by what the status told of them last.
+    pub(super) fn health(&self, server: &ServerView, note: Note) -> Stage {
+        match &server.guest.health {
+            Some(view) => by_health(view.state, &view.words, note),
+            None => by_health(self.told_health(), "", note),
+        }
+    }
+}
+
+fn by_health(state: Option<HealthState>, words: &str, note: Note) -> Stage {
+    match state {
+        Some(HealthState::Healthy | HealthState::Degraded) => Stage::Serving(note),
+        Some(HealthState::Failed) => Stage::Unhealthy("ProbeFailed", words.to_owned()),
+        Some(HealthState::Unknown) => Stage::Unhealthy("Unreachable", words.to_owned()),
+        None => Stage::Starting(words.to_owned()),
+    }
+}
