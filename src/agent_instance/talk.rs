@@ -14,12 +14,12 @@ use tokio::time::{Instant, sleep};
 use super::{
     desired::Identity,
     memory::{GuestMemory, Memory},
-    world::{ConfigureFailure, Configured, ContactProblem, Hello, InstallPhase, ServerView},
+    world::{ConfigureFailure, Configured, ContactProblem, Cure, Hello, InstallPhase, ServerView},
 };
 use crate::{
     context::Context,
     crash_point,
-    error::Setback,
+    error::{self, Setback},
     guest::{
         GuestError,
         acts::Acts,
@@ -287,21 +287,23 @@ fn stored_epoch(error: &GuestError) -> Option<u64> {
 fn failure(error: &GuestError) -> ConfigureFailure {
     match error {
         GuestError::Answer(AnswerError::Refused(refusal)) => refused(refusal),
-        GuestError::Answer(error) => ConfigureFailure {
-            reason: "GuestNotUnderstood".into(),
-            message: error.to_string(),
-            lasting: false,
-        },
-        error => ConfigureFailure {
-            reason: "GuestUnreachable".into(),
-            message: error_chain(error),
-            lasting: false,
-        },
+        GuestError::Answer(error) => told_once("GuestNotUnderstood", error.to_string(), Cure::Time),
+        error => told_once("GuestUnreachable", error_chain(error), Cure::Time),
+    }
+}
+
+fn told_once(reason: &str, message: String, cure: Cure) -> ConfigureFailure {
+    ConfigureFailure {
+        reason: reason.to_owned(),
+        message,
+        cure,
+        times: 1,
+        again: None,
     }
 }
 
 fn refused(refusal: &Refusal) -> ConfigureFailure {
-    use RefusalCode::{BadRequest, UnitFailed, UserMissing, WrongInstance};
+    use RefusalCode::{BadRequest, UnitFailed, UnitMasked, UserMissing, WrongInstance};
     let lines: Vec<&str> = refusal.tail.iter().map(Text::as_str).collect();
     let tail = lines.join(" | ");
     let kept = tail.ceil_char_boundary(tail.len().saturating_sub(TAIL));
@@ -310,14 +312,25 @@ fn refused(refusal: &Refusal) -> ConfigureFailure {
     } else {
         format!("{}: {}", refusal.message, &tail[kept..])
     };
-    let lasting = matches!(
-        refusal.code,
-        UnitFailed | UserMissing | BadRequest | WrongInstance
-    );
-    ConfigureFailure {
-        reason: refusal.code.as_str().to_owned(),
-        message,
-        lasting,
+    let cure = match refusal.code {
+        UnitFailed | BadRequest | WrongInstance => Cure::Change,
+        UserMissing | UnitMasked => Cure::Person,
+        _ => Cure::Time,
+    };
+    told_once(refusal.code.as_str(), message, cure)
+}
+
+impl ConfigureFailure {
+    /// The same after a former one: it is tried again after a pause that grows, unless that cannot help.
+    fn after(self, former: Option<&Configured>, now: Timestamp) -> Self {
+        let before = former.and_then(|configured| configured.outcome.as_ref().err());
+        let times = before.map_or(0, |failure| failure.times) + 1;
+        let again = now.checked_add(error::SLOW.pause(times)).ok();
+        Self {
+            times,
+            again: again.filter(|_| self.cure != Cure::Change),
+            ..self
+        }
     }
 }
 
@@ -348,23 +361,21 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
         Outcome::Released(epoch, done) => memory.guest(server).view.released = Some((epoch, done)),
         Outcome::Configured(configured, stored) => {
-            match &configured.outcome {
-                Ok(_) => memory.succeeded(),
-                Err(failure) if failure.lasting => {}
-                Err(failure) => memory.failed(
-                    Setback::slow(
-                        "ConfigureFailed",
-                        format!("{}: {}", failure.reason, failure.message),
-                    ),
-                    now,
-                ),
+            if configured.outcome.is_ok() {
+                memory.succeeded();
             }
             let guest = memory.guest(server);
             if let (Some(epoch), Some(hello)) = (stored, &mut guest.view.hello) {
                 hello.epoch = i64::try_from(epoch).unwrap_or(i64::MAX);
             }
             guest.outdated &= configured.outcome.is_err();
-            guest.view.configured = Some(configured);
+            let former = guest.view.configured.take();
+            guest.view.configured = Some(Configured {
+                outcome: configured
+                    .outcome
+                    .map_err(|failure| failure.after(former.as_ref(), now)),
+                ..configured
+            });
         }
     }
 }

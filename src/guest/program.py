@@ -750,7 +750,7 @@ class Guest(Guest):
         self.system.user(agent["user"])
         name = agent["unit"]["name"]
         if self.system.unit_state(name)["load"] == "masked":
-            raise Failure("UnitFailed", f"{name} is masked: run systemctl unmask {name} on the server")
+            raise Failure("UnitMasked", f"{name} is masked: run systemctl unmask {name} on the server")
 
     def store_proof_key(self, key: str) -> None:
         with self.changing() as state:
