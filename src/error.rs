@@ -33,7 +33,8 @@ pub enum Retry {
 }
 
 const BRIEF: Retry = Retry::Growing(Duration::from_millis(500), Duration::from_secs(30));
-const SLOW: Retry = Retry::Growing(Duration::from_secs(15), Duration::from_mins(10));
+/// For what takes its time.
+pub const SLOW: Retry = Retry::Growing(Duration::from_secs(15), Duration::from_mins(10));
 /// Nobody needs to be told of a pause up to this.
 const A_MOMENT: Duration = Duration::from_secs(5);
 /// A view of an object that is out of date is followed by a newer one at once.
@@ -94,9 +95,16 @@ impl Setback {
 
     /// How long to wait after this many times in a row.
     pub fn pause(&self, times: u32) -> Duration {
-        match self.retry {
-            Retry::After(pause) => pause,
-            Retry::Growing(first, most) => first
+        self.retry.pause(times)
+    }
+}
+
+impl Retry {
+    /// How long to wait after this many times in a row.
+    pub fn pause(self, times: u32) -> Duration {
+        match self {
+            Self::After(pause) => pause,
+            Self::Growing(first, most) => first
                 .saturating_mul(1 << times.saturating_sub(1).min(16))
                 .min(most),
         }

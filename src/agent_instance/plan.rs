@@ -11,8 +11,8 @@ use super::{
     desired::{Agent, Desired, Identity, Want},
     step::Step,
     world::{
-        Attempt, ClassView, ContactProblem, Hello, InstallPhase, Known, Power, ProjectView,
-        SecretsView, SendOutcome, ServerView, Trouble, World,
+        Attempt, ClassView, ConfigureFailure, ContactProblem, Cure, Hello, InstallPhase, Known,
+        Power, ProjectView, SecretsView, SendOutcome, ServerView, Trouble, World,
     },
 };
 use crate::api::{Bootstrap, HealthState, ProvisioningRecord, ServerStatus, VoiceRecord};
@@ -122,7 +122,6 @@ impl Plan {
             | Stage::Serving(_)
             | Stage::Stalled(..)) => stage,
             Stage::Deleting(..) => Stage::Deleting(trouble.reason, trouble.message.clone()),
-            Stage::Updating => Stage::Serving(Some((trouble.reason, trouble.message.clone()))),
             stage if trouble.times < TOLD_FROM && !trouble.stalled => stage,
             _ if trouble.stalled => Stage::Stalled(trouble.reason, trouble.message.clone()),
             _ => Stage::Troubled(trouble.reason, trouble.message.clone()),

@@ -156,23 +156,21 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
         Outcome::Released(epoch, done) => memory.guest(server).view.released = Some((epoch, done)),
         Outcome::Configured(configured, stored) => {
-            match &configured.outcome {
-                Ok(_) => memory.succeeded(),
-                Err(failure) if failure.lasting => {}
-                Err(failure) => memory.failed(
-                    Setback::slow(
-                        "ConfigureFailed",
-                        format!("{}: {}", failure.reason, failure.message),
-                    ),
-                    now,
-                ),
+            if configured.outcome.is_ok() {
+                memory.succeeded();
             }
             let guest = memory.guest(server);
             if let (Some(epoch), Some(hello)) = (stored, &mut guest.view.hello) {
                 hello.epoch = i64::try_from(epoch).unwrap_or(i64::MAX);
             }
             guest.outdated &= configured.outcome.is_err();
-            guest.view.configured = Some(configured);
+            let former = guest.view.configured.take();
+            guest.view.configured = Some(Configured {
+                outcome: configured
+                    .outcome
+                    .map_err(|failure| failure.after(former.as_ref(), now)),
+                ..configured
+            });
         }
     }
 }

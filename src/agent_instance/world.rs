@@ -229,8 +229,23 @@ pub struct ConfigureFailure {
     pub reason: String,
     /// What the guest said, with the unit's last lines.
     pub message: String,
-    /// Whether only a change of class or Secret can help.
-    pub lasting: bool,
+    /// What can help.
+    pub cure: Cure,
+    /// How many times in a row; the pause grows with it.
+    pub times: u32,
+    /// When the same is tried again; none: not before class or Secret change.
+    pub again: Option<Timestamp>,
+}
+
+/// What a `configure` that did not succeed waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cure {
+    /// Another class or Secret: with this one the agent cannot live.
+    Change,
+    /// A person's hand on the server.
+    Person,
+    /// It may pass by itself.
+    Time,
 }
 
 /// What is remembered of the requests for the server in the provisioning record.

@@ -641,6 +641,14 @@ class Files(Files):
                 with suppress(FileNotFoundError):
                     os.unlink(left, dir_fd=fd)
 
+    def is_cut_off(self, path: str) -> bool:
+        """Whether a link, or what is no folder, is in its way: what lies behind that is not the guest's."""
+        with suppress(FileNotFoundError):
+            folders = path.strip("/").split("/")[:-1]
+            above = (os.lstat("/".join([self.system.root, *folders[:depth + 1]])) for depth in range(len(folders)))
+            return not all(stat.S_ISDIR(found.st_mode) for found in above)
+        return False
+
     def remove(self, path: str) -> None:
         self.tidy(path)
         self.swap(path)
@@ -750,7 +758,7 @@ class Guest(Guest):
         self.system.user(agent["user"])
         name = agent["unit"]["name"]
         if self.system.unit_state(name)["load"] == "masked":
-            raise Failure("UnitFailed", f"{name} is masked: run systemctl unmask {name} on the server")
+            raise Failure("UnitMasked", f"{name} is masked: run systemctl unmask {name} on the server")
 
     def store_proof_key(self, key: str) -> None:
         with self.changing() as state:
@@ -792,7 +800,8 @@ class Guest(Guest):
                     state["files"][path] = file
             state["pending"] = {}
         for path in paths:
-            self.files.tidy(path)
+            if not self.files.is_cut_off(path):
+                self.files.tidy(path)
 
     @contextmanager
     def staged(self, files: list[File]) -> Iterator[None]:
@@ -911,11 +920,11 @@ class Guest(Guest):
         with self.files.locked("lock", LOCK_WAIT):
             with self.changing() as state:
                 state |= {"armed": None, "restart": True}
-            self.recover()
-            state = self.state()
             if state["unit"]:
                 self.silence(state["unit"])
-            kept = self.put_away({path: file for path, file in state["files"].items() if file["tag"]})
+            self.recover()
+            secrets = {path: file for path, file in self.state()["files"].items() if file["tag"]}
+            kept = self.put_away({path: file for path, file in secrets.items() if not self.files.is_cut_off(path)})
             with self.changing() as state:
                 state["files"] = {path: file for path, file in state["files"].items() if not file["tag"]}
                 state["applied"] = None

@@ -176,6 +176,7 @@ pub enum RefusalCode {
     CommandFailed,
     PackageFailed,
     UnitFailed,
+    UnitMasked,
     StillRunning,
     UpgradeRefused,
     Internal,
@@ -184,7 +185,7 @@ pub enum RefusalCode {
 }
 
 impl RefusalCode {
-    const KNOWN: [(&'static str, Self); 16] = [
+    const KNOWN: [(&'static str, Self); 17] = [
         ("BadCommand", Self::BadCommand),
         ("BadRequest", Self::BadRequest),
         ("StaleEpoch", Self::StaleEpoch),
@@ -198,6 +199,7 @@ impl RefusalCode {
         ("CommandFailed", Self::CommandFailed),
         ("PackageFailed", Self::PackageFailed),
         ("UnitFailed", Self::UnitFailed),
+        ("UnitMasked", Self::UnitMasked),
         ("StillRunning", Self::StillRunning),
         ("UpgradeRefused", Self::UpgradeRefused),
         ("Internal", Self::Internal),

@@ -315,7 +315,7 @@ class Refusals(GuestTest):
         unit = self.machine.path("/etc/systemd/system/agent.service")
         unit.unlink()
         unit.symlink_to("/dev/null")
-        error = self.assert_refused(self.machine.configure(2, {SECRET: b"two"}), "UnitFailed")
+        error = self.assert_refused(self.machine.configure(2, {SECRET: b"two"}), "UnitMasked")
         self.assertIn("systemctl unmask", error["message"])
         self.assertEqual(self.machine.text(SECRET), "KEY=one")
 

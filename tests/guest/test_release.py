@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import base64
 import json
+from unittest import mock
 
 from machine import BOOT, PROGRAM, SECRET, TOKEN, GuestTest, boot_guest, guest, tag
 
@@ -102,6 +103,23 @@ class Release(GuestTest):
         self.assertIsNone(contents[TOKEN])
         self.assert_done(self.machine.configure(3, {SECRET: b"small", TOKEN: b"big"}, kept=answer["kept"]))
         self.assertEqual(len(self.machine.text(TOKEN)), 300_000)
+
+    def test_a_link_in_the_way_to_a_secret_keeps_nobody_from_the_release(self) -> None:
+        self.machine.configure(1, {SECRET: b"one", TOKEN: b"two"})
+        folder = self.machine.path(TOKEN).parent
+        folder.rename(self.machine.path("/home/agent/moved"))
+        folder.symlink_to(self.machine.path("/home/agent/moved"))
+        kept = self.assert_done(self.machine.release(2))["kept"]
+        self.assertEqual([file["path"] for file in kept], [SECRET])
+        self.assertEqual(self.machine.voice(), ["start", "stop"])
+        self.assertFalse(self.machine.exists(SECRET))
+        self.assertTrue(self.machine.exists("/home/agent/moved/credentials.json"), "not the guest's any more")
+
+    def test_the_agent_is_silent_before_a_file_is_touched(self) -> None:
+        self.machine.configure(1)
+        with mock.patch.object(guest.Files, "tidy", mock.Mock(side_effect=guest.Failure("WriteFailed", "read-only"))):
+            self.assert_refused(self.machine.release(2), "WriteFailed")
+        self.assertEqual(self.machine.voice(), ["start", "stop"])
 
     def test_a_link_in_a_secrets_place_is_removed_and_not_followed(self) -> None:
         self.machine.configure(1)

@@ -6,7 +6,7 @@ use super::{Agent, HealthState, Look, Plan, ServerView, Stage, Step};
 type Note = Option<(&'static str, String)>;
 
 impl Look<'_> {
-    /// Configured as declared: whether it serves is what the probes say.
+    /// Configured as declared.
     pub(super) fn serving(&self, server: &ServerView, agent: &Agent) -> Plan {
         let booted = server.boot_revision.as_deref();
         let outdated = booted.is_some_and(|revision| revision != agent.boot_revision);
@@ -17,6 +17,11 @@ impl Look<'_> {
                     .to_owned(),
             )
         });
+        self.probed(server, agent, note)
+    }
+
+    /// Whether it serves is what the probes say.
+    pub(super) fn probed(&self, server: &ServerView, agent: &Agent, note: Note) -> Plan {
         let epoch = self.world.voice().map_or(0, |voice| voice.epoch);
         match &server.guest.health {
             Some(view) if (&view.health, view.epoch) == (&agent.health, epoch) => {

@@ -1,8 +1,8 @@
 //! An instance with a server: from its first boot to an agent that serves.
 
 use super::{
-    Bootstrap, CONTACT, ContactProblem, InstallPhase, Look, Plan, Power, SecretsView, ServerView,
-    Stage, Step, VoiceRecord, armed_here, delete,
+    Agent, Bootstrap, CONTACT, ConfigureFailure, ContactProblem, Cure, InstallPhase, Look, Plan,
+    Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, VoiceRecord, armed_here, delete,
 };
 
 impl Look<'_> {
@@ -205,11 +205,10 @@ impl Look<'_> {
         match &server.guest.configured {
             _ if server.guest.busy => Plan::wait(self.applying(server)),
             Some(configured) if configured.sent == wanted => match &configured.outcome {
-                Err(failure) if failure.lasting => Plan::wait(Stage::ConfigureFailed(
-                    failure.reason.clone(),
-                    failure.message.clone(),
-                )),
-                Err(_) => self.configure(server),
+                Err(failure) if failure.again.is_some_and(|again| again <= self.now) => {
+                    self.configure(server)
+                }
+                Err(failure) => self.refused(server, agent, failure),
                 Ok(_) => self.serving(server, agent),
             },
             _ if self.world.spoken(server).as_ref() == Some(&wanted)
@@ -219,6 +218,34 @@ impl Look<'_> {
             }
             _ => self.configure(server),
         }
+    }
+
+    /// What the guest could not apply waits: for its time, or for another class or Secret. An agent that spoke before goes on with what it has,
+    /// and is still asked for its health (I6).
+    fn refused(&self, server: &ServerView, agent: &Agent, failure: &ConfigureFailure) -> Plan {
+        let words = format!("{}: {}", failure.reason, failure.message);
+        let stalled = || Stage::ConfigureFailed(failure.reason.clone(), failure.message.clone());
+        let plan = match (failure.cure, self.world.spoken(server)) {
+            (Cure::Change, _) | (Cure::Person, None) => Plan::wait(stalled()),
+            (_, Some(_)) => self.goes_on(server, agent, &words),
+            (Cure::Time, None) if failure.times < TOLD_FROM => Plan::wait(self.applying(server)),
+            (Cure::Time, None) => Plan::wait(Stage::Troubled("ConfigureFailed", words)),
+        };
+        match failure.again {
+            Some(again) => plan.until(again),
+            None => plan,
+        }
+    }
+
+    fn goes_on(&self, server: &ServerView, agent: &Agent, refused: &str) -> Plan {
+        let plan = self.probed(server, agent, Some(("ConfigureFailed", refused.to_owned())));
+        let stage = match plan.stage {
+            Stage::Unhealthy(reason, words) => {
+                Stage::Unhealthy(reason, format!("{words}; {refused}"))
+            }
+            stage => stage,
+        };
+        Plan { stage, ..plan }
     }
 
     /// What an armed server says of itself is written down, with the epoch after its own: the status was lost, or restored from an older day (I12).

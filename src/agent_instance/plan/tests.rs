@@ -699,25 +699,77 @@ fn what_a_new_server_alone_could_take_up_is_said_and_nothing_is_done() {
     assert_eq!(plan.steps, []);
 }
 
+/// The guest did not take what it was sent.
+fn refused(mut world: World, tag: &str, cure: Cure, again: Option<Timestamp>) -> World {
+    let failure = ConfigureFailure {
+        reason: "Refused".into(),
+        message: "why".into(),
+        cure,
+        times: 2,
+        again,
+    };
+    world.servers[0].guest.configured = Some(Configured {
+        epoch: 3,
+        sent: (agent().config_revision, tag.into()),
+        outcome: Err(failure),
+    });
+    world
+}
+
+#[test]
+fn i6_an_agent_that_could_not_be_given_what_changed_is_still_asked_for_its_health() {
+    let changed = changed!(serving(), status.secrets_tag = Some("old".into()));
+    let later = now() + CONTACT;
+    let world = refused(changed, "tag", Cure::Person, Some(later));
+    let plan = present(&world);
+    assert!(
+        matches!(&plan.stage, Stage::Serving(Some(("ConfigureFailed", words))) if words == "Refused: why"),
+        "{plan:?}"
+    );
+    assert_eq!((plan.steps.len(), plan.look_again), (0, Some(later)));
+    let dead = present(&probed(world.clone(), Some(HealthState::Failed)));
+    assert!(
+        matches!(&dead.stage, Stage::Unhealthy(_, words) if words == "says why; Refused: why"),
+        "{dead:?}"
+    );
+    let mut unasked = world.clone();
+    unasked.servers[0].guest.health = None;
+    assert!(
+        matches!(present(&unasked).steps[..], [Step::Probe { .. }]),
+        "its probes ended with the order"
+    );
+    let mut due = refused(world, "tag", Cure::Person, Some(now()));
+    due.servers[0].guest.hello = Some(Hello::default());
+    assert!(matches!(present(&due).steps[..], [Step::WriteVoice(_)]));
+}
+
+#[test]
+fn a_first_configuration_that_waits_for_a_person_says_so_and_a_passing_fault_only_when_it_comes_again()
+ {
+    let later = Some(now() + CONTACT);
+    let world = refused(voiced(1), "tag", Cure::Person, later);
+    assert!(
+        matches!(present(&world).stage, Stage::ConfigureFailed(reason, _) if reason == "Refused")
+    );
+    let mut world = refused(world, "tag", Cure::Time, later);
+    assert_eq!(reason(&present(&world)), "ConfigureFailed");
+    if let Some(Configured {
+        outcome: Err(failure),
+        ..
+    }) = &mut world.servers[0].guest.configured
+    {
+        failure.times = 1;
+    }
+    assert_eq!(present(&world).stage, Stage::Installing);
+}
+
 #[test]
 fn a_configuration_that_the_agent_cannot_live_with_is_not_sent_again() {
-    let mut world = voiced(1);
-    let failed = |sent: (String, String)| Configured {
-        epoch: 1,
-        sent,
-        outcome: Err(ConfigureFailure {
-            reason: "UnitFailed".into(),
-            message: "exit 1".into(),
-            lasting: true,
-        }),
-    };
-    world.servers[0].guest.configured = Some(failed((agent().config_revision, "tag".into())));
+    let mut world = refused(voiced(1), "tag", Cure::Change, None);
     let plan = present(&world);
-    assert_eq!(
-        (plan.steps.len(), reason(&plan).as_str()),
-        (0, "UnitFailed")
-    );
-    world.servers[0].guest.configured = Some(failed((agent().config_revision, "earlier".into())));
+    assert_eq!((plan.steps.len(), reason(&plan).as_str()), (0, "Refused"));
+    assert_eq!(plan.look_again, None);
+    world = refused(world, "earlier", Cure::Change, None);
     assert!(
         matches!(present(&world).steps[..], [Step::WriteVoice(_)]),
         "the Secret changed since"

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::{BRIEF, Outcome};
 use crate::{
-    agent_instance::world::{ConfigureFailure, Configured, ContactProblem},
-    crash_point,
+    agent_instance::world::{ConfigureFailure, Configured, ContactProblem, Cure},
+    crash_point, error,
     guest::{
         GuestError,
         bundle::Configure,
@@ -92,21 +94,23 @@ fn stored_epoch(error: &GuestError) -> Option<u64> {
 fn failure(error: &GuestError) -> ConfigureFailure {
     match error {
         GuestError::Answer(AnswerError::Refused(refusal)) => refused(refusal),
-        GuestError::Answer(error) => ConfigureFailure {
-            reason: "GuestNotUnderstood".into(),
-            message: error.to_string(),
-            lasting: false,
-        },
-        error => ConfigureFailure {
-            reason: "GuestUnreachable".into(),
-            message: error_chain(error),
-            lasting: false,
-        },
+        GuestError::Answer(error) => told_once("GuestNotUnderstood", error.to_string(), Cure::Time),
+        error => told_once("GuestUnreachable", error_chain(error), Cure::Time),
+    }
+}
+
+fn told_once(reason: &str, message: String, cure: Cure) -> ConfigureFailure {
+    ConfigureFailure {
+        reason: reason.to_owned(),
+        message,
+        cure,
+        times: 1,
+        again: None,
     }
 }
 
 fn refused(refusal: &Refusal) -> ConfigureFailure {
-    use RefusalCode::{BadRequest, UnitFailed, UserMissing, WrongInstance};
+    use RefusalCode::{BadRequest, UnitFailed, UnitMasked, UserMissing, WrongInstance};
     let lines: Vec<&str> = refusal.tail.iter().map(Text::as_str).collect();
     let tail = lines.join(" | ");
     let kept = tail.ceil_char_boundary(tail.len().saturating_sub(TAIL));
@@ -115,13 +119,24 @@ fn refused(refusal: &Refusal) -> ConfigureFailure {
     } else {
         format!("{}: {}", refusal.message, &tail[kept..])
     };
-    let lasting = matches!(
-        refusal.code,
-        UnitFailed | UserMissing | BadRequest | WrongInstance
-    );
-    ConfigureFailure {
-        reason: refusal.code.as_str().to_owned(),
-        message,
-        lasting,
+    let cure = match refusal.code {
+        UnitFailed | BadRequest | WrongInstance => Cure::Change,
+        UserMissing | UnitMasked => Cure::Person,
+        _ => Cure::Time,
+    };
+    told_once(refusal.code.as_str(), message, cure)
+}
+
+impl ConfigureFailure {
+    /// The same after a former one: it is tried again after a pause that grows, unless that cannot help.
+    pub(super) fn after(self, former: Option<&Configured>, now: Timestamp) -> Self {
+        let before = former.and_then(|configured| configured.outcome.as_ref().err());
+        let times = before.map_or(0, |failure| failure.times) + 1;
+        let again = now.checked_add(error::SLOW.pause(times)).ok();
+        Self {
+            times,
+            again: again.filter(|_| self.cure != Cure::Change),
+            ..self
+        }
     }
 }
