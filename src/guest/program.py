@@ -488,6 +488,7 @@ def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> 
 # ---- cut ----
 VERSION = "1.0.0"
 KEPT, ENVIRONMENT = VAR + "kept/files.json", ETC + "environment"
+MACHINE = "/var/lib/cloud/data/instance-id"  # written by cloud-init before any unit starts; Hetzner's id of the server
 MAX_KEPT = 128 << 10  # characters of put-away content in one answer
 
 Check = Callable[[Any, str], bool]
@@ -700,8 +701,10 @@ class Guest(Guest):
         state["instance"] = instance
 
     def marker(self) -> dict[str, Any]:
-        agent, identity = self.files.document(AGENT) or {}, self.identity()
+        """Who may speak here; the machine tells a server from one that was made of its snapshot."""
+        agent, identity, machine = self.files.document(AGENT) or {}, self.identity(), self.files.read(MACHINE)
         return {"fleet": identity["fleet"], "server": identity["server"],
+                "machine": machine and machine[0].decode(errors="replace").strip(),
                 "instance": agent.get("instance"), "incarnation": agent.get("incarnation")}
 
     def is_armed(self) -> bool:
@@ -713,7 +716,7 @@ class Guest(Guest):
                 **self.about(self.state())}
 
     def about(self, state: dict[str, Any]) -> dict[str, Any]:
-        armed = state["armed"] and {key: state["armed"][key] for key in ("instance", "incarnation")}
+        armed = {key: state["armed"][key] for key in ("instance", "incarnation")} if self.is_armed() else None
         tags = {path: file["tag"] for path, file in state["files"].items() if file["tag"]}
         return super().about(state) | {
             "armed": armed, "applied": state["applied"] and {**state["applied"], "files": tags},

@@ -30,6 +30,13 @@ class Release(GuestTest):
         self.machine.system().systemctl("start", "agent.service")
         self.assertEqual(self.machine.voice(), ["start", "stop"])
 
+    def test_a_copy_of_an_armed_server_is_not_armed(self) -> None:
+        self.machine.put("/var/lib/cloud/data/instance-id", "1\n")
+        self.machine.configure(1)
+        self.assertTrue(self.machine.armed() and self.machine.hello()["armed"])
+        self.machine.put("/var/lib/cloud/data/instance-id", "2\n")
+        self.assertFalse(self.machine.armed() or self.machine.hello()["armed"])
+
     def test_a_late_configure_of_a_lower_epoch_is_refused(self) -> None:
         self.machine.configure(1)
         self.machine.release(3)

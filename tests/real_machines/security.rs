@@ -1,7 +1,10 @@
 //! What an attacker, an agent and a guest that went mad can do on real machines: nothing that counts.
 
 mod agents_user;
+mod canaries;
+mod mad_guest;
 mod operators_login;
+mod released;
 mod somebody_in_the_middle;
 
 use agentfleet::fleet::MASTER_KEY_SECRET;

@@ -167,21 +167,28 @@ impl Canaries {
     }
 }
 
-/// Plain, and in base64 at each of the three alignments that it can have within something longer.
-fn holds(content: &[u8], value: &str) -> bool {
+/// A value as it may be found: plain, and in base64 at each of the three alignments that it can have within something longer.
+pub fn forms(value: &str) -> Vec<String> {
     let engine = base64::engine::general_purpose::STANDARD_NO_PAD;
-    let aligned = (0..3).map(|skip| {
-        engine
-            .encode(&value.as_bytes()[skip..skip + (value.len() - skip) / 3 * 3])
-            .into_bytes()
-    });
-    let forms = aligned.chain([value.as_bytes().to_vec()]);
-    forms
-        .into_iter()
-        .any(|form| content.windows(form.len()).any(|part| part == form))
+    let bytes = value.as_bytes();
+    let aligned =
+        (0..3).map(|skip| engine.encode(&bytes[skip..skip + (bytes.len() - skip) / 3 * 3]));
+    aligned.chain([value.to_owned()]).collect()
 }
 
-async fn places(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
+fn holds(content: &[u8], value: &str) -> bool {
+    forms(value).iter().any(|form| {
+        content
+            .windows(form.len())
+            .any(|part| part == form.as_bytes())
+    })
+}
+
+/// What others than a server's root can read: log, audit log, objects, events, requests to Hetzner; each with its name.
+///
+/// # Errors
+/// Fails when one of them cannot be read.
+pub async fn told(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
     let mut places = vec![
         (
             "the operator's log".to_owned(),
@@ -200,6 +207,13 @@ async fn places(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
             format!("{} {}", mutation.method, mutation.route),
             serde_json::to_vec(&mutation.body)?,
         ));
+    }
+    Ok(places)
+}
+
+async fn places(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
+    let mut places = told(bed).await?;
+    for mutation in bed.cloud().mutations(0) {
         if let Ok(user_data) = bed.cloud().user_data_of_mutation(mutation.seq) {
             places.push(("user-data".to_owned(), decoded(&user_data)?));
         }

@@ -1,0 +1,156 @@
+//! Each secret stands in its own file and nowhere else: every file of the server, its journal and its processes are searched, and all that is
+//! told elsewhere.
+
+use std::collections::BTreeMap;
+
+use bed::{Bed, Instance, Outcome, TOKEN, ensure, manifests, oracle, run_in};
+use hetzner_sim::Shell;
+use secrecy::ExposeSecret as _;
+
+use super::{master_key, server_keys};
+
+/// Files, each with what was found in it.
+const ON_THE_DISK: &str =
+    "grep -raFo --exclude-dir=proc --exclude-dir=sys -f - / | sort -u || true";
+const IN_THE_JOURNAL: &str = "cat > /dev/shm/sought; journalctl --all -o export --no-pager | grep -aFo -f /dev/shm/sought | sed s/^/journal:/ | sort -u; rm /dev/shm/sought";
+/// Of processes of the agent's user: `agent`, else the file.
+const IN_PROCESSES: &str = r#"
+    grep -aFo -f - /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2> /dev/null | sort -u | while IFS=: read -r file found; do
+        case "$(stat -c %U "$file") $file" in "agent "*/environ) file=agent ;; esac
+        echo "$file:$found"
+    done"#;
+
+/// Secrets by name, each in the forms that are sought.
+struct Sought(BTreeMap<&'static str, Vec<String>>);
+
+impl Sought {
+    async fn of(bed: &Bed, one: &Instance<'_>, former: &str, value: &str) -> Outcome<Self> {
+        let keys = server_keys(bed, one).await?;
+        let seed = keys
+            .login
+            .key_data()
+            .ed25519()
+            .map(|pair| pair.private.to_bytes());
+        let seed = seed.unwrap_or_default();
+        let bytes = |bytes: &[u8]| {
+            let base64 = forms_of(bytes);
+            [base64, vec![hex::encode(bytes)]].concat()
+        };
+        Ok(Self(BTreeMap::from([
+            ("value", oracle::forms(value)),
+            ("former value", oracle::forms(former)),
+            ("token", oracle::forms(TOKEN)),
+            ("master key", bytes(&master_key(bed).await?)),
+            ("login key", bytes(&seed)),
+            (
+                "resume proof",
+                oracle::forms(keys.resume_proof.to_hex().expose_secret()),
+            ),
+            (
+                "boot proof",
+                oracle::forms(keys.boot_proof.to_hex().expose_secret()),
+            ),
+        ])))
+    }
+
+    fn name_of(&self, found: &str) -> &'static str {
+        let named = self
+            .0
+            .iter()
+            .find(|(_, forms)| forms.iter().any(|form| form == found));
+        named.map_or("", |(name, _)| name)
+    }
+
+    /// Where each of them is found by a search on the server of an instance.
+    async fn found_by(
+        &self,
+        bed: &Bed,
+        server: u64,
+        search: &str,
+    ) -> Outcome<Vec<(&'static str, String)>> {
+        let shell = Shell {
+            command: search.to_owned(),
+            stdin: self
+                .0
+                .values()
+                .flatten()
+                .fold(String::new(), |list, form| list + form + "\n"),
+            user: None,
+        };
+        let found = run_in(&bed.cloud(), server, &shell).await?;
+        let lines = found.lines().filter_map(|line| line.rsplit_once(':'));
+        Ok(lines
+            .map(|(file, found)| (self.name_of(found), file.to_owned()))
+            .collect())
+    }
+}
+
+fn forms_of(bytes: &[u8]) -> Vec<String> {
+    use base64::Engine as _;
+    let engine = base64::engine::general_purpose::STANDARD_NO_PAD;
+    let aligned = |skip: usize| engine.encode(&bytes[skip..skip + (bytes.len() - skip) / 3 * 3]);
+    (0..3).map(aligned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i5_every_secret_of_a_real_server_stands_in_its_file_and_nowhere_else() -> Outcome {
+    let Some(mut bed) = Bed::start_real().await? else {
+        return Ok(());
+    };
+    bed.operator.stop().await?;
+    bed.operator
+        .start_with(&[("AGENTFLEET_LOG_LEVEL", "trace"), ("RUST_LOG", "trace")])?;
+    let former = bed.apply_secret("one").await?;
+    bed.cluster
+        .apply(&manifests::instance(bed::TENANT, "one"))
+        .await?;
+    let one = bed.instance("one");
+    let server = one.ready().await?;
+    one.has_in_file(manifests::SECRET_FILE, &former).await?;
+    let value = bed.apply_secret("one").await?;
+    one.has_in_file(manifests::SECRET_FILE, &value).await?;
+    one.ready().await?;
+
+    let sought = Sought::of(&bed, &one, &former, &value).await?;
+    let mut on_disk = sought.found_by(&bed, server, ON_THE_DISK).await?;
+    // Worthless by now, and root's alone all the same, see below.
+    let by_cloud_init = ["/var/lib/cloud/", "/run/cloud-init/"];
+    on_disk.retain(|(name, file)| {
+        *name != "boot proof" || !by_cloud_init.iter().any(|folder| file.starts_with(folder))
+    });
+    let declared = [
+        ("resume proof", "/var/lib/agentfleet/state.json".to_owned()),
+        ("value", manifests::SECRET_FILE.to_owned()),
+    ];
+    on_disk.sort();
+    assert_eq!(on_disk, declared);
+    assert_eq!(sought.found_by(&bed, server, IN_THE_JOURNAL).await?, []);
+    let in_processes = sought.found_by(&bed, server, IN_PROCESSES).await?;
+    assert_eq!(in_processes, [("value", "agent".to_owned())]);
+    let readable = "find /var/lib/cloud /run/cloud-init /var/log -type f -perm /0004 | xargs grep -il bootproofkey || true";
+    assert_eq!(one.shell(readable).await?, "");
+
+    let answers = one.shell("curl -sf http://169.254.169.254/hetzner/v1/userdata; curl -sf http://169.254.169.254/hetzner/v1/metadata").await?;
+    let (user_data, metadata) = answers.split_once("availability-zone").unwrap_or_default();
+    let mut told = oracle::told(&bed).await?;
+    told.push(("metadata".into(), metadata.into()));
+    told.push(("the console".into(), bed.cloud().console(server)?.into()));
+    let user_data = oracle::decoded(user_data)?;
+    is_nowhere_in(&sought, &told, "")?;
+    is_nowhere_in(&sought, &[("user-data".into(), user_data)], "boot proof")?;
+    assert!(bed.operator.log().contains(r#""level":"DEBUG""#));
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// Fails when one of them, but this one, stands in one of these texts.
+fn is_nowhere_in(sought: &Sought, told: &[(String, Vec<u8>)], but: &str) -> Outcome {
+    for (place, content) in told {
+        let text = String::from_utf8_lossy(content);
+        for (name, forms) in sought.0.iter().filter(|(name, _)| **name != but) {
+            let found = forms.iter().any(|form| text.contains(form));
+            ensure(!found, || format!("the {name} stands in {place}"))?;
+        }
+    }
+    Ok(())
+}
