@@ -11,8 +11,9 @@ use super::{
     desired::{Agent, Desired, Identity, Want},
     step::Step,
     world::{
-        Attempt, ClassView, ConfigureFailure, ContactProblem, Cure, Hello, InstallPhase, Known,
-        Power, ProjectView, SecretsView, SendOutcome, ServerView, Trouble, World,
+        Attempt, ClassView, ConfigureFailure, Configured, ContactProblem, Cure, Hello,
+        InstallPhase, Known, Power, ProjectView, SecretsView, SendOutcome, ServerView, Trouble,
+        World,
     },
 };
 use crate::api::{Bootstrap, HealthState, ProvisioningRecord, ServerStatus, VoiceRecord};

@@ -1,8 +1,9 @@
 //! An instance with a server: from its first boot to an agent that serves.
 
 use super::{
-    Agent, Bootstrap, CONTACT, ConfigureFailure, ContactProblem, Cure, InstallPhase, Look, Plan,
-    Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, VoiceRecord, armed_here, delete,
+    Agent, Bootstrap, CONTACT, ConfigureFailure, Configured, ContactProblem, Cure, InstallPhase,
+    Look, Plan, Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, VoiceRecord, armed_here,
+    delete,
 };
 
 impl Look<'_> {
@@ -211,6 +212,10 @@ impl Look<'_> {
                 Err(failure) => self.refused(server, agent, failure),
                 Ok(_) => self.serving(server, agent),
             },
+            // What came of that on the server is not known: it may have been too late for the former configuration to stay.
+            Some(Configured {
+                outcome: Err(_), ..
+            }) => self.configure(server),
             _ if self.world.spoken(server).as_ref() == Some(&wanted)
                 && !self.is_anothers(server) =>
             {

@@ -774,6 +774,12 @@ fn a_configuration_that_the_agent_cannot_live_with_is_not_sent_again() {
         matches!(present(&world).steps[..], [Step::WriteVoice(_)]),
         "the Secret changed since"
     );
+    let mut back = refused(serving(), "newer", Cure::Change, None);
+    back.servers[0].guest.hello = Some(Hello::default());
+    assert!(
+        matches!(present(&back).steps[..], [Step::WriteVoice(_)]),
+        "the former one is given again, as the newer may have taken its place"
+    );
 }
 
 #[test]

@@ -1,16 +1,21 @@
 //! A way into a running machine for tests, beside SSH.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::time::sleep;
 
 use crate::machines::fleet::MachineError;
 use crate::machines::nspawn::machine::Machine;
 
 /// The most of a console that is shown, in bytes.
 const MAX_CONSOLE: usize = 256 << 10;
+
+/// How long a command may have been stopped together with its machine.
+const AWAKE: Duration = Duration::from_millis(500);
 
 /// A command to run in a machine.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -33,6 +38,19 @@ pub struct ShellAnswer {
     pub exit: i32,
     /// All it wrote, errors too.
     pub output: String,
+}
+
+/// A machine that goes down stops all its processes before it ends them, and nsenter stops with its own; but it has to see that one's end, or
+/// the machine never comes to its own.
+async fn keep_awake(nsenter: Option<u32>) -> std::io::Error {
+    let nsenter = nsenter.map(|id| id.to_string());
+    loop {
+        sleep(AWAKE).await;
+        let mut go_on = Command::new("kill");
+        if let Err(error) = go_on.arg("-CONT").args(&nsenter).status().await {
+            return error;
+        }
+    }
 }
 
 impl Machine {
@@ -64,8 +82,12 @@ impl Machine {
                 let _ = stdin.write_all(shell.stdin.as_bytes()).await;
             }
         };
-        let ((), ended) = tokio::join!(input, child.wait_with_output());
-        let ended = ended?;
+        let nsenter = child.id();
+        let ended = async { tokio::join!(input, child.wait_with_output()).1 };
+        let ended = tokio::select! {
+            ended = ended => ended?,
+            error = keep_awake(nsenter) => return Err(error.into()),
+        };
         let output = [ended.stdout, ended.stderr].concat();
         Ok(ShellAnswer {
             exit: ended.status.code().unwrap_or(255),
