@@ -66,7 +66,7 @@ impl Connection {
         let (begun, changes) = (Instant::now(), self.firewalls.lock().changes);
         let selector = format!("{}={fleet}", labels::FLEET);
         let asked = Asked {
-            lane: Lane::Inventory,
+            lane: Lane::Other,
             who: "firewalls",
             route: "GET /firewalls",
         };

@@ -28,7 +28,7 @@ pub enum Lane {
     ReplaceVanished,
     /// Servers of a rollout.
     Rollout,
-    /// The shared lists; at most a quarter of the limit per hour.
+    /// The shared lists of servers; at most a quarter of the limit per hour.
     Inventory,
     /// Everything else.
     Other,

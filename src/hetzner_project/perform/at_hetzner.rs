@@ -68,7 +68,7 @@ impl Hetzner<'_> {
             Instant::now(),
             format!("{}={}", labels::FLEET, self.fleet()),
         );
-        let asked = asked(Lane::Inventory, "GET /ssh_keys");
+        let asked = asked(Lane::Other, "GET /ssh_keys");
         let keys = self
             .connection
             .read(asked, async |client, permit| {
