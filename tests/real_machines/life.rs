@@ -65,6 +65,9 @@ async fn i13_a_reboot_keeps_agent_and_host_key_and_a_rebuild_by_hand_is_noticed(
     let Some(bed) = Bed::start_real().await? else {
         return Ok(());
     };
+    let mut class = bed.class();
+    class["spec"]["health"] = json!({"interval": "2s", "failureThreshold": 2});
+    bed.change(&class).await?;
     let one = bed.create("one").await?;
     let server = one.ready().await?;
     let key = one.status().await?["server"]["hostKey"].clone();
@@ -79,7 +82,8 @@ async fn i13_a_reboot_keeps_agent_and_host_key_and_a_rebuild_by_hand_is_noticed(
     assert_eq!(one.status().await?["server"]["hostKey"], key);
 
     one.act("rebuild", json!({"image": "debian-13"})).await?;
-    one.condition("Stalled", "True", "HostKeyChanged").await?;
+    one.condition("Ready", "False", "Unreachable").await?;
+    one.told(&["the host key is not the pinned one"]).await?;
     assert_eq!(
         one.shell("ls /home/agent/.env || echo nothing sent")
             .await?

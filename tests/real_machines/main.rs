@@ -4,7 +4,6 @@
 
 mod agent;
 mod firewall;
-mod guest;
 mod life;
 mod rachel8;
 mod security;

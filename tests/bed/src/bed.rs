@@ -223,6 +223,11 @@ impl Bed {
         class
     }
 
+    /// Whether the servers are real machines.
+    pub fn has_real_machines(&self) -> bool {
+        self.host() != Ipv4Addr::LOCALHOST
+    }
+
     /// Address of this host, as machines reach it.
     pub fn host(&self) -> Ipv4Addr {
         self.simulator.host()

@@ -75,7 +75,13 @@ impl<'a> Instance<'a> {
         let id = self.status().await?["server"]["id"]
             .as_u64()
             .ok_or_else(|| Failure::new("Ready without a server"))?;
-        ensure(voices::speaks(&self.bed.cloud(), id), || {
+        let speaks = || voices::speaks(&self.bed.cloud(), id);
+        if self.bed.has_real_machines() {
+            // They are looked at from outside, now and then.
+            let what = format!("the agent of {} is seen on server {id}", self.name);
+            self.bed.wait_until(&what, async || Ok(speaks())).await?;
+        }
+        ensure(speaks(), || {
             format!(
                 "{} is Ready and its agent does not run on server {id}",
                 self.name
