@@ -40,13 +40,13 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 	diff --recursive --exclude=.gitkeep crds target/crds
 
 test: deps ## Run all tests, the crash matrix as a seeded sample.
-	cargo test --workspace $(FAILPOINTS) --locked
+	cargo test --workspace --no-fail-fast $(FAILPOINTS) --locked
 	cd tests/control-plane && go test -count=1 ./...
 	$(VENV)/bin/pytest -q tests --ignore tests/hetzner-sim/conformance
 	tests/hetzner-sim/conformance/run.sh $(VENV)/bin/python
 
 test-full: deps ## Run all tests with the whole crash matrix.
-	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace $(FAILPOINTS) --locked
+	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace --no-fail-fast $(FAILPOINTS) --locked
 
 demo: deps ## Create, use and delete three agents on a real control plane, a simulated Hetzner Cloud and, as root, real machines.
 	cargo build --workspace --bins $(FAILPOINTS) --locked

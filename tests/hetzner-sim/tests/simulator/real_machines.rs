@@ -258,6 +258,30 @@ async fn power_keeps_disk_and_host_key_and_a_rebuild_changes_both() {
     simulator.shutdown().await;
 }
 
+#[tokio::test]
+async fn a_boot_that_was_cut_short_is_not_taken_for_the_next_one() {
+    let Some(simulator) = simulator().await else {
+        return;
+    };
+    let slow = json!({"path": "/var/lib/cloud/scripts/per-boot/slow", "permissions": "0755",
+                      "content": "#!/bin/sh\nsleep 2\n"});
+    let marked = r#""write_files":["#;
+    let user_data = cloud_config().replace(marked, &format!("{marked}{slow},"));
+    assert!(user_data.contains("per-boot"));
+    let id = create(&simulator, "a", user_data).await;
+    let up = booted(&simulator, id).await;
+    act(&simulator, id, "reboot", Value::Null).await;
+    let reachable_again = |view: &MachineView| {
+        view.stage == Stage::Booting && view.ssh_since.is_some() && view.ssh_since != up.ssh_since
+    };
+    wait_for("SSH before cloud-init is through", || {
+        Some(machine(&simulator, id)).filter(reachable_again)
+    })
+    .await;
+    boot_again(&simulator, id, "reboot").await;
+    simulator.shutdown().await;
+}
+
 /// A unit whose end is seen on the disk.
 const MARKS_AN_ORDERLY_END: &str = "
     rm -f /root/orderly

@@ -5,6 +5,7 @@
 //! ones, by at most the pause between two looks: two voices that are seen at once were there at once.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -21,6 +22,8 @@ const LISTENS_V6: &str = ":0016 00000000000000000000000000000000:0000 0A";
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) stage: Stage,
+    /// When this boot began.
+    pub(crate) powered: Option<SystemTime>,
     pub(crate) ssh_since: Option<Timestamp>,
     pub(crate) cloud_init_done: Option<Timestamp>,
     pub(crate) boot_error: Option<String>,
@@ -45,10 +48,12 @@ pub(crate) fn at(machine: &Machine) {
     if seen.ssh_since.is_none() && listens(machine) {
         seen.ssh_since = Some(Timestamp::now());
     }
-    if seen.stage == Stage::Booting && cloud_init_finished(machine, &root) {
+    if seen.stage == Stage::Booting
+        && let Some(result) = cloud_init_result(&root, seen.powered)
+    {
         seen.stage = Stage::Up;
         seen.cloud_init_done.get_or_insert_with(Timestamp::now);
-        seen.boot_error = complaint(&root);
+        seen.boot_error = complaint(&result);
     }
     match (speaks, seen.spoke) {
         (true, None) => {
@@ -96,16 +101,16 @@ fn listens(machine: &Machine) -> bool {
     })
 }
 
-/// Whether this boot's cloud-init is through; it leaves the first boot's mark on the disk.
-fn cloud_init_finished(machine: &Machine, root: &Path) -> bool {
-    let mark = format!("instances/{}/boot-finished", machine.plan.server);
-    root.join("var/lib/cloud").join(mark).exists()
+/// What this boot's cloud-init leaves once it is through; until then that of the boot before may be there.
+fn cloud_init_result(root: &Path, powered: Option<SystemTime>) -> Option<Value> {
+    let file = root.join("var/lib/cloud/data/result.json");
+    let written = std::fs::metadata(&file).ok()?.modified().ok()?;
+    let result = (Some(written) > powered).then(|| std::fs::read(file))?;
+    serde_json::from_slice(&result.ok()?).ok()
 }
 
 /// What cloud-init found wrong.
-fn complaint(root: &Path) -> Option<String> {
-    let result = std::fs::read(root.join("var/lib/cloud/data/result.json")).ok()?;
-    let result: Value = serde_json::from_slice(&result).ok()?;
+fn complaint(result: &Value) -> Option<String> {
     let errors = result["v1"]["errors"].as_array()?.iter();
     let errors: Vec<&str> = errors.filter_map(Value::as_str).collect();
     (!errors.is_empty()).then(|| errors.join("; "))

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use tokio::process::{Child, Command};
@@ -170,9 +170,12 @@ impl Machine {
     async fn start(&self) -> Power {
         // No packet passes before the firewalls that it was created with.
         self.shared.network.settled().await;
+        let powered = SystemTime::now();
         match self.spawn() {
             Ok(child) => {
-                lock(&self.seen).stage = Stage::Booting;
+                let mut seen = lock(&self.seen);
+                (seen.stage, seen.powered) = (Stage::Booting, Some(powered));
+                drop(seen);
                 lock(&self.faults).frozen = false;
                 Power::On(child)
             }
