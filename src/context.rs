@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent_class,
-    agent_instance::{memory::Memories, talk::Talks},
+    agent_instance::{memory::Memories, talk::Talks, world::RecoveryFlags},
     api::{AgentClass, AgentInstance, HetznerProject},
     guest::program::Program,
     hetzner_project::connection::Connections,
@@ -69,6 +69,8 @@ pub struct Settings {
     pub inventory_slow: Duration,
     /// Pause between looks at a project and its firewalls.
     pub project_period: Duration,
+    /// Whether and when agents that fail are recovered.
+    pub recovery: RecoveryFlags,
     /// URL under which servers reach the phone-home endpoint, if there is one.
     pub phone_home_url: Option<String>,
 }

@@ -1,9 +1,10 @@
-//! Whether agents serve: probes that run beside the reconcilers, and the circuit that sums them up.
+//! Whether agents serve: probes that run beside the reconcilers, the circuit that sums them up, and the ladder of what to do when they do not.
 //!
 //! A probe changes nothing anywhere, and only a change of the sum wakes the reconciler of an instance, so a healthy fleet writes nothing. This
 //! process may forget all of it: after a restart the status says what to presume until the next probe.
 
 mod circuit;
+pub mod ladder;
 mod probe;
 mod probes;
 

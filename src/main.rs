@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use agentfleet::{
+    agent_instance::world::RecoveryFlags,
     api,
     cloud_init::MAX_USER_DATA,
     context::Settings,
@@ -91,6 +92,12 @@ struct Run {
     /// Pause between looks at a project and its firewalls
     #[arg(long, default_value = "1m", value_parser = duration)]
     project_period: Duration,
+    /// How long a server may be out of reach before it is rebooted: an outage of the way to it is no fault of the server
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    unreachable_max: Duration,
+    /// Restart, reboot and replace nothing of itself in the whole fleet
+    #[arg(long)]
+    pause_recovery: bool,
     /// How long others wait for a holder of the Lease that is silent
     #[arg(long, default_value = "15s", value_parser = duration)]
     lease_duration: Duration,
@@ -177,6 +184,10 @@ fn settings(flags: Run) -> Settings {
         inventory_fast: flags.inventory_fast,
         inventory_slow: flags.inventory_slow,
         project_period: flags.project_period,
+        recovery: RecoveryFlags {
+            paused: flags.pause_recovery,
+            unreachable: flags.unreachable_max,
+        },
         phone_home_url: flags.phone_home_url,
     }
 }

@@ -115,6 +115,8 @@ impl Look<'_> {
                 projects: self.projects(&class, wants_place, &servers),
                 attempt: memory.attempt.clone(),
                 fresh_epoch: memory.fresh_epoch,
+                recovery: self.ctx.settings.recovery,
+                fresh_recovery: memory.fresh_recovery,
                 trouble: memory.trouble(&basis),
                 status,
                 class,

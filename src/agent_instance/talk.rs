@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 pub use self::{
     listening::Listening,
-    order::{Order, release},
+    order::{Order, release, restart},
 };
 use super::{
     desired::Identity,
@@ -79,6 +79,8 @@ pub enum Outcome {
     Configured(Configured, Option<u64>),
     /// A `release` with this epoch; whether it was done.
     Released(i64, bool),
+    /// A `restart`; why it was not done, if it was not.
+    Restarted(Option<String>),
 }
 
 /// Acts in two pools, so that long polls never keep a `configure` waiting; and the probes.
@@ -155,6 +157,12 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
         }
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
         Outcome::Released(epoch, done) => memory.guest(server).view.released = Some((epoch, done)),
+        Outcome::Restarted(failed) => {
+            memory.guest(server).view.restarts = false;
+            if let Some(why) = failed {
+                tracing::warn!(server, why, "the agent's unit was not started again");
+            }
+        }
         Outcome::Configured(configured, stored) => {
             if configured.outcome.is_ok() {
                 memory.succeeded();

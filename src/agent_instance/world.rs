@@ -3,6 +3,8 @@
 //! Plain data that tests can write down. `observe` in the parent module fills it from the Kubernetes stores, the inventories of the projects
 //! and what this process remembers; nothing here reads anything.
 
+use std::time::Duration;
+
 use k8s_openapi::jiff::Timestamp;
 
 use super::desired::Agent;
@@ -31,8 +33,21 @@ pub struct World {
     pub attempt: Attempt,
     /// The epoch that was written ahead by this process and not used yet.
     pub fresh_epoch: Option<i64>,
+    /// What the flags say of recovery.
+    pub recovery: RecoveryFlags,
+    /// When the try was decided that this process wrote ahead and has not done yet.
+    pub fresh_recovery: Option<Timestamp>,
     /// Why the last step failed, until it may be tried again.
     pub trouble: Option<Trouble>,
+}
+
+/// What the flags say of recovery.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryFlags {
+    /// Whether nothing is recovered in the whole fleet.
+    pub paused: bool,
+    /// How long a server may be out of reach before that is believed to be its own fault.
+    pub unreachable: Duration,
 }
 
 /// The class of an instance.
@@ -151,6 +166,8 @@ pub enum Known {
 pub struct GuestView {
     /// An act over SSH is under way.
     pub busy: bool,
+    /// That act starts the agent's unit again.
+    pub restarts: bool,
     /// The host key that was proven, while it is not in the status yet.
     pub proven: Option<String>,
     /// What `hello` said last.

@@ -197,6 +197,21 @@ impl Performer<'_> {
         Ok(guest.pinned(self.pinned(server)?.ok_or_else(unproven)?))
     }
 
+    pub(super) fn restart(&self, id: i64, epoch: i64) -> Result<(), Setback> {
+        let pinned = self.known_guest(id)?;
+        self.remember(|memory| {
+            memory.fresh_recovery = None;
+            let guest = memory.guest(id);
+            guest.starts_again();
+            guest.view.restarts = true;
+        });
+        self.ctx.talks.order(
+            GuestKey::new(self.identity(), id),
+            talk::restart(pinned, epoch),
+        );
+        Ok(())
+    }
+
     pub(super) fn release(&self, id: i64, epoch: i64) -> Result<(), Setback> {
         let pinned = self.known_guest(id)?;
         self.remember(|memory| memory.fresh_epoch = None);

@@ -15,7 +15,7 @@ use crate::{
     agent_instance::{
         memory::Memory,
         status::status,
-        world::{Configured, GuestView},
+        world::{Configured, GuestView, RecoveryFlags},
     },
     api::{AgentInstanceStatus, Timing, TimingStep},
     health::HealthView,
@@ -104,6 +104,8 @@ impl Model {
             servers,
             attempt: self.memory.attempt.clone(),
             fresh_epoch: self.memory.fresh_epoch,
+            recovery: RecoveryFlags::default(),
+            fresh_recovery: None,
             trouble: None,
         }
     }
@@ -195,7 +197,12 @@ impl Model {
                 };
                 self.memory.guest(*server).view.released = Some((*epoch, true));
             }
-            Step::ConfirmGone { .. } | Step::PowerOn { .. } | Step::TakeUp { .. } => {
+            Step::ConfirmGone { .. }
+            | Step::PowerOn { .. }
+            | Step::TakeUp { .. }
+            | Step::WriteRecovery(_)
+            | Step::Restart { .. }
+            | Step::Reboot { .. } => {
                 unreachable!("not in this model: {step:?}")
             }
         }
