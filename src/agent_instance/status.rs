@@ -14,8 +14,8 @@ use super::{
     world::{ServerView, World},
 };
 use crate::api::{
-    AgentInstanceStatus, ConditionType, HealthState, HealthStatus, ServerStatus, condition, is_true,
-    set_condition,
+    AgentInstanceStatus, ConditionType, HealthState, HealthStatus, ServerStatus, condition,
+    is_true, set_condition,
 };
 
 /// The status to be, records left as they are.

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::api::{
     Recovery,
-    RecoveryAction::{self, Recreate, Reboot, Restart},
+    RecoveryAction::{self, Reboot, Recreate, Restart},
     RecoveryRecord,
 };
 
@@ -84,7 +84,9 @@ impl History<'_> {
 
     /// How often an action was tried in the last day.
     pub fn times_in_day(&self, action: RecoveryAction, now: Timestamp) -> usize {
-        self.in_day(now).filter(|done| done.action == action).count()
+        self.in_day(now)
+            .filter(|done| done.action == action)
+            .count()
     }
 
     fn in_day(&self, now: Timestamp) -> impl Iterator<Item = &RecoveryRecord> {

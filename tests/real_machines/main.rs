@@ -6,4 +6,5 @@ mod agent;
 mod firewall;
 mod life;
 mod rachel8;
+mod recovery;
 mod security;

@@ -3,8 +3,8 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 
 use super::{
-    Agent, Attempt, Disk, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW, SecretsView,
-    SendOutcome, ServerStatus, Stage, Step, relabelled,
+    Agent, Attempt, Disk, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW,
+    SecretsView, SendOutcome, ServerStatus, Stage, Step, relabelled,
 };
 
 impl Look<'_> {

@@ -9,7 +9,9 @@ use super::{
     creation::server_lost, delete,
 };
 use crate::{
-    api::{ConditionType, Disk, MAINTENANCE_ANNOTATION, RecoveryAction, RecoveryRecord, TimingStep},
+    api::{
+        ConditionType, Disk, MAINTENANCE_ANNOTATION, RecoveryAction, RecoveryRecord, TimingStep,
+    },
     health::ladder::{self, Ailment, History, Next, Rules},
 };
 
@@ -83,12 +85,7 @@ impl Look<'_> {
         if self.hands_off().is_some() {
             return Plan::wait(self.ailing(agent, &cause));
         }
-        match ladder::next(
-            cause.ailment,
-            &self.history(),
-            &self.rules(agent),
-            self.now,
-        ) {
+        match ladder::next(cause.ailment, &self.history(), &self.rules(agent), self.now) {
             Next::Try(action) => self.write_try(agent, action, cause.words),
             Next::UsedUp(until) => Plan::wait(used_up(agent, cause.words, until)).until(until),
             Next::NoRung | Next::Wait(_) => Plan::wait(server_lost(server)),
@@ -232,7 +229,9 @@ fn used_up(agent: &Agent, cause: &str, until: Timestamp) -> Stage {
         ""
     };
     // A time that moves would be news each time.
-    let until = until.round(k8s_openapi::jiff::Unit::Minute).unwrap_or(until);
+    let until = until
+        .round(k8s_openapi::jiff::Unit::Minute)
+        .unwrap_or(until);
     Stage::Stalled(
         "RecoveryExhausted",
         format!(

@@ -70,9 +70,24 @@ fn rungs_come_in_order_each_with_its_budget_and_a_pause() {
         ("nothing was tried", vec![], all, Try(Restart)),
         ("one is left", vec![first], all, Try(Restart)),
         ("no restart is left", vec![first, second], all, Try(Reboot)),
-        ("no reboot is left", vec![first, second, boot], all, Try(Recreate)),
-        ("the disk is kept", vec![first, second, boot], kept, UsedUp(at(21 * HOUR))),
-        ("all is used up", vec![first, second, boot, anew], all, UsedUp(at(21 * HOUR))),
+        (
+            "no reboot is left",
+            vec![first, second, boot],
+            all,
+            Try(Recreate),
+        ),
+        (
+            "the disk is kept",
+            vec![first, second, boot],
+            kept,
+            UsedUp(at(21 * HOUR)),
+        ),
+        (
+            "all is used up",
+            vec![first, second, boot, anew],
+            all,
+            UsedUp(at(21 * HOUR)),
+        ),
         (
             "a budget is filled again",
             vec![(Restart, 24 * HOUR), second, boot, anew],
@@ -105,9 +120,18 @@ fn rungs_come_in_order_each_with_its_budget_and_a_pause() {
         ),
         ("no restarts", vec![], rules_of(0, 1, 0), Try(Reboot)),
         ("nothing is allowed", vec![], rules_of(0, 0, 0), NoRung),
-        ("nothing that fits", vec![], self::rules(budgets(0, 0, 1), false), NoRung),
+        (
+            "nothing that fits",
+            vec![],
+            self::rules(budgets(0, 0, 1), false),
+            NoRung,
+        ),
     ] {
-        assert_eq!(next_after(&tries, 4 * HOUR, Failed, &rules), expected, "{what}");
+        assert_eq!(
+            next_after(&tries, 4 * HOUR, Failed, &rules),
+            expected,
+            "{what}"
+        );
     }
 }
 
@@ -121,10 +145,38 @@ fn a_server_out_of_reach_is_rebooted_late_and_replaced_only_after_that_was_in_va
     let unknown = |ago: i64| Ailment::Unknown(at(-ago));
     let (once, twice) = ((Reboot, 2 * HOUR), (Reboot, HOUR));
     for (what, tries, served, since, rules, expected) in [
-        ("it may come back", vec![], MINUTE, MINUTE, rules_of(5, 2, 1), Wait(at(4 * MINUTE))),
-        ("it does not", vec![], HOUR, 5 * MINUTE, rules_of(5, 2, 1), Try(Reboot)),
-        ("still not", vec![once], 3 * HOUR, HOUR, rules_of(5, 2, 1), Try(Reboot)),
-        ("in vain", vec![once, twice], 3 * HOUR, 10 * MINUTE, rules_of(5, 2, 1), Try(Recreate)),
+        (
+            "it may come back",
+            vec![],
+            MINUTE,
+            MINUTE,
+            rules_of(5, 2, 1),
+            Wait(at(4 * MINUTE)),
+        ),
+        (
+            "it does not",
+            vec![],
+            HOUR,
+            5 * MINUTE,
+            rules_of(5, 2, 1),
+            Try(Reboot),
+        ),
+        (
+            "still not",
+            vec![once],
+            3 * HOUR,
+            HOUR,
+            rules_of(5, 2, 1),
+            Try(Reboot),
+        ),
+        (
+            "in vain",
+            vec![once, twice],
+            3 * HOUR,
+            10 * MINUTE,
+            rules_of(5, 2, 1),
+            Try(Recreate),
+        ),
         (
             "rebooted for something else, before it served again",
             vec![once, twice],
@@ -143,7 +195,11 @@ fn a_server_out_of_reach_is_rebooted_late_and_replaced_only_after_that_was_in_va
         ),
         ("no reboots", vec![], HOUR, HOUR, rules_of(5, 0, 1), NoRung),
     ] {
-        assert_eq!(next_after(&tries, served, unknown(since), &rules), expected, "{what}");
+        assert_eq!(
+            next_after(&tries, served, unknown(since), &rules),
+            expected,
+            "{what}"
+        );
     }
 }
 
@@ -253,12 +309,22 @@ impl Life {
                 .filter(|(_, at, _)| after(*at, DAY) > *when)
                 .collect();
             let same = day.iter().filter(|(other, ..)| other == action).count();
-            assert!(same <= self.rules.budget(*action), "over budget: {:?}", self.all);
+            assert!(
+                same <= self.rules.budget(*action),
+                "over budget: {:?}",
+                self.all
+            );
             assert!(day.len() <= REMEMBERED);
             let unknown = *state == HealthState::Unknown;
-            assert!(!unknown || *action != Restart, "a unit out of reach was restarted");
+            assert!(
+                !unknown || *action != Restart,
+                "a unit out of reach was restarted"
+            );
             if let Some((_, before, _)) = nth.checked_sub(1).map(|former| self.all[former]) {
-                assert!(after(before, self.rules.settle) <= *when, "no time to come back");
+                assert!(
+                    after(before, self.rules.settle) <= *when,
+                    "no time to come back"
+                );
             }
         }
         let reboots = self.all.iter().filter(|(action, ..)| *action == Reboot);
@@ -268,7 +334,10 @@ impl Life {
             .iter()
             .filter(|(action, _, state)| *action == Recreate && *state == HealthState::Unknown);
         for (_, when, _) in unreached {
-            assert!(first.is_some_and(|first| first < *when), "not rebooted first");
+            assert!(
+                first.is_some_and(|first| first < *when),
+                "not rebooted first"
+            );
         }
     }
 }

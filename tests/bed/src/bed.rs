@@ -113,6 +113,14 @@ impl Bed {
     /// # Errors
     /// Fails when a part cannot be started.
     pub async fn start_real() -> Outcome<Option<Self>> {
+        Self::start_real_at(Pace::default()).await
+    }
+
+    /// The same, with an operator of another pace.
+    ///
+    /// # Errors
+    /// Fails when a part cannot be started.
+    pub async fn start_real_at(pace: Pace) -> Outcome<Option<Self>> {
         let simulator = match real_cloud().await? {
             Ok(simulator) => simulator,
             Err(error) => {
@@ -124,6 +132,7 @@ impl Bed {
         };
         let bed = Self::with(Options {
             simulator: Some(Arc::new(simulator)),
+            pace,
             ..Options::default()
         })
         .await?;

@@ -1,0 +1,233 @@
+//! An agent that fails is brought back, within its budgets; what cannot be brought back is told to a person, once.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bed::{Bed, Instance, Options, Outcome, Pace, manifests};
+use hetzner_sim::{GuestFaults, MachineFaults};
+use serde_json::{Value, json};
+
+/// A bed whose agents are asked each second, with this said of their lifecycle.
+async fn bed(lifecycle: Value) -> Outcome<Bed> {
+    let pace = Pace {
+        unreachable: "2s",
+        ..Pace::default()
+    };
+    let bed = Bed::with(Options {
+        pace,
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
+    let mut class = manifests::class();
+    class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
+    class["spec"]["lifecycle"] = lifecycle;
+    bed.change(&class).await?;
+    Ok(bed)
+}
+
+/// The agent of a fake machine dies, and systemd gives it up.
+fn die(bed: &Bed, server: u64) -> Outcome {
+    let machine = bed.cloud().machine(server)?.root.join(".machine");
+    let file = machine.join("unit.json");
+    let mut units: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    for unit in units
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|units| units.values_mut())
+    {
+        unit["active"] = json!("failed");
+        unit["result"] = json!("exit-code");
+    }
+    let fallen_silent = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    append(
+        &machine.join("voice.log"),
+        &format!("stop {fallen_silent}\n"),
+    )?;
+    let new = machine.join("unit.json.dies");
+    std::fs::write(&new, units.to_string())?;
+    Ok(std::fs::rename(new, file)?)
+}
+
+fn append(file: &Path, text: &str) -> Outcome {
+    use std::io::Write as _;
+    let mut file = std::fs::File::options().append(true).open(file)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+/// From now on no start of the agent on this server succeeds.
+fn spoil(bed: &Bed, server: u64, unit_fails: bool) -> Outcome {
+    let guest = GuestFaults {
+        unit_fails,
+        ..GuestFaults::default()
+    };
+    let faults = MachineFaults {
+        guest,
+        ..MachineFaults::default()
+    };
+    Ok(bed.cloud().set_machine_faults(server, faults)?)
+}
+
+async fn tries(one: &Instance<'_>) -> Outcome<Vec<String>> {
+    let status = one.status().await?;
+    let tries = status["recovery"].as_array().cloned().unwrap_or_default();
+    let action = |done: &Value| done["action"].as_str().unwrap_or_default().to_owned();
+    Ok(tries.iter().map(action).collect())
+}
+
+/// Waits until so much was tried, and served in vain or not.
+async fn tried(bed: &Bed, one: &Instance<'_>, expected: &[&str]) -> Outcome {
+    let what = format!("{expected:?} was tried");
+    bed.wait_until(&what, async || Ok(tries(one).await? == expected))
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_agent_is_started_again_and_its_server_left_as_it_is() -> Outcome {
+    let bed = bed(json!({})).await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    die(&bed, server)?;
+    one.condition("Ready", "False", "Restarting").await?;
+    assert_eq!(one.ready().await?, server);
+    let status = one.status().await?;
+    assert_eq!(tries(&one).await?, ["Restart"]);
+    assert_eq!(
+        status["recovery"][0]["reason"],
+        "the unit is failed (dead, exit-code)"
+    );
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restart_cannot_mend_is_rebooted_and_then_told_and_no_restart_of_the_operator_adds_a_try()
+-> Outcome {
+    let mut bed = bed(json!({"recovery": {"restarts": 1}})).await?;
+    let server = bed.create("one").await?.ready().await?;
+    spoil(&bed, server, true)?;
+    let mutations = bed.latest_mutation();
+    die(&bed, server)?;
+    tried(&bed, &bed.instance("one"), &["Restart"]).await?;
+    bed.operator.kill()?;
+    bed.operator.start()?;
+    let one = bed.instance("one");
+    let told = one
+        .condition("Stalled", "True", "RecoveryExhausted")
+        .await?;
+    assert!(told.contains("its disk is kept"), "{told}");
+    assert_eq!(tries(&one).await?, ["Restart", "Reboot", "Reboot"]);
+    assert_eq!(
+        bed.mutations_after(mutations),
+        [
+            "POST /servers/{id}/actions/reboot",
+            "POST /servers/{id}/actions/reset"
+        ]
+    );
+
+    spoil(&bed, server, false)?;
+    one.act("reset", json!(null)).await?;
+    assert_eq!(one.ready().await?, server, "a good probe ends it");
+    one.condition("Stalled", "False", "NotStalled").await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_machine_does_not_hear_a_reboot_and_is_reset() -> Outcome {
+    let bed = bed(json!({})).await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    let frozen = MachineFaults {
+        frozen: true,
+        ..MachineFaults::default()
+    };
+    bed.cloud().set_machine_faults(server, frozen)?;
+    one.condition("Healthy", "Unknown", "Unreachable").await?;
+    tried(&bed, &one, &["Reboot"]).await?;
+    tried(&bed, &one, &["Reboot", "Reboot"]).await?;
+    assert_eq!(one.ready().await?, server);
+    assert_eq!(
+        bed.mutations_after(mutations),
+        [
+            "POST /servers/{id}/actions/reboot",
+            "POST /servers/{id}/actions/reset"
+        ]
+    );
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i13_a_disposable_server_that_cannot_be_mended_is_replaced_when_it_is_gone() -> Outcome {
+    let recovery = json!({"restarts": 0, "reboots": 0, "recreations": 1});
+    let bed = bed(json!({"disk": "Disposable", "recovery": recovery})).await?;
+    let one = bed.create("one").await?;
+    let first = one.ready().await?;
+    spoil(&bed, first, true)?;
+    die(&bed, first)?;
+    one.condition("Ready", "False", "Recreating").await?;
+    let second = one.ready().await?;
+    assert_ne!(first, second);
+    assert_eq!(tries(&one).await?, ["Recreate"]);
+
+    spoil(&bed, second, true)?;
+    die(&bed, second)?;
+    one.condition("Stalled", "True", "RecoveryExhausted")
+        .await?;
+    assert_eq!(bed.cloud().lives().len(), 2);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_a_server_that_vanished_is_replaced_only_where_its_disk_is_disposable() -> Outcome {
+    let bed = bed(json!({"disk": "Disposable"})).await?;
+    let mut keeps = manifests::class();
+    keeps["metadata"]["name"] = json!("keeps");
+    bed.change(&keeps).await?;
+    let one = bed.create("one").await?;
+    bed.apply_secret("two").await?;
+    let mut instance = manifests::instance(bed::TENANT, "two");
+    instance["spec"]["className"] = json!("keeps");
+    bed.cluster.apply(&instance).await?;
+    let two = bed.instance("two");
+    let (first, kept) = (one.ready().await?, two.ready().await?);
+    bed.cloud().vanish(first)?;
+    bed.cloud().vanish(kept)?;
+    two.condition("Stalled", "True", "ServerLost").await?;
+    one.condition("Ready", "False", "Recreating").await?;
+    assert_ne!(one.ready().await?, first);
+    assert_eq!(tries(&one).await?, ["Recreate"]);
+    two.condition("Stalled", "True", "ServerLost").await?;
+    assert_eq!(
+        (tries(&two).await?.len(), bed.cloud().lives().len()),
+        (0, 3)
+    );
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_in_maintenance_is_left_alone_until_that_is_over() -> Outcome {
+    const MAINTENANCE: &str = "agentfleet.dev/maintenance";
+    let bed = bed(json!({})).await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    one.annotate(MAINTENANCE, "a disk is exchanged").await?;
+    let mutations = bed.latest_mutation();
+    die(&bed, server)?;
+    let told = one.condition("Ready", "False", "ProbeFailed").await?;
+    assert!(told.contains(MAINTENANCE), "{told}");
+    bed.cloud().power(server, false)?;
+    one.condition("Ready", "False", "PoweredOff").await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    assert_eq!(tries(&one).await?, [""; 0]);
+    one.annotate(MAINTENANCE, "").await?;
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
