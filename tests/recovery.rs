@@ -37,6 +37,7 @@ fn die(bed: &Bed, server: u64) -> Outcome {
         .flat_map(|units| units.values_mut())
     {
         unit["active"] = json!("failed");
+        unit["sub"] = json!("failed");
         unit["result"] = json!("exit-code");
     }
     let fallen_silent = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
@@ -95,7 +96,7 @@ async fn a_dead_agent_is_started_again_and_its_server_left_as_it_is() -> Outcome
     assert_eq!(tries(&one).await?, ["Restart"]);
     assert_eq!(
         status["recovery"][0]["reason"],
-        "the unit is failed (dead, exit-code)"
+        "the unit is failed (failed, exit-code)"
     );
     assert_eq!(bed.mutations_after(mutations), [""; 0]);
     bed.delete_all().await?;

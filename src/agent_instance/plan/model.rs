@@ -17,8 +17,12 @@ use crate::{
         status::status,
         world::{Configured, GuestView, RecoveryFlags},
     },
-    api::{AgentInstanceStatus, Timing, TimingStep},
-    health::HealthView,
+    api::{
+        AgentInstanceStatus,
+        RecoveryAction::{Reboot, Recreate, Restart},
+        Timing, TimingStep,
+    },
+    health::{HealthView, ladder},
 };
 
 const SETTLE: Duration = Duration::from_mins(2);
@@ -53,6 +57,11 @@ struct Model {
     late: Vec<(Timestamp, u32)>,
     fates: Vec<Fate>,
     gone: bool,
+    /// What every probe says, if not that all is well.
+    says: Option<HealthState>,
+    disk: Disk,
+    /// The tries to recover that were carried out, by when they were written down.
+    done: Vec<Timestamp>,
 }
 
 impl Model {
@@ -66,6 +75,9 @@ impl Model {
             late: vec![],
             fates,
             gone: false,
+            says: None,
+            disk: Disk::Preserve,
+            done: vec![],
         }
     }
 
@@ -77,7 +89,10 @@ impl Model {
         let servers: Vec<ServerView> = numbers
             .into_iter()
             .map(|number| {
-                let guest: GuestView = self.memory.guest(40 + i64::from(number)).view.clone();
+                let mut guest: GuestView = self.memory.guest(40 + i64::from(number)).view.clone();
+                if let (Some(view), Some(state)) = (&mut guest.health, self.says) {
+                    view.state = Some(state);
+                }
                 ServerView {
                     guest,
                     ..server(number)
@@ -97,7 +112,7 @@ impl Model {
         World {
             finalizer: self.finalizer,
             status: self.status.clone(),
-            class: ClassView::Usable(Box::new(super::tests::agent())),
+            class: ClassView::Usable(Box::new(self.agent())),
             secrets: SecretsView::Met { tag: "tag".into() },
             projects: vec![view("one"), view("two")],
             known: if listed { Known::Present } else { Known::Gone },
@@ -105,9 +120,26 @@ impl Model {
             attempt: self.memory.attempt.clone(),
             fresh_epoch: self.memory.fresh_epoch,
             recovery: RecoveryFlags::default(),
-            fresh_recovery: None,
+            fresh_recovery: self.memory.fresh_recovery,
             trouble: None,
         }
+    }
+
+    fn agent(&self) -> Agent {
+        let mut agent = super::tests::agent();
+        agent.lifecycle.disk = self.disk;
+        agent
+    }
+
+    /// The try that was written down last is carried out: once, and by the process that wrote it.
+    fn carry_out(&mut self, server: i64) {
+        let written = self.memory.fresh_recovery.take();
+        let last = self.status.recovery.last().map(|last| last.at.0);
+        assert_eq!(written, last, "a try that another process wrote");
+        assert!(!self.done.contains(&last.unwrap()), "a try was doubled");
+        self.done.extend(last);
+        self.memory.guest(server).starts_again();
+        self.memory.guest(server).view.health = None;
     }
 
     /// One look: plan, steps, status; then time passes.
@@ -120,10 +152,11 @@ impl Model {
         for step in &plan.steps {
             self.perform(step);
         }
-        let (provisioning, voice) = (self.status.provisioning.take(), self.status.voice.take());
+        let written = std::mem::take(&mut self.status);
         self.status = AgentInstanceStatus {
-            provisioning,
-            voice,
+            provisioning: written.provisioning,
+            voice: written.voice,
+            recovery: written.recovery,
             ..next
         };
         self.pass(1);
@@ -159,6 +192,13 @@ impl Model {
                 self.memory.fresh_epoch = Some(voice.epoch);
             }
             Step::CreateServer(record) => self.create(record),
+            Step::WriteRecovery(record) => {
+                self.status.recovery = ladder::with(&self.status.recovery, record);
+                self.memory.fresh_recovery = Some(record.at.0);
+            }
+            Step::Restart { server, .. } | Step::Reboot { id: server, .. } => {
+                self.carry_out(*server);
+            }
             Step::LookUp { .. } => self.memory.looked_up(self.now, None),
             Step::DeleteServer { id, .. } => {
                 self.alive.remove(&u32::try_from(id - 40).unwrap());
@@ -197,12 +237,7 @@ impl Model {
                 };
                 self.memory.guest(*server).view.released = Some((*epoch, true));
             }
-            Step::ConfirmGone { .. }
-            | Step::PowerOn { .. }
-            | Step::TakeUp { .. }
-            | Step::WriteRecovery(_)
-            | Step::Restart { .. }
-            | Step::Reboot { .. } => {
+            Step::ConfirmGone { .. } | Step::PowerOn { .. } | Step::TakeUp { .. } => {
                 unreachable!("not in this model: {step:?}")
             }
         }
@@ -347,5 +382,34 @@ proptest! {
         model.settle(&Desired::Absent(identity()), &forget);
         model.pass(2 * LATEST);
         prop_assert!(model.alive.is_empty(), "left behind: {:?}", model.alive);
+    }
+
+    #[test]
+    fn whatever_the_probes_say_no_try_is_doubled_and_one_server_speaks(
+        spells in prop::collection::vec((0_u8..3, any::<bool>(), 1_i64..900), 1..80), disposable: bool,
+    ) {
+        let desired = Desired::Present(identity(), Box::new(want()));
+        let mut model = Model::new(vec![]);
+        model.disk = if disposable { Disk::Disposable } else { Disk::Preserve };
+        model.settle(&desired, &[]);
+        let first: Vec<u32> = model.alive.keys().copied().collect();
+        for (says, forget, pause) in spells {
+            model.says = Some([HealthState::Healthy, HealthState::Failed, HealthState::Unknown][usize::from(says)]);
+            if forget {
+                model.forget();
+            }
+            model.look(&desired);
+            model.look(&desired);
+            model.pass(pause);
+        }
+        let tries = &model.status.recovery;
+        let times = |action| tries.iter().filter(|done| done.action == action).count();
+        prop_assert!(times(Restart) <= 5 && times(Reboot) <= 2, "{:?}", tries);
+        prop_assert!(times(Recreate) <= usize::from(disposable), "{:?}", tries);
+        model.says = Some(HealthState::Healthy);
+        let plan = model.settle(&desired, &[]);
+        prop_assert_eq!(plan.stage, Stage::Serving(None));
+        prop_assert_eq!(model.alive.len(), 1);
+        prop_assert!(disposable || model.alive.keys().eq(&first), "its disk was lost");
     }
 }

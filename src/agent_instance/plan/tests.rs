@@ -729,7 +729,7 @@ fn i6_an_agent_that_could_not_be_given_what_changed_is_still_asked_for_its_healt
     assert_eq!((plan.steps.len(), plan.look_again), (0, Some(later)));
     let dead = present(&probed(world.clone(), Some(HealthState::Failed)));
     assert!(
-        matches!(&dead.stage, Stage::Unhealthy(_, words) if words == "says why; Refused: why"),
+        matches!(&dead.stage, Stage::Recovering(_, words) if words.ends_with("says why; Refused: why")),
         "{dead:?}"
     );
     let mut unasked = world.clone();
