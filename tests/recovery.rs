@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bed::{Bed, Instance, Options, Outcome, Pace, manifests};
+use bed::{Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, wait_until};
 use hetzner_sim::{GuestFaults, MachineFaults};
 use serde_json::{Value, json};
 
@@ -76,7 +76,7 @@ async fn tries(one: &Instance<'_>) -> Outcome<Vec<String>> {
     Ok(tries.iter().map(action).collect())
 }
 
-/// Waits until so much was tried, and served in vain or not.
+/// Waits until just this was tried.
 async fn tried(bed: &Bed, one: &Instance<'_>, expected: &[&str]) -> Outcome {
     let what = format!("{expected:?} was tried");
     bed.wait_until(&what, async || Ok(tries(one).await? == expected))
@@ -231,4 +231,33 @@ async fn an_instance_in_maintenance_is_left_alone_until_that_is_over() -> Outcom
     assert_eq!(one.ready().await?, server);
     bed.delete_all().await?;
     bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_loses_a_try_and_never_doubles_it() -> Outcome {
+    let restart = Call {
+        site: "ssh".into(),
+        call: "restart".into(),
+        occurrence: 1,
+    };
+    for (moment, expected) in [
+        (Moment::Before, ["Restart", "Restart"].as_slice()),
+        (Moment::After, &["Restart"]),
+    ] {
+        let mut bed = bed(json!({})).await?;
+        let server = bed.create("one").await?.ready().await?;
+        bed.operator.stop().await?;
+        bed.operator.start_to_crash_at(&restart, moment)?;
+        die(&bed, server)?;
+        wait_until("the operator crashes", async || bed.operator.has_crashed()).await?;
+        assert_eq!(tries(&bed.instance("one")).await?, ["Restart"]);
+        bed.operator.start()?;
+        let one = bed.instance("one");
+        tried(&bed, &one, expected).await?;
+        assert_eq!(one.ready().await?, server);
+        assert_eq!(tries(&one).await?, expected);
+        bed.delete_all().await?;
+        bed.finish().await?;
+    }
+    Ok(())
 }
