@@ -9,8 +9,13 @@ use serde_json::{Value, json};
 
 /// A bed whose agents are asked each second, with this said of their lifecycle.
 async fn bed(lifecycle: Value) -> Outcome<Bed> {
+    bed_that_waits("5m", lifecycle).await
+}
+
+/// The same, where a server may be out of reach for so long.
+async fn bed_that_waits(unreachable: &'static str, lifecycle: Value) -> Outcome<Bed> {
     let pace = Pace {
-        unreachable: "2s",
+        unreachable,
         ..Pace::default()
     };
     let bed = Bed::with(Options {
@@ -106,7 +111,7 @@ async fn a_dead_agent_is_started_again_and_its_server_left_as_it_is() -> Outcome
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_restart_cannot_mend_is_rebooted_and_then_told_and_no_restart_of_the_operator_adds_a_try()
 -> Outcome {
-    let mut bed = bed(json!({"recovery": {"restarts": 1}})).await?;
+    let mut bed = bed_that_waits("2s", json!({"recovery": {"restarts": 1}})).await?;
     let server = bed.create("one").await?.ready().await?;
     spoil(&bed, server, true)?;
     let mutations = bed.latest_mutation();
@@ -138,7 +143,7 @@ async fn what_a_restart_cannot_mend_is_rebooted_and_then_told_and_no_restart_of_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_machine_does_not_hear_a_reboot_and_is_reset() -> Outcome {
-    let bed = bed(json!({})).await?;
+    let bed = bed_that_waits("2s", json!({})).await?;
     let one = bed.create("one").await?;
     let server = one.ready().await?;
     let mutations = bed.latest_mutation();
