@@ -30,7 +30,6 @@ use crate::{
         answers::{Greeting, Phase, Step, StepState},
         host_key::HostKey,
         protocol::Answered,
-        untrusted::Text,
     },
     health::Probes,
 };
@@ -205,10 +204,7 @@ fn phase(said: &Greeting) -> InstallPhase {
                 .steps
                 .iter()
                 .find(|step| step.state == StepState::Failed);
-            let words = |step: &Step| {
-                let tail: Vec<&str> = step.tail.iter().map(Text::as_str).collect();
-                format!("step {} failed: {}", step.name, tail.join(" | "))
-            };
+            let words = |step: &Step| format!("step {} failed: {}", step.name, step.tail.line());
             InstallPhase::Failed(failed.map_or_else(|| "a step failed".into(), words))
         }
     }

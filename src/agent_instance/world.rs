@@ -231,6 +231,8 @@ pub struct ConfigureFailure {
     pub message: String,
     /// What can help.
     pub cure: Cure,
+    /// Whether the agent that spoke before goes on with what it had.
+    pub as_before: bool,
     /// How many times in a row; the pause grows with it.
     pub times: u32,
     /// When the same is tried again; none: not before class or Secret change.

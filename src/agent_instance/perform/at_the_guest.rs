@@ -165,6 +165,7 @@ impl Performer<'_> {
         let order = Order {
             server: guest.pinned(host_key),
             configure,
+            secret,
             upgrade,
         };
         self.ctx

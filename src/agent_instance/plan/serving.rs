@@ -230,11 +230,13 @@ impl Look<'_> {
     fn refused(&self, server: &ServerView, agent: &Agent, failure: &ConfigureFailure) -> Plan {
         let words = format!("{}: {}", failure.reason, failure.message);
         let stalled = || Stage::ConfigureFailed(failure.reason.clone(), failure.message.clone());
-        let plan = match (failure.cure, self.world.spoken(server)) {
-            (Cure::Change, _) | (Cure::Person, None) => Plan::wait(stalled()),
-            (_, Some(_)) => self.goes_on(server, agent, &words),
-            (Cure::Time, None) if failure.times < TOLD_FROM => Plan::wait(self.applying(server)),
-            (Cure::Time, None) => Plan::wait(Stage::Troubled("ConfigureFailed", words)),
+        let plan = match failure.cure {
+            _ if failure.as_before && self.world.spoken(server).is_some() => {
+                self.goes_on(server, agent, &words)
+            }
+            Cure::Change | Cure::Person => Plan::wait(stalled()),
+            Cure::Time if failure.times < TOLD_FROM => Plan::wait(self.applying(server)),
+            Cure::Time => Plan::wait(Stage::Troubled("ConfigureFailed", words)),
         };
         match failure.again {
             Some(again) => plan.until(again),
