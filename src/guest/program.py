@@ -918,7 +918,7 @@ class Guest(Guest):
     def bring_up(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """Starts the unit afresh and sees that it stays up."""
         self.system.systemctl("reset-failed", name)
-        for arguments in (["daemon-reload"], ["enable", name], ["restart", name]):
+        for arguments in (["enable", "--no-reload", name], ["daemon-reload"], ["restart", name]):
             ran = self.system.systemctl(*arguments)
             if ran.code != 0:
                 raise self.unit_failed(name, f"systemctl {arguments[0]} failed", ran.tail)
