@@ -843,10 +843,15 @@ class Guest(Guest):
                 for index, command in enumerate(new["update"], 1):
                     self.command(new, command, f"update command {index}")
             yield moved
-        except Exception:
-            if moved and head.code == 0 and self.shell(new, BACK, folder, head.tail[-1]).code == 0:
+        except Exception as error:
+            back = moved and head.code == 0 and self.shell(new, BACK, folder, head.tail[-1])
+            if back and back.code == 0:
                 with self.changing() as state:
                     state["restart"] = before["restart"]
+            elif back:
+                failure = Failure.of(error)
+                failure.error["message"] += f"; {folder} did not go back to its former commit"
+                raise failure from None
             raise
         with self.changing() as state:
             state["source"] = source_key(new)

@@ -158,6 +158,15 @@ class Source(GuestTest):
         self.assertEqual((error["message"], error["tail"]), ("update command 2 ended with 3", ["broken"]))
         self.assert_untouched()
 
+    def test_a_former_commit_that_does_not_come_back_is_told(self) -> None:
+        system = self.machine.system()
+        run_as = system.run_as
+        system.run_as = lambda user, argv, *rest: \
+            guest.Ran(1, []) if guest.BACK in argv else run_as(user, argv, *rest)
+        answer = self.machine.configure(2, system=system, source=SOURCE | {"ref": "v2"}, update=["exit 3"])
+        self.assertEqual(self.assert_refused(answer, "CommandFailed")["message"],
+                         "update command 1 ended with 3; /home/agent/app did not go back to its former commit")
+
     def test_after_a_failed_update_the_former_ref_is_updated_again(self) -> None:
         self.machine.configure(2, source=SOURCE | {"ref": "v2"}, update=["exit 3"])
         self.machine.configure(3, source=SOURCE, update=["echo up >> updates"])
