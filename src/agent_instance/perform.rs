@@ -70,6 +70,7 @@ impl Performer<'_> {
             Step::PowerOn { project, id } => self.power_on(project, *id).await,
             Step::TakeUp { project, id, uid } => self.take_up(project, *id, uid).await,
             Step::Hello { server, .. } => self.hello(*server),
+            Step::Upgrade { server, epoch } => self.upgrade(*server, *epoch),
             Step::Configure {
                 server,
                 incarnation,

@@ -155,6 +155,8 @@ pub struct GuestView {
     pub proven: Option<String>,
     /// What `hello` said last.
     pub hello: Option<Hello>,
+    /// Whether its program is to become the one that this operator brings.
+    pub upgrade: Upgrade,
     /// Why the last try to reach it failed, and when that was.
     pub contact: Option<(ContactProblem, Timestamp)>,
     /// What the last `configure` came to.
@@ -167,6 +169,18 @@ pub struct GuestView {
     pub gone_by: Option<Timestamp>,
     /// The last `release`: the epoch it carried, and whether it was answered.
     pub released: Option<(i64, bool)>,
+}
+
+/// Whether a guest's program is to be replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Upgrade {
+    /// It is the one that this operator brings, as far as is known.
+    #[default]
+    NotNeeded,
+    /// It is another one.
+    Due,
+    /// It is another one, and did not let itself be replaced; it is asked once more before the next `configure`.
+    Tried,
 }
 
 /// Why a guest could not be talked to.

@@ -2,8 +2,8 @@
 
 use super::{
     Agent, Bootstrap, CONTACT, ConfigureFailure, Configured, ContactProblem, Cure, InstallPhase,
-    Look, Plan, Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, VoiceRecord, armed_here,
-    delete,
+    Look, Plan, Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, Upgrade, VoiceRecord,
+    armed_here, delete,
 };
 
 impl Look<'_> {
@@ -58,7 +58,7 @@ impl Look<'_> {
             None => self.contact(server, "has not told how far its installation is"),
             Some(InstallPhase::Running) => Plan {
                 stage: Stage::Installing,
-                ..self.contact(server, "")
+                ..self.installing(server)
             },
             Some(InstallPhase::Failed(why)) => Plan {
                 stage: Stage::InstallFailed(why.clone()),
@@ -66,6 +66,18 @@ impl Look<'_> {
             },
             Some(InstallPhase::Done) => self.holder(server),
         }
+    }
+
+    fn installing(&self, server: &ServerView) -> Plan {
+        if server.guest.upgrade != Upgrade::Due || server.guest.busy {
+            return self.contact(server, "");
+        }
+        let step = Step::Upgrade {
+            server: server.id,
+            // Nothing may have been written down for it yet, and the guest takes none below.
+            epoch: self.epoch(server).max(1),
+        };
+        Plan::act(step, Stage::Installing)
     }
 
     fn power_on(&self, server: &ServerView) -> Plan {

@@ -506,6 +506,25 @@ fn an_installed_server_gets_the_voice_and_then_its_secrets() {
 }
 
 #[test]
+fn an_outdated_guest_is_upgraded_once_while_it_installs() {
+    let mut world = installed();
+    let guest = &mut world.servers[0].guest;
+    guest.hello.as_mut().unwrap().phase = InstallPhase::Running;
+    guest.upgrade = Upgrade::Due;
+    let plan = present(&world);
+    let upgrade = Step::Upgrade {
+        server: 41,
+        epoch: 1,
+    };
+    assert_eq!((plan.steps, plan.stage), (vec![upgrade], Stage::Installing));
+    world.servers[0].guest.upgrade = Upgrade::Tried;
+    assert!(matches!(present(&world).steps[..], [Step::Hello { .. }]));
+    world.servers[0].guest.upgrade = Upgrade::Due;
+    world.servers[0].guest.busy = true;
+    assert_eq!(present(&world).steps, []);
+}
+
+#[test]
 fn a_running_or_failed_installation_is_told_and_watched() {
     for (phase, expected) in [
         (InstallPhase::Running, "Installing"),

@@ -57,8 +57,7 @@ impl Order {
         );
         let done = async {
             if let Some(program) = upgrade {
-                let upgrade = program.upgrade(configure.epoch);
-                crash_point::around("ssh", "upgrade", server.run(&upgrade, BRIEF * 3)).await?;
+                brought(&server, &program, configure.epoch).await?;
             }
             crash_point::around("ssh", "configure", server.run(&configure, CONFIGURE)).await
         };
@@ -78,6 +77,18 @@ impl Order {
             stored,
         )
     }
+}
+
+/// Brings a guest up to date that has nothing else to do for the operator yet.
+pub async fn upgrade(server: Pinned, program: Program, epoch: i64) -> Outcome {
+    let done = brought(&server, &program, epoch.unsigned_abs()).await;
+    Outcome::Upgraded(done.is_ok())
+}
+
+async fn brought(server: &Pinned, program: &Program, epoch: u64) -> Result<(), GuestError> {
+    let upgrade = program.upgrade(epoch);
+    crash_point::around("ssh", "upgrade", server.run(&upgrade, BRIEF * 3)).await?;
+    Ok(())
 }
 
 /// Takes the voice away from a guest, briefly: its server is about to go, whatever it says.
