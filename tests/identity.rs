@@ -263,27 +263,23 @@ async fn i9_with_a_token_of_another_or_an_empty_project_or_a_rejected_one_nothin
     let body = json!({"name": "theirs", "server_type": "cx23", "image": "debian-13", "location": "nbg1", "start_after_create": false});
     let theirs = bed.cloud().create_server(1, &body)?;
     let mutations = bed.latest_mutation();
-    for (token, words) in [
-        ("token-of-another-project", "token of another project"),
-        ("token-of-an-empty-project", "token of another project"),
-        ("token-that-hetzner-never-gave", "token"),
+    for (token, reason, words) in [
+        (
+            "token-of-another-project",
+            "WrongProject",
+            "token of another project",
+        ),
+        (
+            "token-of-an-empty-project",
+            "WrongProject",
+            "token of another project",
+        ),
+        ("token-that-hetzner-never-gave", "TokenRejected", "token"),
     ] {
         bed.apply_token(manifests::PROJECT, token).await?;
-        bed.wait_until(token, async || {
-            let project = bed
-                .cluster
-                .get(PROJECT.0, None, PROJECT.2)
-                .await?
-                .unwrap_or_default();
-            let credentials = oracle::condition(&project["status"], "CredentialsValid")
-                .cloned()
-                .unwrap_or_default();
-            Ok(credentials["status"] == "False"
-                && credentials["message"]
-                    .as_str()
-                    .is_some_and(|message| message.contains(words)))
-        })
-        .await?;
+        let told = bed.condition(PROJECT, "CredentialsValid", "False", reason);
+        let message = told.await.map_err(|failure| failure.during(token))?;
+        ensure(message.contains(words), || format!("{token}: {message}"))?;
         bed.create("two").await?;
         oracle::calm(&bed).await?;
         assert_eq!(bed.mutations_after(mutations), [""; 0], "{token}");
