@@ -398,6 +398,9 @@ class Host:
                 self.run(call)
             finally:
                 os._exit(0)
+        # Both sides make its group: whoever comes first, it can be ended from here on.
+        with suppress(OSError):
+            os.setpgid(child, child)
         self.children[child] = call.root
         call.connection.close()
 
