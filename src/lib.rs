@@ -33,6 +33,7 @@
 //! | errors as pauses and words | [`error`], [`trouble`], [`transitions`] |
 //! | the process: Lease, clients, endpoints, logs, crash points | [`operator`], [`leader`], [`kube_ext`], [`http`], [`telemetry`], [`crash_point`] |
 //! | what all reconcilers share | [`context`] |
+//! | known secrets taken out of what others wrote | [`redact`] |
 //! | `agentfleet render` | [`render`] |
 
 pub mod agent_class;
@@ -56,6 +57,7 @@ pub mod labels;
 pub mod leader;
 pub mod naming;
 pub mod operator;
+pub mod redact;
 pub mod render;
 pub mod secret_files;
 pub mod systemd_unit;

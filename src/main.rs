@@ -18,6 +18,10 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Gives memory back to the system after a burst, which the system's own allocator keeps in pieces.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Gives every AI agent a Hetzner Cloud server of its own.
 #[derive(Parser)]
 #[command(version)]

@@ -1,6 +1,6 @@
 //! The crash matrix: the operator dies right before and right after each of its calls, and one life goes well all the same.
 //!
-//! The calls come from a recording of one whole life, so new calls are covered by themselves. A seeded sample runs by default (the seed is
+//! The calls come from a recording of two whole lives, so new calls are covered by themselves. A seeded sample runs by default (the seed is
 //! printed, `AGENTFLEET_CRASH_SEED` sets it), all with `AGENTFLEET_CRASH_MATRIX=full`.
 
 use std::collections::BTreeSet;
@@ -113,17 +113,28 @@ fn only_the_first_counts(call: &Call) -> bool {
         || matches!(call.call.as_str(), "hello" | "status" | "probe" | "logs")
 }
 
+/// The calls of a life; what two lives side by side do not both make hangs on the moment, and may not be reached by a third.
 async fn recorded() -> Outcome<Vec<Call>> {
-    let mut life = Life::begin(None).await?;
-    life.live().await?;
-    let calls = life.bed.operator.calls()?;
-    life.end().await?;
+    let (calls, others) = tokio::try_join!(Box::pin(a_life()), Box::pin(a_life()))?;
+    let others: BTreeSet<_> = others.iter().map(key).collect();
     let mut seen = BTreeSet::new();
     Ok(calls
         .into_iter()
         .filter(|call| call.occurrence == 1 || !only_the_first_counts(call))
-        .filter(|call| seen.insert((call.site.clone(), call.call.clone(), call.occurrence)))
+        .filter(|call| others.contains(&key(call)) && seen.insert(key(call)))
         .collect())
+}
+
+fn key(call: &Call) -> (String, String, u64) {
+    (call.site.clone(), call.call.clone(), call.occurrence)
+}
+
+async fn a_life() -> Outcome<Vec<Call>> {
+    let mut life = Life::begin(None).await?;
+    life.live().await?;
+    let calls = life.bed.operator.calls()?;
+    life.end().await?;
+    Ok(calls)
 }
 
 async fn survives(point: &(Call, Moment)) -> Outcome {

@@ -1,13 +1,30 @@
 //! Whose server is it: lost and restored status, new UIDs, new clusters, strangers with our names, tokens of other projects, two operators.
 
 use bed::{
-    Bed, FLEET, Options, Outcome, SYSTEM, TENANT, TOKEN, ensure, manifests, oracle, quick_cloud,
+    Bed, FLEET, Failure, Options, Outcome, SYSTEM, TENANT, TOKEN, ensure, manifests, oracle,
+    quick_cloud,
 };
 use hetzner_sim::{Config, Fault, FaultRule};
 use serde_json::{Value, json};
 
 const MASTER_KEY: &str = agentfleet::fleet::MASTER_KEY_SECRET;
 const PROJECT: (&str, Option<&str>, &str) = ("HetznerProject", None, manifests::PROJECT);
+
+/// Waits for something, and fails as soon as anything is bought, changed or deleted at Hetzner meanwhile.
+async fn without_mutations<T>(
+    bed: &Bed,
+    since: u64,
+    awaited: impl Future<Output = Outcome<T>>,
+) -> Outcome<T> {
+    let mutated = bed.wait_for("something changes at Hetzner", async || {
+        let seen = bed.mutations_after(since);
+        Ok((!seen.is_empty()).then_some(seen))
+    });
+    tokio::select! {
+        outcome = awaited => outcome,
+        Ok(seen) = mutated => Err(Failure::new(format!("the operator did at Hetzner: {seen:?}"))),
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i3_a_foreign_server_with_our_name_is_told_and_stays() -> Outcome {
@@ -36,7 +53,9 @@ async fn i12_with_its_status_lost_an_instance_takes_up_its_server_by_itself() ->
     lose_status(&bed).await?;
     let mutations = bed.latest_mutation();
     bed.operator.start()?;
-    assert_eq!(bed.instance("one").ready().await?, server);
+    let one = bed.instance("one");
+    let ready = without_mutations(&bed, mutations, one.ready());
+    assert_eq!(ready.await?, server);
     assert_eq!(bed.mutations_after(mutations), [""; 0]);
     bed.delete_all().await?;
     bed.finish().await
@@ -74,7 +93,8 @@ async fn i12_a_new_object_of_the_same_name_buys_and_deletes_nothing_until_an_adm
     let mutations = bed.latest_mutation();
     make_anew(&mut bed).await?;
     let one = bed.instance("one");
-    let message = one.condition("Stalled", "True", "AdoptOrDelete").await?;
+    let told = one.condition("Stalled", "True", "AdoptOrDelete");
+    let message = without_mutations(&bed, mutations, told).await?;
     ensure(
         message.contains(&format!("agentfleet.dev/adopt: \"{server}\"")),
         || message.clone(),
@@ -217,7 +237,9 @@ async fn with_the_status_of_an_older_incarnation_restored_the_newest_server_stay
         .await?;
     let mutations = bed.latest_mutation();
     bed.operator.start()?;
-    assert_eq!(bed.instance("one").ready().await?, server);
+    let one = bed.instance("one");
+    let ready = without_mutations(&bed, mutations, one.ready());
+    assert_eq!(ready.await?, server);
     let secret = bed.apply_secret("one").await?;
     bed.instance("one")
         .has_in_file(manifests::SECRET_FILE, &secret)
@@ -263,27 +285,23 @@ async fn i9_with_a_token_of_another_or_an_empty_project_or_a_rejected_one_nothin
     let body = json!({"name": "theirs", "server_type": "cx23", "image": "debian-13", "location": "nbg1", "start_after_create": false});
     let theirs = bed.cloud().create_server(1, &body)?;
     let mutations = bed.latest_mutation();
-    for (token, words) in [
-        ("token-of-another-project", "token of another project"),
-        ("token-of-an-empty-project", "token of another project"),
-        ("token-that-hetzner-never-gave", "token"),
+    for (token, reason, words) in [
+        (
+            "token-of-another-project",
+            "WrongProject",
+            "token of another project",
+        ),
+        (
+            "token-of-an-empty-project",
+            "WrongProject",
+            "token of another project",
+        ),
+        ("token-that-hetzner-never-gave", "TokenRejected", "token"),
     ] {
         bed.apply_token(manifests::PROJECT, token).await?;
-        bed.wait_until(token, async || {
-            let project = bed
-                .cluster
-                .get(PROJECT.0, None, PROJECT.2)
-                .await?
-                .unwrap_or_default();
-            let credentials = oracle::condition(&project["status"], "CredentialsValid")
-                .cloned()
-                .unwrap_or_default();
-            Ok(credentials["status"] == "False"
-                && credentials["message"]
-                    .as_str()
-                    .is_some_and(|message| message.contains(words)))
-        })
-        .await?;
+        let told = bed.condition(PROJECT, "CredentialsValid", "False", reason);
+        let message = told.await.map_err(|failure| failure.during(token))?;
+        ensure(message.contains(words), || format!("{token}: {message}"))?;
         bed.create("two").await?;
         oracle::calm(&bed).await?;
         assert_eq!(bed.mutations_after(mutations), [""; 0], "{token}");

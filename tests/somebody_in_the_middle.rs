@@ -14,7 +14,12 @@ use serde_json::{Value, json};
 
 /// Boots slowly enough that a test can get between.
 async fn slow_bed(bootstrap: &str) -> Outcome<Bed> {
-    let boot = Spread::exactly(2.0);
+    bed_that_boots_in(2.0, bootstrap).await
+}
+
+/// So many seconds until SSH answers, and again until cloud-init is through.
+async fn bed_that_boots_in(seconds: f64, bootstrap: &str) -> Outcome<Bed> {
+    let boot = Spread::exactly(seconds);
     let cloud = Config {
         time_factor: 1.0,
         boot_ssh_s: boot,
@@ -65,11 +70,22 @@ fn nothing_was_sent(bed: &Bed, server: u64, secret: &str) -> Outcome {
     let root = bed.cloud().machine(server)?.root;
     let file = std::fs::read_to_string(root.join(manifests::SECRET_FILE.trim_start_matches('/')))
         .unwrap_or_default();
-    assert!(
-        !file.contains(secret),
-        "the Secret was sent to somebody in the middle"
-    );
-    Ok(())
+    ensure(!file.contains(secret), || {
+        "the Secret was sent to somebody in the middle".into()
+    })
+}
+
+/// Waits for what is to be told, and fails as soon as he gets what he must not.
+async fn before_he_gets_anything<T>(
+    bed: &Bed,
+    told: impl Future<Output = Outcome<T>>,
+    he_has_nothing: impl Fn() -> Outcome,
+) -> Outcome<T> {
+    let gets = bed.wait_for("he gets something", async || Ok(he_has_nothing().err()));
+    tokio::select! {
+        told = told => told,
+        Ok(failure) = gets => Err(failure),
+    }
 }
 
 async fn is_refused_before_the_pin(bootstrap: &str) -> Outcome {
@@ -80,7 +96,9 @@ async fn is_refused_before_the_pin(bootstrap: &str) -> Outcome {
         .await?;
     let one = bed.instance("one");
     let server = get_between(&bed, &one).await?;
-    let told = one.told(&["nothing was sent"]).await?;
+    let told = one.told(&["nothing was sent"]);
+    let told = before_he_gets_anything(&bed, told, || nothing_was_sent(&bed, server, &secret));
+    let told = told.await?;
     assert!(
         ["HostKeyUnproven", "HostKeyChanged"]
             .iter()
@@ -120,7 +138,9 @@ async fn a_host_key_that_changes_after_it_was_pinned_is_told_and_gets_nothing() 
     let server = one.ready().await?;
     bed.cloud().change_host_key(server, true)?;
     let secret = bed.apply_secret("one").await?;
-    let message = one.condition("Stalled", "True", "HostKeyChanged").await?;
+    let told = one.condition("Stalled", "True", "HostKeyChanged");
+    let told = before_he_gets_anything(&bed, told, || nothing_was_sent(&bed, server, &secret));
+    let message = told.await?;
     assert!(message.contains("nothing was sent"), "{message}");
     nothing_was_sent(&bed, server, &secret)?;
     assert_eq!(bed.cloud().lives().len(), 1, "it is not replaced either");
@@ -196,6 +216,14 @@ fn only_challenges(heard: &[Heard], secret: &str) -> Outcome {
     Ok(())
 }
 
+/// Fails unless he heard nothing at all.
+fn nothing_was_heard(heard: &[Heard]) -> Outcome {
+    ensure(heard.is_empty(), || {
+        let commands: Vec<_> = heard.iter().map(|heard| &heard.command).collect();
+        format!("somebody in the middle was sent {commands:?}")
+    })
+}
+
 /// Somebody stands at the address of a booting server and replays what that server's guest said once.
 async fn replaying_before_the_pin_is_refused(bootstrap: &str, reason: &str) -> Outcome {
     let bed = slow_bed(bootstrap).await?;
@@ -207,7 +235,9 @@ async fn replaying_before_the_pin_is_refused(bootstrap: &str, reason: &str) -> O
     let server = server_of(&bed).await?;
     let impostor = put_impostor(&bed, server).await?;
     impostor.says(former_answer(&bed, server).await?);
-    let told = one.told(&["nothing was sent"]).await?;
+    let told = one.told(&["nothing was sent"]);
+    let challenged = || only_challenges(&impostor.heard(), &secret);
+    let told = before_he_gets_anything(&bed, told, challenged).await?;
     assert_eq!(told["reason"], reason, "{told:#}");
     only_challenges(&impostor.heard(), &secret)?;
     // With SshProof he was given a challenge and failed it; with a pinned key not even that.
@@ -244,10 +274,11 @@ async fn replaying_after_the_pin_is_refused(bootstrap: &str) -> Outcome {
     let impostor = put_impostor(&bed, server).await?;
     impostor.says(former);
     let secret = bed.apply_secret("one").await?;
-    let message = one.condition("Stalled", "True", "HostKeyChanged").await?;
+    let told = one.condition("Stalled", "True", "HostKeyChanged");
+    let unheard = || nothing_was_heard(&impostor.heard());
+    let message = before_he_gets_anything(&bed, told, unheard).await?;
     assert!(message.contains("nothing was sent"), "{message}");
-    let heard = impostor.heard();
-    ensure(heard.is_empty(), || format!("he was sent {heard:?}"))?;
+    nothing_was_heard(&impostor.heard())?;
 
     goes_away(&bed, server, impostor)?;
     one.has_in_file(manifests::SECRET_FILE, &secret).await?;
@@ -286,6 +317,60 @@ fn phone_home_path(bed: &Bed) -> Outcome<String> {
         .unwrap_or_default())
 }
 
+/// Posts a form, as cloud-init does; answers the status, none where the connection is cut.
+async fn posts(bed: &Bed, path: &str, body: &str) -> Option<u16> {
+    let head =
+        "Host: operator\r\nContent-Type: application/x-www-form-urlencoded\r\nConnection: close";
+    let request = format!(
+        "POST {path} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    status_of(bed.operator.phone_home(), &request).await
+}
+
+/// The same path with a token of the same server and form that nobody gave out.
+fn forged(path: &str) -> String {
+    let (server, secret) = path.rsplit_once('.').unwrap_or_default();
+    let secret: String = secret.chars().rev().collect();
+    format!("{server}.{secret}")
+}
+
+const HIS_KEY: &str =
+    "ssh-ed25519+AAAAC3NzaC1lZDI1NTE5AAAAIHNvbWVib2R5IGluIHRoZSBtaWRkbGUgaGFzIGEga2V5";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_call_during_the_boot_pins_nothing() -> Outcome {
+    let bed = bed_that_boots_in(6.0, "PhoneHome").await?;
+    let one = bed.create("one").await?;
+    // What the status names, the operator has listed.
+    let server = bed.wait_for("the server is listed", async || {
+        Ok(one.status().await?["server"]["id"].as_u64())
+    });
+    let server = server.await?;
+    let path = phone_home_path(&bed)?;
+    for (what, path, id) in [
+        ("a forged token", forged(&path), server),
+        ("a genuine token for another server", path, server + 1),
+    ] {
+        let body = format!("pub_key_ed25519={HIS_KEY}&instance_id={id}&hostname=x");
+        let status = posts(&bed, &path, &body).await;
+        ensure(status == Some(404), || {
+            format!("{what} was answered {status:?}")
+        })?;
+    }
+    let pinned = one.status().await?["server"]["hostKey"].clone();
+    ensure(pinned.is_null(), || {
+        format!("{pinned} is pinned before the server called")
+    })?;
+    assert_eq!(one.ready().await?, server);
+    assert_eq!(
+        one.status().await?["server"]["hostKey"],
+        bed.cloud().machine(server)?.host_key
+    );
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_reused_oversized_and_malformed_phone_home_calls_are_refused_and_change_nothing()
 -> Outcome {
@@ -298,24 +383,20 @@ async fn wrong_reused_oversized_and_malformed_phone_home_calls_are_refused_and_c
     );
     let own = bed.cloud().machine(server)?.host_key.replace(' ', "+");
     let body = format!("pub_key_ed25519={own}&instance_id={server}&hostname=x");
-    let other = "pub_key_ed25519=ssh-ed25519+AAAAC3NzaC1lZDI1NTE5AAAAIHNvbWVib2R5IGluIHRoZSBtaWRkbGUgaGFzIGEga2V5&instance_id=1&hostname=x";
-    let wrong = path.chars().rev().collect::<String>();
+    let other = format!("pub_key_ed25519={HIS_KEY}&instance_id=1&hostname=x");
+    let forged = forged(&path);
     let huge = "x".repeat(100_000);
     for (path, body) in [
         (path.as_str(), body.as_str()),
-        (&path, other),
-        (&format!("/v1/phone-home/{}", &wrong[..20]), &body),
+        (&path, &other),
+        (&forged, &body),
+        ("/v1/phone-home/no-token", &body),
         ("/v1/phone-home/", &body),
         (&path, "no form at all \u{0}"),
         (&path, ""),
         (&path, &huge),
     ] {
-        let head = "Host: operator\r\nContent-Type: application/x-www-form-urlencoded\r\nConnection: close";
-        let request = format!(
-            "POST {path} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let status = status_of(bed.operator.phone_home(), &request).await;
+        let status = posts(&bed, path, body).await;
         assert!(
             status.is_none_or(|status| (400..500).contains(&status)),
             "{status:?} for {} bytes to {path}",

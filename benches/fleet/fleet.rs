@@ -186,7 +186,7 @@ pub(crate) async fn calm(stack: &Stack, scale: &Scale, summary: &mut Summary) ->
         name("core_percent"),
         (used / seconds * 100.0, "% of a core"),
         n,
-        format!("{used:.2} s of user and system time of the operator {span}, no probes"),
+        format!("{used:.2} s of user and system time of the operator {span}, each agent's unit asked for each 60 s over SSH"),
     )?;
     memory_after(stack, scale, summary)
 }

@@ -17,23 +17,25 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    /// The design's sizes, unless `AGENTFLEET_BENCH` is `small`.
+    /// The design's sizes; fewer if `AGENTFLEET_BENCH` is `small`, none but the real machines if it is `real`.
     pub(crate) fn chosen() -> Self {
-        if std::env::var("AGENTFLEET_BENCH").is_ok_and(|chosen| chosen == "small") {
-            return Self {
-                lives: 50,
-                burst: 50,
-                fleet: 100,
-                real: 10,
-                calm: Duration::from_secs(30),
-            };
-        }
-        Self {
+        let design = Self {
             lives: 50,
             burst: 500,
             fleet: 1_000,
             real: 50,
             calm: Duration::from_mins(5),
+        };
+        match std::env::var("AGENTFLEET_BENCH").as_deref() {
+            Ok("small") => Self {
+                lives: 50,
+                burst: 50,
+                fleet: 100,
+                real: 4,
+                calm: Duration::from_secs(30),
+            },
+            Ok("real") => Self { fleet: 0, ..design },
+            _ => design,
         }
     }
 }

@@ -46,8 +46,6 @@ pub struct GuestMemory {
     pub view: GuestView,
     /// The progress that it told last.
     pub progress: String,
-    /// Whether its program is not the one that this operator brings.
-    pub outdated: bool,
 }
 
 impl Memory {

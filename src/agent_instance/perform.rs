@@ -76,6 +76,7 @@ impl Performer<'_> {
             Step::Reboot { project, id, hard } => self.reboot(project, *id, *hard).await,
             Step::TakeUp { project, id, uid } => self.take_up(project, *id, uid).await,
             Step::Hello { server, .. } => self.hello(*server),
+            Step::Upgrade { server, epoch } => self.upgrade(*server, *epoch),
             Step::Configure {
                 server,
                 incarnation,

@@ -13,7 +13,7 @@ use super::{
     world::{
         Attempt, ClassView, ConfigureFailure, Configured, ContactProblem, Cure, Hello,
         InstallPhase, Known, Power, ProjectView, SecretsView, SendOutcome, ServerView, Trouble,
-        World,
+        Upgrade, World,
     },
 };
 use crate::api::{Bootstrap, Disk, HealthState, ProvisioningRecord, ServerStatus, VoiceRecord};

@@ -66,6 +66,13 @@ pub enum Step {
         /// Its incarnation.
         incarnation: u32,
     },
+    /// Replace the guest's program while it installs the agent: time that the configuration does not have to wait for afterwards.
+    Upgrade {
+        /// Id of the server.
+        server: i64,
+        /// An epoch that the guest accepts.
+        epoch: i64,
+    },
     /// Write down which server may run the agent, and the epoch of the next command.
     WriteVoice(VoiceRecord),
     /// Give the guest configuration and secrets, and the voice with them.

@@ -15,12 +15,12 @@ use jiff::Timestamp;
 
 pub use self::{
     listening::Listening,
-    order::{Order, release, restart},
+    order::{Order, release, restart, upgrade},
 };
 use super::{
     desired::Identity,
     memory::{GuestMemory, Memory},
-    world::{Configured, ContactProblem, Hello, InstallPhase, ServerView},
+    world::{Configured, ContactProblem, Hello, InstallPhase, ServerView, Upgrade},
 };
 use crate::{
     context::Context,
@@ -30,7 +30,6 @@ use crate::{
         answers::{Greeting, Phase, Step, StepState},
         host_key::HostKey,
         protocol::Answered,
-        untrusted::Text,
     },
     health::Probes,
 };
@@ -77,6 +76,8 @@ pub enum Outcome {
     Unreached(ContactProblem),
     /// A `configure`.
     Configured(Configured, Option<u64>),
+    /// An `upgrade`; whether it was done.
+    Upgraded(bool),
     /// A `release` with this epoch; whether it was done.
     Released(i64, bool),
     /// A `restart`; why it was not done, if it was not.
@@ -152,10 +153,17 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
     match outcome {
         Outcome::Greeted(proven, greeting) => {
             let guest = memory.guest(server);
-            guest.outdated = ctx.program.is_wanted_by(&greeting.guest);
+            let wanted = ctx.program.is_wanted_by(&greeting.guest);
+            guest.view.upgrade = match guest.view.upgrade {
+                _ if !wanted => Upgrade::NotNeeded,
+                Upgrade::NotNeeded => Upgrade::Due,
+                as_before => as_before,
+            };
             greeted(guest, proven, &greeting);
         }
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
+        Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::NotNeeded,
+        Outcome::Upgraded(false) => memory.guest(server).view.upgrade = Upgrade::Tried,
         Outcome::Released(epoch, done) => memory.guest(server).view.released = Some((epoch, done)),
         Outcome::Restarted(failed) => {
             memory.guest(server).view.restarts = false;
@@ -171,7 +179,9 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
             if let (Some(epoch), Some(hello)) = (stored, &mut guest.view.hello) {
                 hello.epoch = i64::try_from(epoch).unwrap_or(i64::MAX);
             }
-            guest.outdated &= configured.outcome.is_err();
+            if configured.outcome.is_ok() {
+                guest.view.upgrade = Upgrade::NotNeeded;
+            }
             let former = guest.view.configured.take();
             guest.view.configured = Some(Configured {
                 outcome: configured
@@ -213,10 +223,7 @@ fn phase(said: &Greeting) -> InstallPhase {
                 .steps
                 .iter()
                 .find(|step| step.state == StepState::Failed);
-            let words = |step: &Step| {
-                let tail: Vec<&str> = step.tail.iter().map(Text::as_str).collect();
-                format!("step {} failed: {}", step.name, tail.join(" | "))
-            };
+            let words = |step: &Step| format!("step {} failed: {}", step.name, step.tail.line());
             InstallPhase::Failed(failed.map_or_else(|| "a step failed".into(), words))
         }
     }

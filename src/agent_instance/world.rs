@@ -172,6 +172,8 @@ pub struct GuestView {
     pub proven: Option<String>,
     /// What `hello` said last.
     pub hello: Option<Hello>,
+    /// Whether its program is to become the one that this operator brings.
+    pub upgrade: Upgrade,
     /// Why the last try to reach it failed, and when that was.
     pub contact: Option<(ContactProblem, Timestamp)>,
     /// What the last `configure` came to.
@@ -184,6 +186,18 @@ pub struct GuestView {
     pub gone_by: Option<Timestamp>,
     /// The last `release`: the epoch it carried, and whether it was answered.
     pub released: Option<(i64, bool)>,
+}
+
+/// Whether a guest's program is to be replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Upgrade {
+    /// It is the one that this operator brings, as far as is known.
+    #[default]
+    NotNeeded,
+    /// It is another one.
+    Due,
+    /// It is another one, and did not let itself be replaced; it is asked once more before the next `configure`.
+    Tried,
 }
 
 /// Why a guest could not be talked to.
@@ -248,6 +262,8 @@ pub struct ConfigureFailure {
     pub message: String,
     /// What can help.
     pub cure: Cure,
+    /// Whether the agent that spoke before goes on with what it had.
+    pub as_before: bool,
     /// How many times in a row; the pause grows with it.
     pub times: u32,
     /// When the same is tried again; none: not before class or Secret change.

@@ -683,8 +683,9 @@ class Guest(Guest):
     """Everything once the host key is proven.
 
     `configure` refuses first, then stages every file beside its target, moves the source and runs
-    `update`, swaps the files in, and last writes tags and armed marker as one state. What fails before
-    that puts former files and commit back; what is killed is found by `recover` in the next run.
+    `update`, swaps the files in, writes tags and armed marker as one state, and starts the unit. What
+    fails puts former files and commit back, and starts what ran before; where nothing ran, the new stays
+    though it does not start. What is killed is found by `recover` in the next run.
     `release` disarms before it stops the unit.
     """
 
@@ -750,9 +751,19 @@ class Guest(Guest):
             change = [file for file in want if self.differs(file, state)]
             gone = sorted({*state["files"], *(file.path for file in plain_files(old))} - {file.path for file in want})
             changed = [file.path for file in change if file.path != AGENT] + gone
-            with self.staged(change), self.updated(old, new) as moved, self.swapped(request, change, gone):
-                self.arm(request, want)
-            return {"changed": changed, **self.speak(request, state, bool(changed or moved))}
+            was_up, trial = self.is_armed() and not state["restart"], False
+            try:
+                with self.staged(change), self.updated(old, new) as moved, self.swapped(request, change, gone):
+                    self.arm(request, want)
+                    trial = was_up and bool(changed or moved)
+                    if trial:
+                        spoken = self.speak(request, state, True)
+            except Exception as error:
+                failure = Failure.of(error)
+                if trial:
+                    failure.more["restored"] = self.speak_as_before(request, state, old if moved else None)
+                raise failure from None
+            return {"changed": changed, **(spoken if trial else self.speak(request, state, bool(changed or moved)))}
 
     def refuse_early(self, agent: dict[str, Any]) -> None:
         """What must not be found out when half is done."""
@@ -822,7 +833,8 @@ class Guest(Guest):
         """The block runs on the new source; if that or the block fails, the former commit comes back."""
         folder = self.directory(new)
         head = self.shell(new, FORMER, folder) if folder else Ran(1, [])
-        moved = (self.state()["source"] or source_key(old)) != source_key(new)
+        before = self.state()
+        moved = (before["source"] or source_key(old)) != source_key(new)
         try:
             if moved:
                 with self.changing() as state:
@@ -831,9 +843,15 @@ class Guest(Guest):
                 for index, command in enumerate(new["update"], 1):
                     self.command(new, command, f"update command {index}")
             yield moved
-        except Exception:
-            if moved and head.code == 0:
-                self.shell(new, BACK, folder, head.tail[-1])
+        except Exception as error:
+            back = moved and head.code == 0 and self.shell(new, BACK, folder, head.tail[-1])
+            if back and back.code == 0:
+                with self.changing() as state:
+                    state["restart"] = before["restart"]
+            elif back:
+                failure = Failure.of(error)
+                failure.error["message"] += f"; {folder} did not go back to its former commit"
+                raise failure from None
             raise
         with self.changing() as state:
             state["source"] = source_key(new)
@@ -843,9 +861,9 @@ class Guest(Guest):
         """Puts staged files in and undeclared ones out; back again if that or the block fails."""
         with self.changing() as state:
             self.claim(request, state)
-            restart = state["restart"]
+            former = {key: state[key] for key in ("armed", "applied", "files", "restart")}
             state |= {"pending": {file.path: record(file) for file in files},
-                      "restart": restart or any(file.path != AGENT for file in files) or bool(gone)}
+                      "restart": state["restart"] or any(file.path != AGENT for file in files) or bool(gone)}
         done: list[str] = []
         try:
             for path in [file.path for file in files] + gone:
@@ -853,10 +871,12 @@ class Guest(Guest):
                 done.append(path)
             yield
         except Exception:
+            with self.changing() as state:
+                state["applied"] = None  # should this be cut: neither all of the one nor all of the other
             for path in done:
                 self.files.restore(path)
             with self.changing() as state:
-                state |= {"pending": {}, "restart": restart}
+                state |= former | {"pending": {}}
             raise
         for path in gone:
             self.files.tidy(path)
@@ -886,10 +906,24 @@ class Guest(Guest):
         return {"armed": True, "epoch": state["epoch"], **state["applied"], "restarted": restart,
                 "ref": head[-1] if head else None, "unit": unit, "journal": self.system.journal(name, TAIL)}
 
+    def speak_as_before(self, request: dict[str, Any], before: dict[str, Any], former: dict[str, Any] | None) -> bool:
+        """Starts the former unit on the former files, after the update commands if the source had moved."""
+        name, tried = before["unit"], request["description"]["unit"]["name"]
+        with suppress(Failure):
+            if tried != name:
+                self.silence(tried)
+            with self.changing() as state:
+                state |= {"unit": name, "restart": True}
+            for command in former["update"] if former else []:
+                self.command(former, command, "update")
+            self.bring_up(name, request)
+            return True
+        return False
+
     def bring_up(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """Starts the unit afresh and sees that it stays up."""
         self.system.systemctl("reset-failed", name)
-        for arguments in (["daemon-reload"], ["enable", name], ["restart", name]):
+        for arguments in (["enable", "--no-reload", name], ["daemon-reload"], ["restart", name]):
             ran = self.system.systemctl(*arguments)
             if ran.code != 0:
                 raise self.unit_failed(name, f"systemctl {arguments[0]} failed", ran.tail)

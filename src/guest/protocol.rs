@@ -246,6 +246,17 @@ pub struct Refusal {
     /// With `StaleEpoch`: the epoch that the guest has stored.
     #[serde(default)]
     pub epoch: Option<u64>,
+    /// Where the agent was started on something new and did not stay up: whether it is up again on what it had before.
+    #[serde(default)]
+    pub restored: Option<bool>,
+}
+
+impl Refusal {
+    /// Whether the agent goes on with what it had.
+    pub fn is_without_effect(&self) -> bool {
+        self.restored
+            .unwrap_or(self.code != RefusalCode::UnitFailed)
+    }
 }
 
 /// Why an answer is none.
@@ -284,6 +295,7 @@ struct Envelope {
     ok: bool,
     error: Option<Refusal>,
     epoch: Option<u64>,
+    restored: Option<bool>,
 }
 
 /// An answer together with the version of the guest that gave it.
@@ -308,8 +320,12 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Answered<T>, AnswerErr
         let refusal = envelope
             .error
             .ok_or(AnswerError::Malformed { line: 1, column: 0 })?;
-        let epoch = refusal.epoch.or(envelope.epoch);
-        return Err(Refusal { epoch, ..refusal }.into());
+        let told = Refusal {
+            epoch: refusal.epoch.or(envelope.epoch),
+            restored: refusal.restored.or(envelope.restored),
+            ..refusal
+        };
+        return Err(told.into());
     }
     Ok(Answered {
         guest: envelope.guest,
@@ -399,6 +415,24 @@ mod tests {
             refusal.to_string(),
             "the guest refused (StaleEpoch): older[2J"
         );
+    }
+
+    #[test]
+    fn the_agent_goes_on_unless_its_unit_failed_and_what_it_had_was_not_put_back() {
+        let refusal = |code: &str, restored: serde_json::Value| {
+            let error = json!({"code": code, "message": "m"});
+            let answer = json!({
+                "protocol": 1, "guest": "1", "ok": false, "error": error, "restored": restored,
+            });
+            match read::<Configured>(&answer) {
+                Err(AnswerError::Refused(refusal)) => refusal.is_without_effect(),
+                answer => panic!("{answer:?}"),
+            }
+        };
+        assert!(refusal("DiskFull", json!(null)));
+        assert!(!refusal("UnitFailed", json!(null)));
+        assert!(refusal("UnitFailed", json!(true)));
+        assert!(!refusal("StillRunning", json!(false)));
     }
 
     #[test]

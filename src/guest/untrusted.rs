@@ -88,6 +88,19 @@ impl<T, const MAX: usize> std::ops::Deref for Last<T, MAX> {
     }
 }
 
+impl<const MAX: usize> Last<Text, MAX> {
+    /// All lines as one, for a message.
+    pub fn line(&self) -> String {
+        let lines: Vec<&str> = self.0.iter().map(Text::as_str).collect();
+        lines.join(" | ")
+    }
+}
+
+/// The end of a text, of at most so many bytes.
+pub fn end_of(text: &str, bytes: usize) -> &str {
+    &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..]
+}
+
 impl<T, const MAX: usize> IntoIterator for Last<T, MAX> {
     type Item = T;
     type IntoIter = std::vec::IntoIter<T>;

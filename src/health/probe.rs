@@ -10,7 +10,7 @@ use crate::{
         GuestError,
         protocol::{self, AnswerError, RefusalCode},
         transport::Pinned,
-        untrusted::Text,
+        untrusted::end_of,
     },
     kube_ext::error_chain,
 };
@@ -112,20 +112,14 @@ async fn run(target: &Target, command: &str, timeout: Duration) -> Option<Reply>
     match target.server.run(&probe, timeout + SSH).await {
         Ok(answered) => {
             let probed = answered.answer;
-            let words = || {
-                let lines: Vec<&str> = probed.output.iter().map(Text::as_str).collect();
-                let said = lines.join(" | ");
-                said[said.ceil_char_boundary(said.len().saturating_sub(TAIL))..].to_owned()
-            };
+            let said = probed.output.line();
+            let said = end_of(&said, TAIL);
             Some(match probed.exit {
-                _ if probed.timed_out => Reply::Bad(format!(
-                    "the probe command did not end in time: {}",
-                    words()
-                )),
-                Some(0) => Reply::Good,
-                Some(code) => {
-                    Reply::Bad(format!("the probe command ended with {code}: {}", words()))
+                _ if probed.timed_out => {
+                    Reply::Bad(format!("the probe command did not end in time: {said}"))
                 }
+                Some(0) => Reply::Good,
+                Some(code) => Reply::Bad(format!("the probe command ended with {code}: {said}")),
                 None => Reply::Bad("the probe command was killed".into()),
             })
         }
@@ -137,7 +131,7 @@ async fn unit(target: &Target, timeout: Duration) -> Option<Reply> {
     let status = protocol::AskStatus {
         epoch: target.epoch.unsigned_abs(),
     };
-    match target.server.run(&status, timeout.max(SSH)).await {
+    match target.server.run(&status, timeout).await {
         Ok(answered) => Some(match answered.answer.unit {
             Some(unit) if unit.is_active() => Reply::Good,
             Some(unit) => Reply::Bad(format!(

@@ -146,7 +146,8 @@ impl Turn {
     async fn probe(&self) -> Option<Reply> {
         // The semaphore is never closed.
         let _permit = self.permits.acquire().await.ok()?;
-        ask(&self.target, &self.http).await
+        // On the heap, as a task that sleeps would else keep the room of a whole conversation over SSH.
+        Box::pin(ask(&self.target, &self.http)).await
     }
 
     fn take(&self, reply: Reply) {

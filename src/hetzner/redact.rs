@@ -3,20 +3,21 @@
 //! Messages of the API have been seen to quote the first half of a token (`Limit of '3600' requests
 //! per hour for token '6MWq…' reached.`). So every text passes here before it is kept.
 
+use crate::redact::{REDACTED, without_fragments};
+
 /// Longest message kept, in characters.
 const MAX_CHARS: usize = 300;
 /// Shortest run of characters of the token that counts as part of it.
 const MIN_FRAGMENT: usize = 6;
 /// Letters and digits in a row from which a word looks like a secret, whoever's it is.
 const SECRET_LENGTH: usize = 20;
-const REDACTED: &str = "[redacted]";
 const QUOTES: [char; 6] = ['\'', '"', '`', '‘', '“', '´'];
 
 /// `text` without control characters, without any part of `token` or of a token quoted in it, and
 /// at most 300 characters long.
 pub(super) fn redact(text: &str, token: &str) -> String {
     let text = without_controls(text);
-    let text = without_fragments(&text, token);
+    let text = without_fragments(&text, token, MIN_FRAGMENT);
     let text = without_quoted_tokens(&text);
     let text = without_secrets(&text);
     shortened(&text)
@@ -34,34 +35,6 @@ fn without_controls(text: &str) -> String {
         c => Some(c),
     });
     visible.collect()
-}
-
-/// Replaces every run of at least six characters that also stands in the token.
-fn without_fragments(text: &str, token: &str) -> String {
-    let text: Vec<char> = text.chars().collect();
-    let token: Vec<char> = token.chars().collect();
-    let mut kept = String::with_capacity(text.len());
-    let mut at = 0;
-    while let Some(c) = text.get(at) {
-        let length = fragment_length(&text[at..], &token);
-        if length >= MIN_FRAGMENT {
-            kept.push_str(REDACTED);
-            at += length;
-        } else {
-            kept.push(*c);
-            at += 1;
-        }
-    }
-    kept
-}
-
-/// How many of the first characters of `text` stand in a row somewhere in `token`.
-fn fragment_length(text: &[char], token: &[char]) -> usize {
-    let common = |from: usize| {
-        let pairs = text.iter().zip(&token[from..]);
-        pairs.take_while(|(a, b)| a == b).count()
-    };
-    (0..token.len()).map(common).max().unwrap_or(0)
 }
 
 /// Replaces what stands in quotes after the word `token`.

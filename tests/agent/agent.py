@@ -118,6 +118,7 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> int:
     log("agent", VERSION)
     if VERSION == "broken":
+        log("and tells everybody", *(os.environ.get(name) for name in os.environ.get("SECRETS", "").split()))
         log("this version dies at its start")
         return 1
     Handler.agent = agent = Agent(dict(os.environ))

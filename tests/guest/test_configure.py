@@ -158,6 +158,15 @@ class Source(GuestTest):
         self.assertEqual((error["message"], error["tail"]), ("update command 2 ended with 3", ["broken"]))
         self.assert_untouched()
 
+    def test_a_former_commit_that_does_not_come_back_is_told(self) -> None:
+        system = self.machine.system()
+        run_as = system.run_as
+        system.run_as = lambda user, argv, *rest: \
+            guest.Ran(1, []) if guest.BACK in argv else run_as(user, argv, *rest)
+        answer = self.machine.configure(2, system=system, source=SOURCE | {"ref": "v2"}, update=["exit 3"])
+        self.assertEqual(self.assert_refused(answer, "CommandFailed")["message"],
+                         "update command 1 ended with 3; /home/agent/app did not go back to its former commit")
+
     def test_after_a_failed_update_the_former_ref_is_updated_again(self) -> None:
         self.machine.configure(2, source=SOURCE | {"ref": "v2"}, update=["exit 3"])
         self.machine.configure(3, source=SOURCE, update=["echo up >> updates"])
@@ -174,6 +183,18 @@ class Source(GuestTest):
         error = self.assert_refused(answer, "CommandFailed")
         self.assertEqual((error["message"], error["tail"]), ("update command 1 did not end in time",
                                                              ["started"]))
+
+    def test_a_version_that_does_not_stay_up_gives_way_to_the_commit_before_and_its_update(self) -> None:
+        system = self.machine.system()
+        system.systemctl = fails_to_start(system, 
+                                          lambda: self.machine.text("/home/agent/app/.git/HEAD") != self.first)
+        answer = self.machine.configure(2, {SECRET: b"new"}, system=system, source=SOURCE | {"ref": "v2"},
+                                        update=["echo v2 >> updates"])
+        self.assert_refused(answer, "UnitFailed")
+        self.assertTrue(answer["restored"])
+        self.assertEqual((self.machine.text("/home/agent/app/.git/HEAD"), self.machine.text(SECRET)),
+                         (self.first, "KEY=one"))
+        self.assertEqual(self.machine.text("/home/agent/app/updates"), "up\nv2\nup\n")
 
     def assert_untouched(self) -> None:
         self.assertEqual(self.machine.text("/home/agent/app/.git/HEAD"), self.first)
@@ -294,6 +315,55 @@ class Refusals(GuestTest):
         self.machine.faults.clear()
         self.assertTrue(self.assert_done(self.machine.configure(2))["restarted"])
 
+    def test_what_does_not_stay_up_gives_way_to_what_ran_before(self) -> None:
+        self.machine.configure(1)
+        before = self.machine.hello()
+        system = self.machine.system()
+        system.systemctl = fails_to_start(system, lambda: self.machine.text(SECRET) == "two")
+        answer = self.machine.configure(2, {SECRET: b"two"}, system=system, configRevision="rev-2",
+                                        files=[plain("/etc/other.conf")])
+        self.assert_refused(answer, "UnitFailed")
+        self.assertTrue(answer["restored"])
+        after = self.machine.hello()
+        self.assertEqual((after["armed"], after["applied"], after["unit"]["active"]),
+                         (before["armed"], before["applied"], "active"))
+        self.assertEqual((self.machine.text(SECRET), self.machine.text("/etc/agent.conf")), ("KEY=one", "old"))
+        self.assertFalse(self.machine.exists("/etc/other.conf"))
+        self.assertEqual(json.loads(self.machine.text(guest.AGENT))["configRevision"], "rev-1")
+        self.assertEqual([path for path in self.machine.root.rglob("*.agentfleet-*")], [])
+        again = self.assert_done(self.machine.configure(3))
+        self.assertEqual((again["changed"], again["restarted"]), ([], False))
+
+    def test_another_unit_that_does_not_stay_up_gives_way_to_the_one_before(self) -> None:
+        self.machine.configure(1)
+        system = self.machine.system()
+        system.systemctl = fails_to_start(system, lambda: self.machine.exists("/etc/systemd/system/other.service"))
+        answer = self.machine.configure(2, system=system, unit={"name": "other.service", "text": "[Service]\n"})
+        self.assertTrue(answer["restored"])
+        units = self.machine.system().units()
+        self.assertEqual(units["agent.service"]["active"], "active")
+        self.assertNotEqual(units.get("other.service", {}).get("active"), "active")
+        self.assertEqual(self.machine.hello()["unit"]["active"], "active")
+
+    def test_it_is_told_when_what_ran_before_does_not_start_either(self) -> None:
+        self.machine.configure(1)
+        self.machine.faults["unitFails"] = True
+        answer = self.machine.configure(2, {SECRET: b"two"}, configRevision="rev-2")
+        self.assert_refused(answer, "UnitFailed")
+        self.assertEqual((answer["restored"], self.machine.text(SECRET)), (False, "KEY=one"))
+        self.machine.faults.clear()
+        self.assertTrue(self.assert_done(self.machine.configure(3))["restarted"])
+
+    def test_a_return_that_is_cut_is_never_told_as_applied(self) -> None:
+        self.machine.configure(1)
+        system = self.machine.system()
+        system.systemctl = fails_to_start(system, lambda: self.machine.text(SECRET) == "two")
+        with mock.patch.object(guest.Files, "restore", side_effect=SystemExit), self.assertRaises(SystemExit):
+            self.machine.configure(2, {SECRET: b"two"}, system=system, configRevision="rev-2")
+        self.assertIsNone(self.machine.hello()["applied"])
+        self.assert_done(self.machine.configure(3))
+        self.assertEqual(self.machine.text(SECRET), "KEY=one")
+
     def test_a_unit_that_crashes_after_its_start_is_told_with_its_last_lines(self) -> None:
         self.machine.faults["unitCrashes"] = True
         error = self.assert_refused(self.machine.configure(1), "UnitFailed")
@@ -392,3 +462,12 @@ class Description(GuestTest):
         other.install()
         other.system().power("on")
         self.assertEqual(other.voice(), [])
+
+
+def fails_to_start(system, broken):
+    """Calls of systemctl of which `restart` fails while something is broken."""
+    def systemctl(*arguments):
+        if arguments[0] == "restart" and broken():
+            return guest.Ran(1, ["it died"])
+        return type(system).systemctl(system, *arguments)
+    return systemctl

@@ -398,12 +398,16 @@ class Host:
                 self.run(call)
             finally:
                 os._exit(0)
+        # Both sides make its group: whoever comes first, it can be ended from here on.
+        with suppress(OSError):
+            os.setpgid(child, child)
         self.children[child] = call.root
         call.connection.close()
 
     def run(self, call: Call) -> None:
         signal.set_wakeup_fd(-1)
         os.setpgid(0, 0)
+        self.let_go_of_others()
         output = io.BytesIO()
         try:
             guest = self.guests.on(call.root)
@@ -412,6 +416,13 @@ class Host:
             print(f"guest {call.argv}: {error!r}", file=sys.stderr)
             code = 1
         self.answer(call, code, output.getvalue())
+
+    def let_go_of_others(self) -> None:
+        """In a child: whoever waits for the end of another call's connection must not wait for the end of this one."""
+        held = [key.data for key in self.selector.get_map().values()]
+        for other in (*self.polls, *self.queue, *held):
+            if isinstance(other, Call):
+                other.connection.close()
 
 
 def main() -> None:

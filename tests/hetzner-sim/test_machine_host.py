@@ -144,6 +144,20 @@ class Life(HostTest):
             self.assertEqual(self.answer(connection), (None, b""))
         self.assertTrue(self.hello()["ok"])
 
+    def test_an_answer_ends_though_a_run_began_while_its_call_was_open(self) -> None:
+        self.machine.describe(install=["touch runs; sleep 20"])
+        open_call = socket.socket(socket.AF_UNIX)
+        open_call.settimeout(10)
+        open_call.connect(self.socket)
+        open_call.sendall(b"{")
+        self.hello()
+        install = self.connect(["install"])
+        self.until(lambda: self.machine.exists("/home/agent/runs"))
+        open_call.sendall(json.dumps({"root": str(self.machine.root), "argv": ["@stats"], "faults": {}})[1:].encode() + b"\n")
+        open_call.shutdown(socket.SHUT_WR)
+        self.assertEqual(self.answer(open_call)[0], 0)
+        install.close()
+
     def test_the_host_ends_with_its_stdin_and_takes_its_runs_along(self) -> None:
         self.machine.describe(install=["sleep 20"])
         install = self.connect(["install"])

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use bed::{Bed, Elsewhere, Instance, Outcome, PATIENCE, manifests};
+use bed::{Bed, Elsewhere, Failure, Instance, Outcome, PATIENCE, ensure, manifests};
 use hetzner_sim::{Fault, FaultBody, FaultRule};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,11 +53,21 @@ impl<'a> Wall<'a> {
         Ok((matches!(here, Ok(Ok(_))), elsewhere?))
     }
 
+    async fn lets(&self, port: u16, wanted: (bool, bool)) -> Outcome {
+        let passes = self.passes(port).await?;
+        ensure(passes == wanted, || {
+            format!("port {port} lets (operator, others) through: {passes:?}, not {wanted:?}")
+        })
+    }
+
     async fn will_pass(&self, port: u16, wanted: (bool, bool)) -> Outcome {
         let what = format!("port {port} lets (operator, others) through: {wanted:?}");
-        self.bed
-            .wait_until(&what, async || Ok(self.passes(port).await? == wanted))
-            .await
+        let mut last = None;
+        let passed = self.bed.wait_until(&what, async || {
+            Ok(*last.insert(self.passes(port).await?) == wanted)
+        });
+        let passed = passed.await;
+        passed.map_err(|failure| Failure::new(format!("{failure}; now it is {last:?}")))
     }
 
     /// Changes the firewall at Hetzner, as a person would in the Console, and waits for what the operator does about it.
@@ -72,11 +82,14 @@ impl<'a> Wall<'a> {
             format!("POST /firewalls/{{id}}/actions/{answer}"),
         );
         // A server is left alone for a minute after its creation: it may not show its firewall yet.
-        bed::wait_within(2 * PATIENCE, &format!("{hand} is answered"), async || {
-            let seen = bed.mutations_after(before);
+        let what = format!("{hand} is answered by {operator}");
+        let mut seen = vec![];
+        let waited = bed::wait_within(2 * PATIENCE, &what, async || {
+            seen = bed.mutations_after(before);
             Ok((seen == [hand.as_str(), &operator]).then_some(()))
-        })
-        .await
+        });
+        let waited = waited.await;
+        waited.map_err(|failure| Failure::new(format!("{failure}; seen were {seen:?}")))
     }
 }
 
@@ -92,9 +105,9 @@ async fn a_firewall_lets_through_whom_the_class_names_also_after_an_edit() -> Ou
     let wall = Wall::of(&bed, &one).await?;
     let listen = format!("systemd-run --quiet nc -lk {EXTRA_PORT}");
     one.shell(&listen).await?;
-    assert_eq!(wall.passes(22).await?, (true, false));
-    assert_eq!(wall.passes(HEALTH_PORT).await?, (true, false));
-    assert_eq!(wall.passes(EXTRA_PORT).await?, (false, false));
+    wall.lets(22, (true, false)).await?;
+    wall.lets(HEALTH_PORT, (true, false)).await?;
+    wall.lets(EXTRA_PORT, (false, false)).await?;
 
     let (here, there) = (network(bed.host()), wall.elsewhere.network());
     let firewall = &mut class["spec"]["firewall"];
@@ -104,14 +117,14 @@ async fn a_firewall_lets_through_whom_the_class_names_also_after_an_edit() -> Ou
         json!([{"direction": "In", "protocol": "Tcp", "port": extra, "networks": [there]}]);
     bed.change(&class).await?;
     wall.will_pass(EXTRA_PORT, (false, true)).await?;
-    assert_eq!(wall.passes(HEALTH_PORT).await?, (true, true));
-    assert_eq!(wall.passes(22).await?, (true, false));
+    wall.lets(HEALTH_PORT, (true, true)).await?;
+    wall.lets(22, (true, false)).await?;
 
     class["spec"]["firewall"] = json!({"sshFrom": [here, there], "healthFrom": [here]});
     bed.change(&class).await?;
     wall.will_pass(22, (true, true)).await?;
-    assert_eq!(wall.passes(HEALTH_PORT).await?, (true, false));
-    assert_eq!(wall.passes(EXTRA_PORT).await?, (false, false));
+    wall.lets(HEALTH_PORT, (true, false)).await?;
+    wall.lets(EXTRA_PORT, (false, false)).await?;
     assert_eq!(one.ready().await?, server);
     bed.delete_all().await?;
     bed.finish().await
@@ -145,10 +158,15 @@ async fn an_outbound_rule_closes_all_other_ways_out() -> Outcome {
     let rule = json!({"direction": "Out", "protocol": "Tcp", "port": ports[0].to_string(), "networks": [network(bed.host())]});
     class["spec"]["firewall"]["rules"] = json!([rule]);
     bed.change(&class).await?;
-    bed.wait_until("one way out is left", async || {
-        Ok(ways_out().await? == [true, false])
-    })
-    .await?;
+    let mut open = [true; 2];
+    let waited = bed.wait_until("only the declared way out is left", async || {
+        open = ways_out().await?;
+        Ok(open == [true, false])
+    });
+    let waited = waited.await;
+    waited.map_err(|failure| {
+        Failure::new(format!("{failure}; open are (declared, other): {open:?}"))
+    })?;
     // What the operator needs goes in, and its answers out.
     let value = bed.apply_secret("one").await?;
     one.has_in_file(manifests::SECRET_FILE, &value).await?;
@@ -165,7 +183,7 @@ async fn a_firewall_that_was_changed_or_taken_off_by_hand_is_put_back() -> Outco
     let one = bed.create("one").await?;
     let server = one.ready().await?;
     let wall = Wall::of(&bed, &one).await?;
-    assert_eq!(wall.passes(22).await?, (true, false));
+    wall.lets(22, (true, false)).await?;
 
     let world = json!({"direction": "in", "protocol": "tcp", "port": "22", "source_ips": ["0.0.0.0/0"], "destination_ips": []});
     let rules = json!({"rules": [world]});

@@ -4,6 +4,7 @@
 
 mod agent;
 mod firewall;
+mod guest;
 mod life;
 mod rachel8;
 mod recovery;

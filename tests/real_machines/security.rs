@@ -7,16 +7,26 @@ mod operators_login;
 mod released;
 mod somebody_in_the_middle;
 
+use std::collections::BTreeSet;
+
 use agentfleet::fleet::MASTER_KEY_SECRET;
 use agentfleet::keys::{MasterKey, ServerKeys};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bed::{Attacker, Bed, FLEET, Heard, Instance, Outcome, SYSTEM, TENANT, ensure};
+use bed::{Attacker, Bed, FLEET, Failure, Heard, Instance, Outcome, SYSTEM, TENANT, ensure};
 use serde_json::{Value, json};
 
-/// Waits until the instance says why it is not Ready, and that nothing was sent.
-async fn is_told(one: &Instance<'_>, reason: &str) -> Outcome {
-    let told = one.told(&["nothing was sent"]).await?;
+/// Waits until the instance says why it is not Ready, and that nothing was sent; a failure tells what the attacker was sent instead.
+async fn is_told(one: &Instance<'_>, attacker: &Attacker, reason: &str) -> Outcome {
+    let told = match one.told(&["nothing was sent"]).await {
+        Ok(told) => told,
+        Err(failure) => {
+            let heard = attacker.heard().await?;
+            let commands: BTreeSet<_> = heard.iter().map(|heard| &heard.command).collect();
+            let words = format!("somebody in the middle was sent {commands:?}; {failure}");
+            return Err(Failure::new(words));
+        }
+    };
     ensure(told["reason"] == reason, || format!("{told:#}"))
 }
 
@@ -24,13 +34,20 @@ async fn is_told(one: &Instance<'_>, reason: &str) -> Outcome {
 async fn heard_only_challenges(attacker: &Attacker) -> Outcome<usize> {
     let heard = attacker.heard().await?;
     for Heard { command, input } in &heard {
+        ensure(command == "hello", || {
+            format!("somebody in the middle was sent {command}")
+        })?;
+        // One that is just being heard.
+        if input.is_empty() {
+            continue;
+        }
         let input: Value = serde_json::from_slice(input)?;
         let asked = input.as_object().into_iter().flat_map(|asked| asked.keys());
         let only = asked
             .into_iter()
             .all(|field| ["nonce", "wait", "seen"].contains(&field.as_str()));
-        ensure(command == "hello" && only, || {
-            format!("he was sent {command}: {input}")
+        ensure(only, || {
+            format!("somebody in the middle was sent {command}: {input}")
         })?;
     }
     Ok(heard.len())

@@ -5,7 +5,7 @@ use super::{
         description,
         observe::{instance_keys, read_secret},
         talk::{self, GuestKey, Listening, Order},
-        world::ServerView,
+        world::{ServerView, Upgrade},
     },
     Performer,
 };
@@ -120,6 +120,15 @@ impl Performer<'_> {
         }
     }
 
+    pub(super) fn upgrade(&self, id: i64, epoch: i64) -> Result<(), Setback> {
+        let (pinned, program) = (self.known_guest(id)?, self.ctx.program.clone());
+        self.ctx.talks.order(
+            GuestKey::new(self.identity(), id),
+            talk::upgrade(pinned, program, epoch),
+        );
+        Ok(())
+    }
+
     pub(super) async fn configure(
         &self,
         id: i64,
@@ -157,14 +166,13 @@ impl Performer<'_> {
             secret_files,
             kept: vec![],
         };
-        let outdated = self.remember(|memory| {
-            memory.fresh_epoch = None;
-            memory.guest(id).outdated
-        });
+        self.remember(|memory| memory.fresh_epoch = None);
+        let outdated = server.guest.upgrade != Upgrade::NotNeeded;
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let order = Order {
             server: guest.pinned(host_key),
             configure,
+            secret,
             upgrade,
         };
         self.ctx

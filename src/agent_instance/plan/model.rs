@@ -237,7 +237,10 @@ impl Model {
                 };
                 self.memory.guest(*server).view.released = Some((*epoch, true));
             }
-            Step::ConfirmGone { .. } | Step::PowerOn { .. } | Step::TakeUp { .. } => {
+            Step::ConfirmGone { .. }
+            | Step::PowerOn { .. }
+            | Step::TakeUp { .. }
+            | Step::Upgrade { .. } => {
                 unreachable!("not in this model: {step:?}")
             }
         }

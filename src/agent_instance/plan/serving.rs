@@ -2,8 +2,8 @@
 
 use super::{
     Agent, Bootstrap, CONTACT, ConfigureFailure, Configured, ContactProblem, Cure, InstallPhase,
-    Look, Plan, Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, VoiceRecord, armed_here,
-    delete,
+    Look, Plan, Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, Upgrade, VoiceRecord,
+    armed_here, delete,
 };
 
 impl Look<'_> {
@@ -62,7 +62,7 @@ impl Look<'_> {
             None => self.contact(server, "has not told how far its installation is"),
             Some(InstallPhase::Running) => Plan {
                 stage: Stage::Installing,
-                ..self.contact(server, "")
+                ..self.installing(server)
             },
             Some(InstallPhase::Failed(why)) => Plan {
                 stage: Stage::InstallFailed(why.clone()),
@@ -70,6 +70,18 @@ impl Look<'_> {
             },
             Some(InstallPhase::Done) => self.holder(server),
         }
+    }
+
+    fn installing(&self, server: &ServerView) -> Plan {
+        if server.guest.upgrade != Upgrade::Due || server.guest.busy {
+            return self.contact(server, "");
+        }
+        let step = Step::Upgrade {
+            server: server.id,
+            // Nothing may have been written down for it yet, and the guest takes none below.
+            epoch: self.epoch(server).max(1),
+        };
+        Plan::act(step, Stage::Installing)
     }
 
     fn power_on(&self, server: &ServerView) -> Plan {
@@ -243,11 +255,13 @@ impl Look<'_> {
     fn refused(&self, server: &ServerView, agent: &Agent, failure: &ConfigureFailure) -> Plan {
         let words = format!("{}: {}", failure.reason, failure.message);
         let stalled = || Stage::ConfigureFailed(failure.reason.clone(), failure.message.clone());
-        let plan = match (failure.cure, self.world.spoken(server)) {
-            (Cure::Change, _) | (Cure::Person, None) => Plan::wait(stalled()),
-            (_, Some(_)) => self.goes_on(server, agent, &words),
-            (Cure::Time, None) if failure.times < TOLD_FROM => Plan::wait(self.applying(server)),
-            (Cure::Time, None) => Plan::wait(Stage::Troubled("ConfigureFailed", words)),
+        let plan = match failure.cure {
+            _ if failure.as_before && self.world.spoken(server).is_some() => {
+                self.goes_on(server, agent, &words)
+            }
+            Cure::Change | Cure::Person => Plan::wait(stalled()),
+            Cure::Time if failure.times < TOLD_FROM => Plan::wait(self.applying(server)),
+            Cure::Time => Plan::wait(Stage::Troubled("ConfigureFailed", words)),
         };
         match failure.again {
             Some(again) => plan.until(again),

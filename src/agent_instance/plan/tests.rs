@@ -509,6 +509,25 @@ fn an_installed_server_gets_the_voice_and_then_its_secrets() {
 }
 
 #[test]
+fn an_outdated_guest_is_upgraded_once_while_it_installs() {
+    let mut world = installed();
+    let guest = &mut world.servers[0].guest;
+    guest.hello.as_mut().unwrap().phase = InstallPhase::Running;
+    guest.upgrade = Upgrade::Due;
+    let plan = present(&world);
+    let upgrade = Step::Upgrade {
+        server: 41,
+        epoch: 1,
+    };
+    assert_eq!((plan.steps, plan.stage), (vec![upgrade], Stage::Installing));
+    world.servers[0].guest.upgrade = Upgrade::Tried;
+    assert!(matches!(present(&world).steps[..], [Step::Hello { .. }]));
+    world.servers[0].guest.upgrade = Upgrade::Due;
+    world.servers[0].guest.busy = true;
+    assert_eq!(present(&world).steps, []);
+}
+
+#[test]
 fn a_running_or_failed_installation_is_told_and_watched() {
     for (phase, expected) in [
         (InstallPhase::Running, "Installing"),
@@ -705,6 +724,7 @@ fn refused(mut world: World, tag: &str, cure: Cure, again: Option<Timestamp>) ->
         reason: "Refused".into(),
         message: "why".into(),
         cure,
+        as_before: cure != Cure::Change,
         times: 2,
         again,
     };
@@ -741,6 +761,27 @@ fn i6_an_agent_that_could_not_be_given_what_changed_is_still_asked_for_its_healt
     let mut due = refused(world, "tag", Cure::Person, Some(now()));
     due.servers[0].guest.hello = Some(Hello::default());
     assert!(matches!(present(&due).steps[..], [Step::WriteVoice(_)]));
+}
+
+#[test]
+fn i6_an_agent_that_is_back_on_what_it_had_serves_and_one_that_is_not_is_stalled() {
+    let changed = changed!(serving(), status.secrets_tag = Some("old".into()));
+    let mut world = refused(changed, "tag", Cure::Change, None);
+    assert_eq!(reason(&present(&world)), "Refused");
+    assert!(matches!(present(&world).stage, Stage::ConfigureFailed(..)));
+    if let Some(Configured {
+        outcome: Err(failure),
+        ..
+    }) = &mut world.servers[0].guest.configured
+    {
+        failure.as_before = true;
+    }
+    let plan = present(&world);
+    assert!(
+        matches!(&plan.stage, Stage::Serving(Some(("ConfigureFailed", words))) if words == "Refused: why"),
+        "{plan:?}"
+    );
+    assert_eq!((plan.steps.len(), plan.look_again), (0, None));
 }
 
 #[test]

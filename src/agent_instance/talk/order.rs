@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretSlice};
 
 use super::{BRIEF, Outcome};
 use crate::{
@@ -14,9 +15,11 @@ use crate::{
         program::Program,
         protocol::{self, AnswerError, Refusal, RefusalCode},
         transport::{Pinned, TransportError},
-        untrusted::Text,
+        untrusted::end_of,
     },
     kube_ext::error_chain,
+    redact::without_fragments,
+    secret_files::SecretData,
 };
 
 /// How long a `configure` may take: it runs the update commands of the class.
@@ -25,6 +28,8 @@ const CONFIGURE: Duration = Duration::from_mins(20);
 const RESTART: Duration = Duration::from_mins(2);
 /// How many bytes of a failure's last lines go into a message.
 const TAIL: usize = 600;
+/// Shortest run of characters of a secret that is taken out of those.
+const MIN_FRAGMENT: usize = 8;
 
 /// A `configure` and where it goes.
 pub struct Order {
@@ -32,6 +37,8 @@ pub struct Order {
     pub server: Pinned,
     /// What it is given.
     pub configure: Configure,
+    /// The Secret that its files were made of.
+    pub secret: SecretData,
     /// The program that the guest there is to become first, if it is another.
     pub upgrade: Option<Program>,
 }
@@ -42,6 +49,7 @@ impl Order {
         let Self {
             server,
             configure,
+            secret,
             upgrade,
         } = self;
         let epoch = i64::try_from(configure.epoch).unwrap_or(i64::MAX);
@@ -51,8 +59,7 @@ impl Order {
         );
         let done = async {
             if let Some(program) = upgrade {
-                let upgrade = program.upgrade(configure.epoch);
-                crash_point::around("ssh", "upgrade", server.run(&upgrade, BRIEF * 3)).await?;
+                brought(&server, &program, configure.epoch).await?;
             }
             crash_point::around("ssh", "configure", server.run(&configure, CONFIGURE)).await
         };
@@ -61,7 +68,7 @@ impl Order {
             Err(GuestError::Transport(error @ TransportError::HostKeyChanged { .. })) => {
                 return Outcome::Unreached(ContactProblem::HostKeyChanged(error.to_string()));
             }
-            Err(error) => (Err(failure(&error)), stored_epoch(&error)),
+            Err(error) => (Err(failure(&error, &secret)), stored_epoch(&error)),
         };
         Outcome::Configured(
             Configured {
@@ -72,6 +79,18 @@ impl Order {
             stored,
         )
     }
+}
+
+/// Brings a guest up to date that has nothing else to do for the operator yet.
+pub async fn upgrade(server: Pinned, program: Program, epoch: i64) -> Outcome {
+    let done = brought(&server, &program, epoch.unsigned_abs()).await;
+    Outcome::Upgraded(done.is_ok())
+}
+
+async fn brought(server: &Pinned, program: &Program, epoch: u64) -> Result<(), GuestError> {
+    let upgrade = program.upgrade(epoch);
+    crash_point::around("ssh", "upgrade", server.run(&upgrade, BRIEF * 3)).await?;
+    Ok(())
 }
 
 /// Takes the voice away from a guest, briefly: its server is about to go, whatever it says.
@@ -102,9 +121,9 @@ fn stored_epoch(error: &GuestError) -> Option<u64> {
     }
 }
 
-fn failure(error: &GuestError) -> ConfigureFailure {
+fn failure(error: &GuestError, secrets: &SecretData) -> ConfigureFailure {
     match error {
-        GuestError::Answer(AnswerError::Refused(refusal)) => refused(refusal),
+        GuestError::Answer(AnswerError::Refused(refusal)) => refused(refusal, secrets),
         GuestError::Answer(error) => told_once("GuestNotUnderstood", error.to_string(), Cure::Time),
         error => told_once("GuestUnreachable", error_chain(error), Cure::Time),
     }
@@ -115,27 +134,43 @@ fn told_once(reason: &str, message: String, cure: Cure) -> ConfigureFailure {
         reason: reason.to_owned(),
         message,
         cure,
+        as_before: true,
         times: 1,
         again: None,
     }
 }
 
-fn refused(refusal: &Refusal) -> ConfigureFailure {
+/// A unit's last lines without what the agent was given, which it may have written there as it died.
+fn without(secrets: &SecretData, tail: String) -> String {
+    let clean = |tail: String, secret: &SecretSlice<u8>| {
+        let secret = String::from_utf8_lossy(secret.expose_secret());
+        without_fragments(&tail, &secret, MIN_FRAGMENT)
+    };
+    secrets.values().fold(tail, clean)
+}
+
+fn refused(refusal: &Refusal, secrets: &SecretData) -> ConfigureFailure {
     use RefusalCode::{BadRequest, UnitFailed, UnitMasked, UserMissing, WrongInstance};
-    let lines: Vec<&str> = refusal.tail.iter().map(Text::as_str).collect();
-    let tail = lines.join(" | ");
-    let kept = tail.ceil_char_boundary(tail.len().saturating_sub(TAIL));
+    let then = match refusal.restored {
+        None => "",
+        Some(true) => "; what it had before runs again",
+        Some(false) => "; what it had before is back in its place and does not stay up either",
+    };
+    let tail = without(secrets, refusal.tail.line());
     let message = if tail.is_empty() {
-        refusal.message.to_string()
+        format!("{}{then}", refusal.message)
     } else {
-        format!("{}: {}", refusal.message, &tail[kept..])
+        format!("{}{then}: {}", refusal.message, end_of(&tail, TAIL))
     };
     let cure = match refusal.code {
         UnitFailed | BadRequest | WrongInstance => Cure::Change,
         UserMissing | UnitMasked => Cure::Person,
         _ => Cure::Time,
     };
-    told_once(refusal.code.as_str(), message, cure)
+    ConfigureFailure {
+        as_before: refusal.is_without_effect(),
+        ..told_once(refusal.code.as_str(), message, cure)
+    }
 }
 
 impl ConfigureFailure {

@@ -23,12 +23,10 @@ const SSHD: &str = "AuthorizedKeysCommand /usr/local/bin/anybody %t %k
 AuthorizedKeysCommandUser root
 ForceCommand /usr/local/bin/listens
 ";
-/// All that was heard, as JSON.
+/// All that was heard, as JSON; without what is just being written down.
 const HEARD: &str = "import json, os
-def heard(name):
-    command, _, said = open('/var/tmp/heard/' + name, errors='replace').read().partition('\\n')
-    return [command, said]
-print(json.dumps([heard(name) for name in os.listdir('/var/tmp/heard')]))";
+texts = (open('/var/tmp/heard/' + name, errors='replace').read() for name in os.listdir('/var/tmp/heard'))
+print(json.dumps([text.split('\\n', 1) for text in texts if '\\n' in text]))";
 
 /// He and his server.
 pub struct Attacker {

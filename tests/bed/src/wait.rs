@@ -6,8 +6,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::failure::{Failure, Outcome};
 
-/// Bounds every wait; it is used up by a failure only.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+/// Bounds every wait; it is used up by a failure only, however busy the machine.
+pub const PATIENCE: Duration = Duration::from_mins(3);
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 

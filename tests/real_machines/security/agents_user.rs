@@ -29,6 +29,11 @@ const GUESTS_OWN: [&str; 4] = [
     "/var/lib/agentfleet/state.json",
 ];
 
+/// Tried by the agent's user during the install, before anything was configured.
+const READS_NOTHING_YET: &str = "for file in /etc/agentfleet/*; do
+    if test -r $file; then echo the agent reads $file; exit 1; fi
+done";
+
 async fn bed_without_sudo(bootstrap: &str) -> Outcome<Option<Bed>> {
     let Some(bed) = Bed::start_real().await? else {
         return Ok(None);
@@ -36,6 +41,8 @@ async fn bed_without_sudo(bootstrap: &str) -> Outcome<Option<Bed>> {
     let mut class = bed.class();
     class["spec"]["bootstrap"] = json!(bootstrap);
     class["spec"]["agent"]["sudo"] = json!(false);
+    let install = ["echo installed > installed.txt", READS_NOTHING_YET];
+    class["spec"]["agent"]["install"] = json!(install);
     class["spec"]["lifecycle"] = json!({"provisionTimeout": "1s"});
     bed.change(&class).await?;
     Ok(Some(bed))
@@ -60,7 +67,11 @@ async fn an_agent_without_sudo_neither_reads_nor_changes_what_is_the_guests() ->
         .await?;
     is_refused(&one, "sudo -n true").await?;
     for path in GUESTS_OWN {
-        one.shell(&format!("test -f {path}")).await?;
+        let seen = format!("test -f {path} && stat -c '%a %U' {path}");
+        let found = one.shell(&seen).await?;
+        ensure(found == "600 root\n", || {
+            format!("{path} is not root's alone: {found}")
+        })?;
         for attempt in ["cat", "rm -f", "truncate -s 0", "touch"] {
             is_refused(&one, &format!("{attempt} {path}")).await?;
         }
@@ -124,18 +135,21 @@ async fn steal(one: &Instance<'_>) -> Outcome<Stolen> {
     })
 }
 
-/// The agent posts a host key with the token that it found; answers the status.
-async fn posts(
+/// The agent posts a host key with the token that it found; fails unless that is refused.
+async fn posts_in_vain(
     one: &Instance<'_>,
     stolen: &Stolen,
     host_key: &str,
     server: u64,
-) -> Outcome<String> {
-    one.shell_as_agent(&format!(
+) -> Outcome {
+    let post = format!(
         "curl -s -o /dev/null -w '%{{http_code}}' --data-urlencode 'pub_key_ed25519={host_key}' -d instance_id={server} -d hostname=x '{}'",
         stolen.url
-    ))
-    .await
+    );
+    let status = one.shell_as_agent(&post).await?;
+    ensure(status == "404", || {
+        format!("a host key under a used token was answered {status}")
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +164,7 @@ async fn i5_what_an_agent_finds_in_its_user_data_is_used_up_also_after_the_statu
     let stolen = steal(&one).await?;
     assert_eq!(stolen.boot_proof_key.len(), 64);
     let his_key = accomplice.host_key()?;
-    assert_eq!(posts(&one, &stolen, &his_key, server).await?, "404");
+    posts_in_vain(&one, &stolen, &his_key, server).await?;
     let pinned = one.status().await?["server"]["hostKey"].clone();
     assert_ne!(pinned, his_key);
 
@@ -160,10 +174,10 @@ async fn i5_what_an_agent_finds_in_its_user_data_is_used_up_also_after_the_statu
     accomplice.takes_over(server).await?;
     lose_status(&mut bed).await?;
     let one = bed.instance("one");
-    is_told(&one, "HostKeyUnproven").await?;
-    assert_eq!(posts(&one, &stolen, &his_key, server).await?, "404");
+    is_told(&one, &accomplice, "HostKeyUnproven").await?;
+    posts_in_vain(&one, &stolen, &his_key, server).await?;
     let second = bed.apply_secret("one").await?;
-    is_told(&one, "HostKeyUnproven").await?;
+    is_told(&one, &accomplice, "HostKeyUnproven").await?;
     assert!(heard_only_challenges(&accomplice).await? > 0);
     accomplice.goes_away_from(server).await?;
     one.has_in_file(manifests::SECRET_FILE, &second).await?;

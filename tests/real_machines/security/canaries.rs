@@ -117,6 +117,9 @@ async fn i5_every_secret_of_a_real_server_stands_in_its_file_and_nowhere_else() 
         // Worthless by now, and root's alone all the same.
         let of_root_alone = format!("find {file} -user root ! -perm /077 | grep .");
         one.shell(&of_root_alone).await?;
+        ensure(!file.starts_with("/etc/agentfleet/"), || {
+            format!("the boot proof key was used up and is left in {file}")
+        })?;
     }
     assert_ne!(left_by_cloud_init, [], "the search finds what is there");
     let declared = [

@@ -49,7 +49,7 @@ async fn he_gets_nothing(bootstrap: &str, at_first: &str) -> Outcome {
     let former = one.shell(FORMER_ANSWER).await?;
     ensure(former.contains("\"boot\""), || former.clone())?;
     attacker.says(&former).await?;
-    is_told(&one, at_first).await?;
+    is_told(&one, &attacker, at_first).await?;
     // With SshProof he was given a challenge and failed it; with a posted key not even that.
     let challenged = heard_only_challenges(&attacker).await? > 0;
     assert_eq!(challenged, bootstrap == "SshProof");
@@ -59,7 +59,7 @@ async fn he_gets_nothing(bootstrap: &str, at_first: &str) -> Outcome {
     attacker.forgets().await?;
     attacker.takes_over(server).await?;
     let second = bed.apply_secret("one").await?;
-    is_told(&one, "HostKeyChanged").await?;
+    is_told(&one, &attacker, "HostKeyChanged").await?;
     assert_eq!(attacker.heard().await?.len(), 0);
     attacker.goes_away_from(server).await?;
     one.has_in_file(manifests::SECRET_FILE, &second).await?;
@@ -69,7 +69,7 @@ async fn he_gets_nothing(bootstrap: &str, at_first: &str) -> Outcome {
     attacker.takes_over(server).await?;
     lose_status(&mut bed).await?;
     let one = bed.instance("one");
-    is_told(&one, "HostKeyUnproven").await?;
+    is_told(&one, &attacker, "HostKeyUnproven").await?;
     assert!(heard_only_challenges(&attacker).await? > 0);
     attacker.goes_away_from(server).await?;
     assert_eq!(one.ready().await?, server);

@@ -35,24 +35,29 @@ type component struct {
 	args []string
 }
 
-// components in the order of their start. They all start at once: each waits for
-// the one before it by itself.
-func components(port int) []component {
+// servers are etcd and the API server. They start at once: the second waits for
+// the first by itself.
+func servers(port int) []component {
 	return []component{
 		{Etcd, []string{"--data-dir=etcd", "--socket=" + etcdSocket}},
 		{APIServer, apiServerArgs(port)},
-		{ControllerManager, []string{
-			"--kubeconfig=" + ControllerManager + ".kubeconfig",
-			"--controllers=" + strings.Join(controllers, ","),
-			// Each controller acts under an account of its own, as in a real cluster,
-			// and so the audit log tells them apart.
-			"--use-service-account-credentials",
-			"--leader-elect=false",
-			"--secure-port=0",
-			"--kube-api-qps=200",
-			"--kube-api-burst=400",
-		}},
 	}
+}
+
+// controllerManager starts when the API server is ready: without RBAC's roles it
+// is refused, and gives up after ten seconds.
+func controllerManager() component {
+	return component{ControllerManager, []string{
+		"--kubeconfig=" + ControllerManager + ".kubeconfig",
+		"--controllers=" + strings.Join(controllers, ","),
+		// Each controller acts under an account of its own, as in a real cluster,
+		// and so the audit log tells them apart.
+		"--use-service-account-credentials",
+		"--leader-elect=false",
+		"--secure-port=0",
+		"--kube-api-qps=200",
+		"--kube-api-burst=400",
+	}}
 }
 
 func apiServerArgs(port int) []string {

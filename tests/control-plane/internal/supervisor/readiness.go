@@ -26,17 +26,16 @@ type ReadyFile struct {
 	AuditLog string `json:"auditLog"`
 }
 
-// waitUntilReady returns when an admin can work: the API server says that it is
-// ready (which includes RBAC's own roles), and the default namespace has its
+// waitUntilServing returns when the API server says that it is ready, which
+// includes RBAC's own roles.
+func waitUntilServing(ctx context.Context, client *http.Client, port int) error {
+	return waitForOK(ctx, client, serverURL(port)+"/readyz")
+}
+
+// waitUntilReady returns when an admin can work: the default namespace has its
 // ServiceAccount, so that the controllers are at work too.
-func waitUntilReady(config Config, port int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), config.StartTimeout)
-	defer cancel()
-	client, err := adminClient(config.Dir)
-	if err != nil {
-		return err
-	}
-	for _, path := range []string{"/readyz", "/api/v1/namespaces/default", "/api/v1/namespaces/default/serviceaccounts/default"} {
+func waitUntilReady(ctx context.Context, client *http.Client, port int) error {
+	for _, path := range []string{"/api/v1/namespaces/default", "/api/v1/namespaces/default/serviceaccounts/default"} {
 		if err := waitForOK(ctx, client, serverURL(port)+path); err != nil {
 			return err
 		}

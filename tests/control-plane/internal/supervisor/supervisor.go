@@ -10,6 +10,7 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -70,19 +71,34 @@ func serve(config Config, family *family, stop <-chan struct{}) error {
 	if err := writeCredentials(config.Dir, port.number); err != nil {
 		return err
 	}
-	for _, component := range components(port.number) {
+	for _, component := range servers(port.number) {
 		if err := family.start(component.name, component.args); err != nil {
 			return err
 		}
 	}
-	ready := make(chan error, 1)
-	go func() { ready <- waitUntilReady(config, port.number) }()
+	client, err := adminClient(config.Dir)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), config.StartTimeout)
+	defer cancel()
+	serves, ready := make(chan error, 1), make(chan error, 1)
+	go func() { serves <- waitUntilServing(ctx, client, port.number) }()
 	for {
 		select {
 		case <-stop:
 			return nil
 		case err := <-family.exits:
 			return err
+		case err := <-serves:
+			if err != nil {
+				return err
+			}
+			manager := controllerManager()
+			if err := family.start(manager.name, manager.args); err != nil {
+				return err
+			}
+			go func() { ready <- waitUntilReady(ctx, client, port.number) }()
 		case err := <-ready:
 			if err != nil {
 				return err

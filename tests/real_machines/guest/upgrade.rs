@@ -1,0 +1,57 @@
+//! The guest replaces its own program: whatever cuts that, a program is left that runs.
+
+use bed::{Bed, Outcome};
+
+/// Upgrades the guest to the same program under another version, and dies with SIGKILL at the rename of that number, or gets so much of its input.
+const UPGRADE: &str = r#"cat > /run/upgrade.py <<'END'
+import hashlib, io, json, os, runpy, signal, sys, tarfile
+live = "/usr/local/lib/agentfleet/guest"
+state = json.load(open("/var/lib/agentfleet/state.json"))
+program = open(live, "rb").read().replace(b'VERSION = "1.0.0"', b'VERSION = "9.9.9"')
+request = {"epoch": state["epoch"], "sha256": hashlib.sha256(program).hexdigest()}
+data = io.BytesIO()
+with tarfile.open(fileobj=data, mode="w") as tar:
+    for name, content in ("request.json", json.dumps(request).encode()), ("program", program):
+        item = tarfile.TarInfo(name)
+        item.size = len(content)
+        tar.addfile(item, io.BytesIO(content))
+rename, left, share = os.rename, int(sys.argv[1]), float(sys.argv[2])
+def dying(*names, **folders):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*names, **folders)
+os.rename = dying
+whole = data.getvalue()
+sys.stdin = io.TextIOWrapper(io.BytesIO(whole[:int(len(whole) * share)]))
+sys.argv = [live, "ssh", "upgrade"]
+runpy.run_path(live, run_name="__main__")
+END
+upgrade() { python3 -I /run/upgrade.py "$1" "$2"; }
+runs() { test "$(/usr/local/lib/agentfleet/guest --version)" = "$1"; }
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_is_cut_anywhere_leaves_a_guest_that_runs() -> Outcome {
+    let Some(bed) = Bed::start_real().await? else {
+        return Ok(());
+    };
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    for cut in ["1 1", "2 1", "3 1", "99 0.5", "99 0"] {
+        let refused = format!("{UPGRADE}! upgrade {cut} | grep '\"ok\": true' && runs 1.0.0");
+        one.shell(&refused).await?;
+    }
+    let value = bed.apply_secret("one").await?;
+    one.has_in_file(bed::manifests::SECRET_FILE, &value).await?;
+    assert_eq!(one.ready().await?, server, "the guest configures");
+
+    one.shell(&format!("{UPGRADE}upgrade 99 1 && runs 9.9.9"))
+        .await?;
+    let value = bed.apply_secret("one").await?;
+    one.has_in_file(bed::manifests::SECRET_FILE, &value).await?;
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
