@@ -16,6 +16,7 @@ use crate::{
     agent_instance::{memory::Memories, talk::Talks, world::RecoveryFlags},
     api::{AgentClass, AgentInstance, HetznerProject},
     guest::program::Program,
+    health::{canary::Canaries, pace::Pace},
     hetzner_project::connection::Connections,
     keys::Keyring,
     kube_ext::{Clients, Events},
@@ -44,6 +45,10 @@ pub struct Context {
     pub classes: agent_class::memory::Memories,
     /// Acts over SSH that are under way.
     pub talks: Talks,
+    /// What answers whatever becomes of one class.
+    pub canaries: Arc<Canaries>,
+    /// How fast servers are rebooted and replaced.
+    pub pace: Pace,
     /// The guest program that this operator brings.
     pub program: Program,
     /// Asks a controller to look at an object again.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bed::{Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, wait_until};
+use bed::{Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, wait_for, wait_until};
 use hetzner_sim::{GuestFaults, MachineFaults};
 use serde_json::{Value, json};
 
@@ -14,12 +14,18 @@ async fn bed(lifecycle: Value) -> Outcome<Bed> {
 
 /// The same, where a server may be out of reach for so long.
 async fn bed_that_waits(unreachable: &'static str, lifecycle: Value) -> Outcome<Bed> {
+    bed_with(unreachable, &[], lifecycle).await
+}
+
+/// The same, with further flags of the operator.
+async fn bed_with(unreachable: &'static str, flags: &[&str], lifecycle: Value) -> Outcome<Bed> {
     let pace = Pace {
         unreachable,
         ..Pace::default()
     };
     let bed = Bed::with(Options {
         pace,
+        flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
         ..Options::default()
     })
     .await?;
@@ -147,11 +153,7 @@ async fn a_frozen_machine_does_not_hear_a_reboot_and_is_reset() -> Outcome {
     let one = bed.create("one").await?;
     let server = one.ready().await?;
     let mutations = bed.latest_mutation();
-    let frozen = MachineFaults {
-        frozen: true,
-        ..MachineFaults::default()
-    };
-    bed.cloud().set_machine_faults(server, frozen)?;
+    freeze(&bed, server)?;
     one.condition("Healthy", "Unknown", "Unreachable").await?;
     tried(&bed, &one, &["Reboot"]).await?;
     tried(&bed, &one, &["Reboot", "Reboot"]).await?;
@@ -265,4 +267,167 @@ async fn a_crash_loses_a_try_and_never_doubles_it() -> Outcome {
         bed.finish().await?;
     }
     Ok(())
+}
+
+const RELEASE: &str = "agentfleet.dev/release-hold";
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// Instances of one class that are Ready, and their servers.
+async fn six(bed: &Bed) -> Outcome<Vec<(Instance<'_>, u64)>> {
+    let mut all = vec![];
+    for name in NAMES {
+        all.push(bed.create(name).await?);
+    }
+    let mut ready = vec![];
+    for one in all {
+        let server = one.ready().await?;
+        ready.push((one, server));
+    }
+    Ok(ready)
+}
+
+/// Waits until an object without a namespace tells this of its `RecoveryHeld`; answers the message.
+async fn held(bed: &Bed, kind: &str, name: &str, reason: &str) -> Outcome<String> {
+    let what = format!("RecoveryHeld of {kind} {name} has the reason {reason}");
+    wait_for(&what, async || {
+        let object = bed.cluster.get(kind, None, name).await?.unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array().cloned();
+        let found = conditions
+            .unwrap_or_default()
+            .into_iter()
+            .find(|condition| condition["type"] == "RecoveryHeld" && condition["reason"] == reason);
+        Ok(found.map(|found| found["message"].as_str().unwrap_or_default().to_owned()))
+    })
+    .await
+}
+
+async fn release(bed: &Bed, kind: &str, name: &str, word: &str) -> Outcome {
+    let annotation = json!({"metadata": {"annotations": {RELEASE: word}}});
+    bed.cluster.merge(kind, None, name, annotation).await
+}
+
+fn freeze(bed: &Bed, server: u64) -> Outcome {
+    let frozen = MachineFaults {
+        frozen: true,
+        ..MachineFaults::default()
+    };
+    Ok(bed.cloud().set_machine_faults(server, frozen)?)
+}
+
+/// Waits until an instance says that this object holds its recovery.
+async fn is_held_by(one: &Instance<'_>, object: &str) -> Outcome {
+    let words = format!("RecoveryHeld of {object} is True");
+    wait_until(&format!("the instance says: {words}"), async || {
+        Ok(one.status().await?.to_string().contains(&words))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_agents_that_fall_at_once_are_left_as_they_are_until_a_person_says_so() -> Outcome {
+    let recovery = json!({"restarts": 0, "reboots": 2, "recreations": 0});
+    let flags = ["--recoveries-per-minute", "600", "--breaker-window", "10m"];
+    let mut bed = bed_with("10s", &flags, json!({"recovery": recovery})).await?;
+    let class = bed.class()["metadata"]["name"].to_string().replace('"', "");
+    let servers: Vec<u64> = six(&bed).await?.iter().map(|(_, server)| *server).collect();
+    let mutations = bed.latest_mutation();
+    for server in &servers[..4] {
+        freeze(&bed, *server)?;
+    }
+    let told = held(&bed, "AgentClass", &class, "ClassFalls").await?;
+    assert!(told.contains(RELEASE), "{told}");
+    bed.operator.stop().await?;
+    bed.operator.start()?;
+    bed.wait_until(
+        "the next operator marks the project as its own",
+        async || Ok(bed.requests_to("PUT", "/ssh_keys/{id}") > 0),
+    )
+    .await?;
+    for name in &NAMES[..4] {
+        is_held_by(&bed.instance(name), &format!("AgentClass {class}")).await?;
+    }
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+
+    release(&bed, "AgentClass", &class, "the network was cut").await?;
+    held(&bed, "AgentClass", &class, "Released").await?;
+    for (name, server) in NAMES.iter().zip(&servers) {
+        assert_eq!(bed.instance(name).ready().await?, *server);
+    }
+    let mut done = bed.mutations_after(mutations);
+    done.sort();
+    done.dedup();
+    assert_eq!(
+        done,
+        [
+            "POST /servers/{id}/actions/reboot",
+            "POST /servers/{id}/actions/reset"
+        ]
+    );
+    assert_eq!(tries(&bed.instance("f")).await?, [""; 0]);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i9_what_vanished_at_once_is_replaced_by_a_persons_word_only() -> Outcome {
+    let flags = ["--recoveries-per-minute", "600", "--breaker-window", "6s"];
+    let bed = bed_with("2s", &flags, json!({"disk": "Disposable"})).await?;
+    let class = bed.class()["metadata"]["name"].to_string().replace('"', "");
+    let servers: Vec<u64> = six(&bed).await?.iter().map(|(_, server)| *server).collect();
+    let mutations = bed.latest_mutation();
+    for server in &servers[..3] {
+        bed.cloud().vanish(*server)?;
+    }
+    let told = held(
+        &bed,
+        "HetznerProject",
+        manifests::PROJECT,
+        "ServersVanished",
+    )
+    .await?;
+    assert!(told.contains("3 of 6 servers of this project"), "{told}");
+    // The class's own hold is over when little has fallen for a window.
+    held(&bed, "AgentClass", &class, "FewFall").await?;
+    for name in &NAMES[..3] {
+        let project = format!("HetznerProject {}", manifests::PROJECT);
+        is_held_by(&bed.instance(name), &project).await?;
+    }
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+
+    release(
+        &bed,
+        "HetznerProject",
+        manifests::PROJECT,
+        "deleted by hand",
+    )
+    .await?;
+    for (name, server) in NAMES[..3].iter().zip(&servers) {
+        assert_ne!(bed.instance(name).ready().await?, *server);
+    }
+    held(&bed, "HetznerProject", manifests::PROJECT, "Released").await?;
+    assert_eq!(bed.cloud().lives().len(), 9);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_canary_is_silent_no_server_is_touched() -> Outcome {
+    let canary = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = canary.local_addr()?;
+    drop(canary);
+    let flags = ["--canary", &address.to_string(), "--breaker-window", "1s"];
+    let bed = bed_with("15s", &flags, json!({"recovery": {"restarts": 0}})).await?;
+    let class = bed.class()["metadata"]["name"].to_string().replace('"', "");
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    freeze(&bed, server)?;
+    held(&bed, "AgentClass", &class, "CanarySilent").await?;
+    is_held_by(&one, &format!("AgentClass {class}")).await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    let _canary = std::net::TcpListener::bind(address)?;
+    held(&bed, "AgentClass", &class, "CanaryAnswers").await?;
+    tried(&bed, &one, &["Reboot"]).await?;
+    bed.delete_all().await?;
+    bed.finish().await
 }

@@ -94,6 +94,7 @@ impl Stack {
             host: simulator.host(),
             dir: dir.clone(),
             pace: PACE,
+            flags: vec![],
         })?;
         let mut stack = Self {
             operator,

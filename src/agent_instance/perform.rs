@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     api::{
-        AgentInstance, AgentInstanceStatus, FINALIZER, ProvisioningRecord, RecoveryRecord,
-        VoiceRecord,
+        AgentInstance, AgentInstanceStatus, FINALIZER, ProvisioningRecord, RecoveryAction,
+        RecoveryRecord, VoiceRecord,
     },
     context::Context,
     error::Setback,
@@ -125,6 +125,16 @@ impl Performer<'_> {
     }
 
     async fn write_recovery(&mut self, record: &RecoveryRecord) -> Result<(), Setback> {
+        if record.action != RecoveryAction::Restart {
+            self.ctx.pace.take(self.moment.steady).map_err(|next| {
+                let pause = next.saturating_duration_since(self.moment.steady);
+                Setback::until(
+                    "RecoveryPaced",
+                    "other agents are brought back first",
+                    pause,
+                )
+            })?;
+        }
         let records = AgentInstanceStatus {
             recovery: ladder::with(&self.world.status.recovery, record),
             ..self.records()

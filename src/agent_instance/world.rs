@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 
 use super::desired::Agent;
-use crate::api::{AgentInstanceStatus, ProvisioningRecord, Timing, VoiceRecord};
+use crate::api::{AgentInstanceStatus, HealthState, ProvisioningRecord, Timing, VoiceRecord};
 use crate::health::HealthView;
 use crate::hetzner::Place;
 
@@ -35,6 +35,8 @@ pub struct World {
     pub fresh_epoch: Option<i64>,
     /// What the flags say of recovery.
     pub recovery: RecoveryFlags,
+    /// The object whose status says that no server is rebooted, deleted or replaced to bring agents back; looked up only for one that ails.
+    pub hold: Option<String>,
     /// When the try was decided that this process wrote ahead and has not done yet.
     pub fresh_recovery: Option<Timestamp>,
     /// Why the last step failed, until it may be tried again.
@@ -48,6 +50,8 @@ pub struct RecoveryFlags {
     pub paused: bool,
     /// How long a server may be out of reach before that is believed to be its own fault.
     pub unreachable: Duration,
+    /// Over which time those that fall at once are counted.
+    pub window: Duration,
 }
 
 /// The class of an instance.
@@ -415,6 +419,15 @@ impl World {
             .map(|configured| configured.sent.clone())
             .or_else(said)
             .or_else(known)
+    }
+
+    /// Whether the agent does not serve, or its server is gone.
+    pub fn ails(&self) -> bool {
+        let bad = |state| matches!(state, HealthState::Failed | HealthState::Unknown);
+        let told = self.status.health.as_ref().map(|health| health.state);
+        let probed = self.servers.iter();
+        let probed = probed.filter_map(|server| server.guest.health.as_ref()?.state);
+        self.known == Known::Gone || told.into_iter().chain(probed).any(bad)
     }
 
     /// What the server that holds the voice has applied: it runs the agent.

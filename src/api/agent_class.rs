@@ -301,7 +301,11 @@ pub struct AgentClassStatus {
     /// How many of them are Ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_instances: Option<i64>,
-    /// `Ready`, `Rendered` and `FirewallReady`.
+    /// The value of the annotation `agentfleet.dev/release-hold` that was heard last.
+    #[schemars(length(max = 128))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released_hold: Option<String>,
+    /// `Ready`, `Rendered`, `FirewallReady`, and `RecoveryHeld` while so many agents fall that no server is touched for them.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

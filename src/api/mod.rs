@@ -44,6 +44,9 @@ pub const ADOPT_ANNOTATION: &str = "agentfleet.dev/adopt";
 /// Pauses the recovery of an instance, as while somebody works on its server; any value that is not empty does.
 pub const MAINTENANCE_ANNOTATION: &str = "agentfleet.dev/maintenance";
 
+/// Ends a hold of recovery on a class or project; each new value does so once.
+pub const RELEASE_HOLD_ANNOTATION: &str = "agentfleet.dev/release-hold";
+
 /// All custom resource definitions as file name and YAML text, ready to be written to `crds/`.
 ///
 /// # Errors

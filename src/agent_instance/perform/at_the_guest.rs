@@ -187,8 +187,10 @@ impl Performer<'_> {
         epoch: i64,
         presumed: Option<HealthState>,
     ) -> Result<(), Setback> {
+        let agent = self.agent()?.0;
         let target = Target {
-            health: self.agent()?.0.health.clone(),
+            class: agent.class.clone(),
+            health: agent.health.clone(),
             server: self.known_guest(id)?,
             epoch,
         };

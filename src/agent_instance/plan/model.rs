@@ -60,6 +60,8 @@ struct Model {
     /// What every probe says, if not that all is well.
     says: Option<HealthState>,
     disk: Disk,
+    /// Whether recovery is held.
+    held: bool,
     /// The tries to recover that were carried out, by when they were written down.
     done: Vec<Timestamp>,
 }
@@ -77,6 +79,7 @@ impl Model {
             gone: false,
             says: None,
             disk: Disk::Preserve,
+            held: false,
             done: vec![],
         }
     }
@@ -120,6 +123,7 @@ impl Model {
             attempt: self.memory.attempt.clone(),
             fresh_epoch: self.memory.fresh_epoch,
             recovery: RecoveryFlags::default(),
+            hold: self.held.then(|| "AgentClass small".into()),
             fresh_recovery: self.memory.fresh_recovery,
             trouble: None,
         }
@@ -193,14 +197,18 @@ impl Model {
             }
             Step::CreateServer(record) => self.create(record),
             Step::WriteRecovery(record) => {
+                assert!(!self.held || record.action == Restart, "decided while held");
                 self.status.recovery = ladder::with(&self.status.recovery, record);
                 self.memory.fresh_recovery = Some(record.at.0);
             }
-            Step::Restart { server, .. } | Step::Reboot { id: server, .. } => {
-                self.carry_out(*server);
+            Step::Restart { server, .. } => self.carry_out(*server),
+            Step::Reboot { id, .. } => {
+                assert!(!self.held, "rebooted while held");
+                self.carry_out(*id);
             }
             Step::LookUp { .. } => self.memory.looked_up(self.now, None),
             Step::DeleteServer { id, .. } => {
+                assert!(!self.held, "deleted while held");
                 self.alive.remove(&u32::try_from(id - 40).unwrap());
             }
             Step::Hello {
@@ -389,14 +397,15 @@ proptest! {
 
     #[test]
     fn whatever_the_probes_say_no_try_is_doubled_and_one_server_speaks(
-        spells in prop::collection::vec((0_u8..3, any::<bool>(), 1_i64..900), 1..80), disposable: bool,
+        spells in prop::collection::vec((0_u8..3, any::<bool>(), any::<bool>(), 1_i64..900), 1..80), disposable: bool,
     ) {
         let desired = Desired::Present(identity(), Box::new(want()));
         let mut model = Model::new(vec![]);
         model.disk = if disposable { Disk::Disposable } else { Disk::Preserve };
         model.settle(&desired, &[]);
         let first: Vec<u32> = model.alive.keys().copied().collect();
-        for (says, forget, pause) in spells {
+        for (says, forget, held, pause) in spells {
+            model.held = held;
             model.says = Some([HealthState::Healthy, HealthState::Failed, HealthState::Unknown][usize::from(says)]);
             if forget {
                 model.forget();
@@ -409,7 +418,7 @@ proptest! {
         let times = |action| tries.iter().filter(|done| done.action == action).count();
         prop_assert!(times(Restart) <= 5 && times(Reboot) <= 2, "{:?}", tries);
         prop_assert!(times(Recreate) <= usize::from(disposable), "{:?}", tries);
-        model.says = Some(HealthState::Healthy);
+        (model.says, model.held) = (Some(HealthState::Healthy), false);
         let plan = model.settle(&desired, &[]);
         prop_assert_eq!(plan.stage, Stage::Serving(None));
         prop_assert_eq!(model.alive.len(), 1);

@@ -5,8 +5,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::{
-    Agent, HealthState, Look, Plan, Power, ServerStatus, ServerView, Stage, Step, Timestamp,
-    creation::server_lost, delete,
+    Agent, CONTACT, HealthState, Look, Plan, Power, ServerStatus, ServerView, Stage, Step,
+    Timestamp, creation::server_lost, delete,
 };
 use crate::{
     api::{
@@ -38,6 +38,16 @@ impl Look<'_> {
         }
     }
 
+    /// Why this is not done now, if it is held: a restart is never, as no server is touched for it.
+    fn held(&self, action: RecoveryAction) -> Option<String> {
+        let who = self.world.hold.as_ref()?;
+        (action != RecoveryAction::Restart).then(|| {
+            format!(
+                "no server is touched for it as long as RecoveryHeld of {who} is True: see there"
+            )
+        })
+    }
+
     /// What is done for an agent whose probes fail.
     pub(super) fn recover(&self, server: &ServerView, agent: &Agent, cause: &Cause<'_>) -> Plan {
         let (history, rules) = (self.history(), self.rules(agent));
@@ -51,15 +61,24 @@ impl Look<'_> {
         }
         if let Some(record) = self.fresh_try()
             && rules.allow(record.action, cause.ailment, &history, self.now)
+            && self.held(record.action).is_none()
         {
             return self.carry_out(server, agent, record.action);
         }
         match ladder::next(cause.ailment, &history, &rules, self.now) {
             Next::NoRung => waits(),
             Next::Wait(until) => waits().until(until),
-            Next::Try(action) => self.write_try(agent, action, words),
+            Next::Try(action) => match self.held(action) {
+                Some(why) => self.wait_for_release(cause, &why),
+                None => self.write_try(agent, action, words),
+            },
             Next::UsedUp(until) => Plan::wait(used_up(agent, words, until)).until(until),
         }
+    }
+
+    fn wait_for_release(&self, cause: &Cause<'_>, why: &str) -> Plan {
+        let stage = Stage::Unhealthy(cause.reason, format!("{}; {why}", cause.words));
+        Plan::wait(stage).until(self.now + CONTACT)
     }
 
     /// A `Disposable` server is replaced by a new one when the old one is surely gone. A try that was written down stands for this server until
@@ -86,7 +105,10 @@ impl Look<'_> {
             return Plan::wait(self.ailing(agent, &cause));
         }
         match ladder::next(cause.ailment, &self.history(), &self.rules(agent), self.now) {
-            Next::Try(action) => self.write_try(agent, action, cause.words),
+            Next::Try(action) => match self.held(action) {
+                Some(why) => self.wait_for_release(&cause, &why),
+                None => self.write_try(agent, action, cause.words),
+            },
             Next::UsedUp(until) => Plan::wait(used_up(agent, cause.words, until)).until(until),
             Next::NoRung | Next::Wait(_) => Plan::wait(server_lost(server)),
         }

@@ -33,6 +33,8 @@ pub struct Options {
     pub cloud: Config,
     /// How often the operator looks at Hetzner of itself.
     pub pace: Pace,
+    /// Further flags of the operator.
+    pub flags: Vec<String>,
     /// Whether the operator runs at once.
     pub operator: bool,
     /// Whether what the operator hears of instances can be held back, see [`Bed::late`].
@@ -47,6 +49,7 @@ impl Default for Options {
             simulator: None,
             cloud: quick_cloud(),
             pace: Pace::default(),
+            flags: vec![],
             operator: true,
             late: false,
             dir: None,
@@ -189,6 +192,7 @@ impl Bed {
             guest_port,
             host,
             pace: options.pace,
+            flags: options.flags,
             dir: dir.clone(),
         })?;
         let mut bed = Self {

@@ -76,6 +76,8 @@ pub struct Setup {
     pub host: Ipv4Addr,
     /// Its periods and windows.
     pub pace: Pace,
+    /// Further flags.
+    pub flags: Vec<String>,
     /// Directory for its log.
     pub dir: PathBuf,
 }
@@ -168,6 +170,7 @@ impl Operator {
                 "--phone-home-listen",
                 &self.phone_home.to_string(),
             ])
+            .args(&self.setup.flags)
             .args(["--phone-home-url", &format!("http://{}", self.phone_home)])
             .env("KUBECONFIG", &self.setup.kubeconfig)
             .env("HCLOUD_ENDPOINT", &self.setup.endpoint)

@@ -25,6 +25,7 @@ fn ailing(state: HealthState) -> World {
     world.recovery = RecoveryFlags {
         paused: false,
         unreachable: Duration::from_mins(5),
+        window: Duration::from_mins(10),
     };
     world
 }
@@ -342,5 +343,30 @@ fn what_comes_back_is_told_as_recovery_until_it_serves() {
         reason(&present(&world)),
         "Recreating",
         "its successor boots"
+    );
+}
+
+#[test]
+fn while_it_is_held_no_server_is_touched_and_restarts_go_on() {
+    let held = |world: World| changed!(world, hold = Some("AgentClass small".into()));
+    let restarts = held(ailing(HealthState::Failed));
+    assert_eq!(present(&restarts).steps, written(Restart, "says why"));
+    let reboots = |world| allowing(world, Disk::Preserve, (0, 2, 0));
+    for world in [
+        reboots(ailing(HealthState::Failed)),
+        reboots(tried(ailing(HealthState::Failed), &[(Reboot, -1)])),
+        disposable(ailing(HealthState::Failed)),
+        disposable(tried(ailing(HealthState::Failed), &[(Recreate, -1)])),
+        disposable(vanished(serving())),
+    ] {
+        let plan = present(&held(world));
+        assert_eq!(plan.steps, []);
+        assert!(plan.look_again.is_some(), "{plan:?}");
+    }
+    let plan = present(&held(disposable(vanished(serving()))));
+    assert_eq!(reason(&plan), "ServerLost");
+    assert!(
+        words(&plan).ends_with("as long as RecoveryHeld of AgentClass small is True: see there"),
+        "{plan:?}"
     );
 }
