@@ -411,7 +411,7 @@ class Guest:
     def hello(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         deadline = self.system.now() + request.get("wait", 0)
         while self.progress() == request.get("seen") and self.system.now() < deadline:
-            self.system.sleep(0.2)
+            self.system.sleep(0.05)
         progress, state, identity = self.progress(), self.state(), self.identity()
         blob = base64.b64decode(self.files.read(HOST_KEY)[0].split()[1])
         proven = "\n".join(("agentfleet hello v1", identity["fleet"], identity["server"], request["nonce"],
@@ -576,6 +576,10 @@ class System(System):
                 "restarts": int(shown.get("NRestarts") or 0),
                 "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(since))) if since else None}
 
+    def is_stale(self, name: str) -> bool:
+        """Whether systemd has loaded the unit and its files have changed since."""
+        return self.systemctl("show", "-p", "NeedDaemonReload", "--value", name).tail == ["yes"]
+
     def journal(self, name: str, lines: int) -> list[str]:
         return run(["journalctl", "-qu", name, "-n", str(lines), "-o", "cat", "--no-pager"], 20, lines).tail
 
@@ -736,8 +740,7 @@ class Guest(Guest):
         with self.files.locked("lock", LOCK_WAIT):
             if not self.is_armed():
                 raise Failure("UnitFailed", "this server is not armed: configure it first")
-            name = self.state()["unit"]
-            return {"unit": self.bring_up(name, request), "journal": self.system.journal(name, TAIL)}
+            return self.bring_up(self.state()["unit"], request)
 
     def configure(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         with self.files.locked("lock", LOCK_WAIT):
@@ -897,14 +900,15 @@ class Guest(Guest):
         self.files.remove(KEPT)
         with self.changing() as state:
             state["unit"] = name
-        unit = self.system.unit_state(name)
-        restart = changed or before["restart"] or unit["active"] != "active"
+        up = {} if changed or before["restart"] else {"unit": self.system.unit_state(name),
+                                                      "journal": self.system.journal(name, TAIL)}
+        restart = not up or up["unit"]["active"] != "active"
         if restart:
-            unit = self.bring_up(name, request)
+            up = self.bring_up(name, request)
         state, folder = self.state(), self.directory(request["description"])
         head = self.shell(request["description"], FORMER, folder).tail if folder else []
         return {"armed": True, "epoch": state["epoch"], **state["applied"], "restarted": restart,
-                "ref": head[-1] if head else None, "unit": unit, "journal": self.system.journal(name, TAIL)}
+                "ref": head[-1] if head else None, **up}
 
     def speak_as_before(self, request: dict[str, Any], before: dict[str, Any], former: dict[str, Any] | None) -> bool:
         """Starts the former unit on the former files, after the update commands if the source had moved."""
@@ -921,22 +925,29 @@ class Guest(Guest):
         return False
 
     def bring_up(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Starts the unit afresh and sees that it stays up."""
+        """Starts the unit afresh and sees that it stays up; the rest is done in that time."""
         self.system.systemctl("reset-failed", name)
-        for arguments in (["enable", "--no-reload", name], ["daemon-reload"], ["restart", name]):
-            ran = self.system.systemctl(*arguments)
-            if ran.code != 0:
-                raise self.unit_failed(name, f"systemctl {arguments[0]} failed", ran.tail)
-        unit = self.system.unit_state(name)
-        restarts, until = unit["restarts"], self.system.now() + request.get("settle", 0.5)
+        if self.system.is_stale(name):
+            self.ordered(name, "daemon-reload")
+        self.ordered(name, "restart", name)
+        until, unit = self.system.now() + request.get("settle", 0.5), self.system.unit_state(name)
+        restarts = unit["restarts"]
+        self.ordered(name, "enable", "--no-reload", name)
+        journal = self.system.journal(name, TAIL)
         while unit["active"] == "active" and unit["restarts"] == restarts:
-            if self.system.now() >= until:
+            left = until - self.system.now()
+            if left <= 0:
                 with self.changing() as state:
                     state["restart"] = False
-                return unit
-            self.system.sleep(0.1)
+                return {"unit": unit, "journal": journal}
+            self.system.sleep(min(left, 0.2))
             unit = self.system.unit_state(name)
         raise self.unit_failed(name, f"did not stay up: {unit['active']}, {unit['sub']}, {unit['result']}", [])
+
+    def ordered(self, name: str, *arguments: str) -> None:
+        ran = self.system.systemctl(*arguments)
+        if ran.code != 0:
+            raise self.unit_failed(name, f"systemctl {arguments[0]} failed", ran.tail)
 
     def unit_failed(self, name: str, why: str, tail: list[str]) -> Failure:
         return Failure("UnitFailed", f"{name}: {why}", (tail + self.system.journal(name, TAIL))[-TAIL:])
