@@ -156,13 +156,14 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
             let wanted = ctx.program.is_wanted_by(&greeting.guest);
             guest.view.upgrade = match guest.view.upgrade {
                 _ if !wanted => Upgrade::NotNeeded,
+                Upgrade::Done => Upgrade::NotNeeded,
                 Upgrade::NotNeeded => Upgrade::Due,
-                as_before => as_before,
+                as_before @ (Upgrade::Due | Upgrade::Tried) => as_before,
             };
             greeted(guest, proven, &greeting);
         }
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
-        Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::NotNeeded,
+        Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::Done,
         Outcome::Upgraded(false) => memory.guest(server).view.upgrade = Upgrade::Tried,
         Outcome::Released(epoch, done) => memory.guest(server).view.released = Some((epoch, done)),
         Outcome::Restarted(failed) => {

@@ -198,6 +198,8 @@ pub enum Upgrade {
     /// It is the one that this operator brings, as far as is known.
     #[default]
     NotNeeded,
+    /// It was just replaced; an answer that was asked for before that may still come.
+    Done,
     /// It is another one.
     Due,
     /// It is another one, and did not let itself be replaced; it is asked once more before the next `configure`.

@@ -36,8 +36,13 @@ impl Program {
         let [before, extension, after] = parts.as_slice() else {
             return Err(NotAProgram);
         };
-        let first = extension.lines().next().and_then(|line| line.strip_prefix(VERSION));
-        let written = first.and_then(|rest| rest.strip_suffix('"')).ok_or(NotAProgram)?;
+        let first = extension
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix(VERSION));
+        let written = first
+            .and_then(|rest| rest.strip_suffix('"'))
+            .ok_or(NotAProgram)?;
         let content = hex::encode(Sha256::digest(whole));
         let version = format!("{written}+{}", &content[..8]);
         let line = |version: &str| format!("{CUT}{VERSION}{version}\"\n");

@@ -167,7 +167,7 @@ impl Performer<'_> {
             kept: vec![],
         };
         self.remember(|memory| memory.fresh_epoch = None);
-        let outdated = server.guest.upgrade != Upgrade::NotNeeded;
+        let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let order = Order {
             server: guest.pinned(host_key),

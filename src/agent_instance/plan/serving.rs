@@ -73,15 +73,16 @@ impl Look<'_> {
     }
 
     fn installing(&self, server: &ServerView) -> Plan {
-        if server.guest.upgrade != Upgrade::Due || server.guest.busy {
-            return self.contact(server, "");
+        let mut plan = self.contact(server, "");
+        if server.guest.upgrade == Upgrade::Due && !server.guest.busy {
+            // Beside listening, so that the end of the installation is heard at once.
+            plan.steps.push(Step::Upgrade {
+                server: server.id,
+                // Nothing may have been written down for it yet, and the guest takes none below.
+                epoch: self.epoch(server).max(1),
+            });
         }
-        let step = Step::Upgrade {
-            server: server.id,
-            // Nothing may have been written down for it yet, and the guest takes none below.
-            epoch: self.epoch(server).max(1),
-        };
-        Plan::act(step, Stage::Installing)
+        plan
     }
 
     fn power_on(&self, server: &ServerView) -> Plan {

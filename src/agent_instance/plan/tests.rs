@@ -519,7 +519,14 @@ fn an_outdated_guest_is_upgraded_once_while_it_installs() {
         server: 41,
         epoch: 1,
     };
-    assert_eq!((plan.steps, plan.stage), (vec![upgrade], Stage::Installing));
+    let listens = Step::Hello {
+        server: 41,
+        incarnation: 1,
+    };
+    assert_eq!(
+        (plan.steps, plan.stage),
+        (vec![listens, upgrade], Stage::Installing)
+    );
     world.servers[0].guest.upgrade = Upgrade::Tried;
     assert!(matches!(present(&world).steps[..], [Step::Hello { .. }]));
     world.servers[0].guest.upgrade = Upgrade::Due;
