@@ -486,7 +486,7 @@ def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> 
 # ---- cut ----
 VERSION = "1.0.0"
 KEPT, ENVIRONMENT = VAR + "kept/files.json", ETC + "environment"
-SETTLE, SETTLE_FIRST = 0.5, 0.3  # seconds that a unit has to stay up; the first time there is nothing to give way to
+SETTLE, SETTLE_FIRST = 0.5, 0.25  # seconds that a unit has to stay up; the first time there is nothing to give way to
 MAX_KEPT = 128 << 10  # characters of put-away content in one answer
 
 Check = Callable[[Any, str], bool]
