@@ -773,7 +773,7 @@ class Guest(Guest):
             self.recover()
             old, state = self.files.document(AGENT), self.state()
             added = self.add_packages(sorted(set(new["packages"]) - set(old["packages"])))
-            known = known or added is not None  # a package may bring a unit of that name
+            known = known or state["unit"] != "" or added is not None  # a package may bring a unit of that name
             change = [file for file in want if self.differs(file, state)]
             gone = sorted({*state["files"], *(file.path for file in plain_files(old))} - {file.path for file in want})
             changed = [file.path for file in change if file.path != AGENT] + gone
@@ -952,18 +952,21 @@ class Guest(Guest):
         return False
 
     def bring_up(self, name: str, request: dict[str, Any], known: bool = True) -> dict[str, Any]:
-        """Starts the unit afresh and sees that it stays up, and does the rest in that time.
+        """Starts the unit afresh and sees that it stays up; what can be done in that time is done then.
 
-        What systemd does not know yet has not failed, and is read without being told to.
+        A unit that systemd does not know yet has not failed, and is read without being told to.
         """
         if known:
             self.system.systemctl("reset-failed", name)
+        self.ordered(name, "enable", "--no-reload", name)
+        if known:
             self.ordered(name, "daemon-reload")
         self.ordered(name, "restart", name)
         until = self.system.now() + request.get("settle", SETTLE if known else SETTLE_FIRST)
         unit = self.system.unit_state(name)
         restarts = unit["restarts"]
-        self.ordered(name, "enable", "--no-reload", name)
+        if not known:
+            self.ordered(name, "daemon-reload")
         journal = self.system.journal(name, TAIL)
         if unit["active"] == "active":
             self.system.sleep(max(until - self.system.now(), 0))
