@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent_class,
-    agent_instance::{memory::Memories, talk::Talks},
+    agent_instance::{memory::Memories, talk::Talks, world::RecoveryFlags},
     api::{AgentClass, AgentInstance, HetznerProject},
     guest::program::Program,
+    health::{canary::Canaries, pace::Pace},
     hetzner_project::connection::Connections,
     keys::Keyring,
     kube_ext::{Clients, Events},
@@ -44,6 +45,10 @@ pub struct Context {
     pub classes: agent_class::memory::Memories,
     /// Acts over SSH that are under way.
     pub talks: Talks,
+    /// What answers whatever becomes of one class.
+    pub canaries: Arc<Canaries>,
+    /// How fast servers are rebooted and replaced.
+    pub pace: Pace,
     /// The guest program that this operator brings.
     pub program: Program,
     /// Asks a controller to look at an object again.
@@ -69,6 +74,8 @@ pub struct Settings {
     pub inventory_slow: Duration,
     /// Pause between looks at a project and its firewalls.
     pub project_period: Duration,
+    /// Whether and when agents that fail are recovered.
+    pub recovery: RecoveryFlags,
     /// URL under which servers reach the phone-home endpoint, if there is one.
     pub phone_home_url: Option<String>,
 }

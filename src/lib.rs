@@ -15,7 +15,7 @@
 //!
 //! `Desired`, `plan` and `status` are pure: no client, no clock, no await. Every effect is a step, every step is harmless when done
 //! twice, and nothing waits in a reconcile: each wait is a requeue or an event. What must survive a crash is written ahead, into
-//! `status.provisioning` and `status.voice`; all else this process may forget at any time.
+//! `status.provisioning`, `status.voice` and `status.recovery`; all else this process may forget at any time.
 //!
 //! | words | module |
 //! |---|---|
@@ -27,7 +27,7 @@
 //! | inventory: the servers of a project as shared lists tell them | [`inventory`] |
 //! | labels and names at Hetzner | [`labels`], [`naming`] |
 //! | guest: SSH, proof of host keys, protocol, the program | [`guest`] |
-//! | health: probes of agents and the circuit that sums them up | [`health`] |
+//! | health: probes of agents, the circuit that sums them up, the ladder of what is tried | [`health`] |
 //! | what a server is born with, and what it is given later | [`cloud_init`], [`systemd_unit`], [`secret_files`], [`bootstrap`] |
 //! | master key and all that is derived from it | [`fleet`], [`keys`] |
 //! | errors as pauses and words | [`error`], [`trouble`], [`transitions`] |

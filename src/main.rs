@@ -3,9 +3,11 @@
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use agentfleet::{
+    agent_instance::world::RecoveryFlags,
     api,
     cloud_init::MAX_USER_DATA,
     context::Settings,
+    health::canary,
     http::Listener,
     kube_ext::error_chain,
     leader::Timing,
@@ -95,6 +97,22 @@ struct Run {
     /// Pause between looks at a project and its firewalls
     #[arg(long, default_value = "1m", value_parser = duration)]
     project_period: Duration,
+    /// How long a server may be out of reach before it is rebooted: an outage of the way to it is no fault of the server
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    unreachable_max: Duration,
+    /// Over which time agents that fall at once are counted, twice --unreachable-max at the least: when they are many, no server is touched for
+    /// them until the canaries have answered for as long
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    breaker_window: Duration,
+    /// HOST:PORT of something that takes TCP connections whatever becomes of the fleet, such as a status page; may be given several times
+    #[arg(long, value_parser = canary::address)]
+    canary: Vec<String>,
+    /// How many servers may be rebooted or replaced in a minute to bring agents back, in the whole fleet
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    recoveries_per_minute: u32,
+    /// Restart, reboot and replace nothing of itself in the whole fleet
+    #[arg(long)]
+    pause_recovery: bool,
     /// How long others wait for a holder of the Lease that is silent
     #[arg(long, default_value = "15s", value_parser = duration)]
     lease_duration: Duration,
@@ -155,6 +173,8 @@ async fn run(flags: Run) -> Ended {
         phone_home,
         fleet: flags.fleet.clone(),
         identity: format!("{}-{:08x}", flags.name, rand::random::<u32>()),
+        canaries: flags.canary.clone(),
+        recoveries_per_minute: flags.recoveries_per_minute,
         lease: timing(flags.lease_duration),
         silence_max: flags.silence_max,
         settings: settings(flags),
@@ -181,6 +201,11 @@ fn settings(flags: Run) -> Settings {
         inventory_fast: flags.inventory_fast,
         inventory_slow: flags.inventory_slow,
         project_period: flags.project_period,
+        recovery: RecoveryFlags {
+            paused: flags.pause_recovery,
+            unreachable: flags.unreachable_max,
+            window: flags.breaker_window.max(2 * flags.unreachable_max),
+        },
         phone_home_url: flags.phone_home_url,
     }
 }

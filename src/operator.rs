@@ -19,7 +19,7 @@ use crate::{
     context::{Context, Settings},
     fleet,
     guest::program::Program,
-    health::{self, Probes},
+    health::{self, Probes, canary::Canaries, pace::Pace},
     hetzner, hetzner_project,
     http::{Listener, Liveness, Readiness, routes},
     keys::{Keyring, MasterKey},
@@ -45,6 +45,10 @@ pub struct Options {
     pub fleet: Option<String>,
     /// This process among others, such as the name of its pod.
     pub identity: String,
+    /// Addresses that should answer whatever becomes of the fleet, each `HOST:PORT`.
+    pub canaries: Vec<String>,
+    /// How many servers may be rebooted or replaced in a minute to bring agents back.
+    pub recoveries_per_minute: u32,
     /// How the Lease is held.
     pub lease: Timing,
     /// Where health is served.
@@ -183,7 +187,13 @@ async fn lead(
     tracing::info!(fleet = master.fleet(), "leads");
     let (events, writer) = Events::new(clients.write.clone(), &options.identity);
     tokio::spawn(writer.run());
-    let (probes, changed) = Probes::new(PROBES_AT_ONCE, health::http_client()?);
+    let canaries = Arc::new(Canaries::default());
+    canaries.watch(options.canaries);
+    let (probes, changed) = Probes::new(
+        PROBES_AT_ONCE,
+        health::http_client()?,
+        Arc::clone(&canaries),
+    );
     let (talks, [greeted, obeyed]) = Talks::new(HELLOS_AT_ONCE, ORDERS_AT_ONCE, probes);
     let (wake, woken) = wakes();
     let watches = Watches::new(&clients.read, &liveness);
@@ -198,6 +208,8 @@ async fn lead(
         memories: agent_instance::memory::Memories::default(),
         classes: agent_class::memory::Memories::default(),
         talks,
+        canaries,
+        pace: Pace::per_minute(options.recoveries_per_minute),
         program: Program::new(include_str!("guest/program.py"))?,
         wake,
         clients,

@@ -64,9 +64,10 @@ fn says_for(told: &Condition, other: &Condition) -> bool {
     is_good(told) == is_good(other) && (same_words || told.type_ == READY && is_good(told))
 }
 
-/// Of all conditions only `Stalled` is bad when true.
+/// Of all conditions only two are bad when true.
 fn is_good(condition: &Condition) -> bool {
-    (condition.status == "True") != (condition.type_ == "Stalled")
+    let is_bad = ["Stalled", "RecoveryHeld"].contains(&condition.type_.as_str());
+    (condition.status == "True") != is_bad
 }
 
 fn event(condition: &Condition) -> Event {

@@ -200,6 +200,17 @@ fn other_objects_that_are_refused() -> Vec<Refused> {
             "spec.lifecycle.provisionTimeout",
         ),
         (
+            class_with(
+                "/spec/lifecycle",
+                json!({"recovery": {"restarts": 8, "reboots": 2}}),
+            ),
+            "restarts, reboots and recreations are at most 10 together",
+        ),
+        (
+            class_with("/spec/lifecycle", json!({"recovery": {"restarts": -1}})),
+            "spec.lifecycle.recovery.restarts",
+        ),
+        (
             with(
                 class_with("/spec/ipv4", json!(false)),
                 "/spec/ipv6",

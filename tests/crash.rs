@@ -13,6 +13,10 @@ use bed::{AT_ONCE, Bed, Call, Failure, Moment, Options, Outcome, ensure, manifes
 const SAMPLE: usize = 10;
 /// A life with a crash in it takes seconds; this is used up by a failure only.
 const LIFE_STEP: Duration = Duration::from_secs(90);
+/// What the operator does after all else was seen to be done, it does by then.
+const AFTERWARDS: Duration = Duration::from_secs(20);
+/// Whether two writes become one hangs on the moment, so that a life may not come to the last of them: so many lives are lived for a point.
+const LIVES: usize = 3;
 
 /// One life, in which the operator is started again whenever it has crashed.
 struct Life {
@@ -79,16 +83,16 @@ impl Life {
         Ok(())
     }
 
-    /// Waits for a crash that may come after all else was seen to be done.
-    async fn crash(&mut self) -> Outcome {
-        wait_within(LIFE_STEP, "the point is reached", async || {
+    /// Waits for a crash that may come after all else was seen to be done; whether it came.
+    async fn crash(&mut self) -> Outcome<bool> {
+        let crash = wait_within(AFTERWARDS, "the point is reached", async || {
             Ok((self.crashed || self.bed.operator.has_crashed()?).then_some(()))
-        })
-        .await?;
-        if !self.crashed {
+        });
+        let reached = crash.await.is_ok();
+        if reached && !self.crashed {
             self.bed.operator.start()?;
         }
-        Ok(())
+        Ok(reached)
     }
 
     async fn end(self) -> Outcome {
@@ -138,10 +142,16 @@ async fn a_life() -> Outcome<Vec<Call>> {
 }
 
 async fn survives(point: &(Call, Moment)) -> Outcome {
-    let mut life = Life::begin(Some(point)).await?;
-    life.live().await?;
-    life.crash().await?;
-    life.end().await
+    for _ in 0..LIVES {
+        let mut life = Life::begin(Some(point)).await?;
+        life.live().await?;
+        let reached = life.crash().await?;
+        life.end().await?;
+        if reached {
+            return Ok(());
+        }
+    }
+    Err(Failure::new(format!("not reached in {LIVES} lives")))
 }
 
 fn seed() -> u64 {

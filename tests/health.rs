@@ -21,6 +21,7 @@ async fn probed(health: Value) -> Outcome<Bed> {
     class["spec"]["health"] = health;
     class["spec"]["health"]["interval"] = json!("1s");
     class["spec"]["health"]["failureThreshold"] = json!(2);
+    class["spec"]["lifecycle"]["recovery"] = json!({"restarts": 0, "reboots": 0, "recreations": 0});
     bed.change(&class).await?;
     Ok(bed)
 }

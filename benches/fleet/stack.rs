@@ -24,6 +24,7 @@ const PACE: Pace = Pace {
     request_timeout: "30s",
     settle: "1s",
     lease: "15s",
+    unreachable: "5m",
 };
 /// Requests to the API server at once, of whoever applies many objects.
 const AT_ONCE: usize = 16;
@@ -93,6 +94,7 @@ impl Stack {
             host: simulator.host(),
             dir: dir.clone(),
             pace: PACE,
+            flags: vec![],
         })?;
         let mut stack = Self {
             operator,

@@ -18,6 +18,7 @@ use crate::{
     agent_instance::desired::{Agent, Desired as Instance},
     api::{AgentClass, AgentClassStatus, AgentInstance, ConditionType, FINALIZER, is_true},
     context::Context,
+    health::holds,
     hetzner::{Server, ServerStatus},
     hetzner_project::connection::{Connection, Refusal},
     inventory::Presence,
@@ -65,6 +66,7 @@ pub fn observe(ctx: &Context, class: &AgentClass, desired: &Desired) -> World {
         owners,
         now: Instant::now(),
     };
+    let hold = holds::of_class(ctx, class, Timestamp::now());
     ctx.classes.with(&desired.name, |memory| World {
         finalizer: class
             .finalizers()
@@ -80,6 +82,7 @@ pub fn observe(ctx: &Context, class: &AgentClass, desired: &Desired) -> World {
         checked: look.checked(memory, &status, class.metadata.generation),
         projects: look.projects(memory),
         troubles: memory.troubles.view(look.now),
+        hold,
         status,
     })
 }

@@ -33,6 +33,11 @@ pub fn status(
             .ready_instances
             .filter(|_| held)
             .or(Some(world.ready_instances)),
+        released_hold: world
+            .hold
+            .word
+            .clone()
+            .or_else(|| former.released_hold.clone()),
         conditions: former.conditions.clone(),
     };
     for (kind, found) in conditions(plan) {
@@ -51,6 +56,7 @@ pub fn status(
             ),
         }
     }
+    world.hold.tell(&mut next.conditions, generation, now);
     next
 }
 
@@ -104,6 +110,7 @@ fn ready(plan: &Plan) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::breaker::{Hold, Verdict};
     use std::time::Duration;
 
     fn at(second: i64) -> Timestamp {
@@ -136,10 +143,13 @@ mod tests {
 
     #[test]
     fn every_condition_exists_from_the_first_visit() {
-        assert_eq!(
-            reasons(&told(&World::default(), &open())),
-            [("Unknown", "Checking"); 3]
-        );
+        let told = told(&World::default(), &open());
+        let (held, others) = reasons(&told)
+            .split_last()
+            .map(|(last, others)| (*last, others.to_vec()))
+            .unwrap();
+        assert_eq!(others, [("Unknown", "Checking"); 3]);
+        assert_eq!(held, ("False", "NotHeld"));
     }
 
     #[test]
@@ -155,6 +165,7 @@ mod tests {
                 },
             ))
             .into_iter()
+            .take(3)
             .map(|(_, reason)| reason.to_owned())
             .collect::<Vec<_>>()
         };
@@ -173,6 +184,33 @@ mod tests {
             ..Plan::default()
         };
         assert_eq!(reasons(&told(&world, &deleting))[0], ("False", "InUse"));
+    }
+
+    #[test]
+    fn a_hold_stands_until_it_ends_and_a_persons_word_is_kept() {
+        let mut world = World::default();
+        for (verdict, word, expected, kept) in [
+            (
+                Verdict::Begins("ClassFalls", "x".into()),
+                None,
+                ("True", "ClassFalls"),
+                None,
+            ),
+            (Verdict::AsTold, None, ("True", "ClassFalls"), None),
+            (
+                Verdict::Ends("Released"),
+                Some("now"),
+                ("False", "Released"),
+                Some("now"),
+            ),
+            (Verdict::AsTold, None, ("False", "Released"), Some("now")),
+        ] {
+            let word = word.map(str::to_owned);
+            world.hold = Hold { verdict, word };
+            world.status = told(&world, &Plan::default());
+            assert_eq!(reasons(&world.status).last(), Some(&expected));
+            assert_eq!(world.status.released_hold.as_deref(), kept);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::desired::Desired;
 use crate::{
     api::AgentClassStatus,
+    health::breaker::Hold,
     hetzner::{Firewall, Labels},
     hetzner_project::connection::Refusal,
     labels, naming,
@@ -30,6 +31,8 @@ pub struct World {
     pub checked: Option<Checked>,
     /// The class's projects in its order, and all others that are connected.
     pub projects: Vec<ProjectView>,
+    /// Whether recovery of its agents is held.
+    pub hold: Hold,
     /// Steps that failed, by key.
     pub troubles: BTreeMap<String, Trouble>,
 }

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
-    Health, Lifecycle, Override, Overrides,
+    Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides,
 };
 use crate::hetzner::Place;
 
@@ -47,6 +47,8 @@ pub struct Want {
     pub overrides: Overrides,
     /// The server that a person asked to take up.
     pub adopt: Option<i64>,
+    /// Whether somebody works on the server, so that it is left alone.
+    pub maintenance: bool,
 }
 
 impl Desired {
@@ -63,8 +65,17 @@ impl Desired {
             environment: spec.environment,
             overrides: spec.overrides.unwrap_or_default(),
             adopt: adopted(instance),
+            maintenance: is_maintained(instance),
         };
         Self::Present(identity, Box::new(want))
+    }
+
+    /// What is wanted of it, unless it shall go.
+    pub fn want(&self) -> Option<&Want> {
+        match self {
+            Self::Absent(_) => None,
+            Self::Present(_, want) => Some(want),
+        }
     }
 
     /// Who the instance is.
@@ -95,6 +106,11 @@ impl Identity {
 /// The server id in the adopt annotation; anything else there is as good as none, and the condition that asks for it shows the right one.
 fn adopted(instance: &AgentInstance) -> Option<i64> {
     instance.annotations().get(ADOPT_ANNOTATION)?.parse().ok()
+}
+
+fn is_maintained(instance: &AgentInstance) -> bool {
+    let word = instance.annotations().get(MAINTENANCE_ANNOTATION);
+    word.is_some_and(|word| !word.is_empty())
 }
 
 /// An agent as its class and its instance together describe it.

@@ -27,6 +27,8 @@ pub struct Memory {
     pub attempt: Attempt,
     /// The epoch that was written ahead and not used yet.
     pub fresh_epoch: Option<i64>,
+    /// When the try to recover was decided that was written ahead and not done yet.
+    pub fresh_recovery: Option<Timestamp>,
     /// The guests of its servers, by server id.
     pub guests: BTreeMap<i64, GuestMemory>,
     /// Versions of the object that our own writes have replaced: a view of one of them is out of date.
@@ -128,6 +130,17 @@ impl Memory {
     /// A step has succeeded.
     pub fn succeeded(&mut self) {
         self.trouble = None;
+    }
+}
+
+impl GuestMemory {
+    /// Its agent, or the whole server, is being started again: what was said of the unit before is of no use any more.
+    pub fn starts_again(&mut self) {
+        if let Some(configured) = &mut self.view.configured
+            && let Ok(active) = &mut configured.outcome
+        {
+            *active = false;
+        }
     }
 }
 

@@ -226,6 +226,7 @@ fn reported(status: &AgentInstanceStatus) -> Value {
     if let Some(fields) = fields.as_object_mut() {
         fields.remove("provisioning");
         fields.remove("voice");
+        fields.remove("recovery");
     }
     fields
 }

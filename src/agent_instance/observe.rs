@@ -23,6 +23,7 @@ use super::{
 use crate::{
     api::{AgentInstance, FINALIZER},
     context::Context,
+    health::{breaker::Verdict, holds},
     hetzner::{Server, ServerStatus},
     hetzner_project::connection::Connection,
     inventory::{Key, Presence},
@@ -80,7 +81,11 @@ pub async fn observe(
         Desired::Absent(_) => (ClassView::Unknown, SecretsView::Unknown),
         Desired::Present(_, want) => look.prerequisites(want).await?,
     };
-    Ok(look.world(desired, class, secrets))
+    let mut world = look.world(desired, class, secrets);
+    if desired.want().is_some() && world.ails() {
+        world.hold = look.hold(&world);
+    }
+    Ok(world)
 }
 
 struct Look<'a> {
@@ -115,6 +120,9 @@ impl Look<'_> {
                 projects: self.projects(&class, wants_place, &servers),
                 attempt: memory.attempt.clone(),
                 fresh_epoch: memory.fresh_epoch,
+                recovery: self.ctx.settings.recovery,
+                hold: None,
+                fresh_recovery: memory.fresh_recovery,
                 trouble: memory.trouble(&basis),
                 status,
                 class,
@@ -147,6 +155,32 @@ impl Look<'_> {
             _ => SecretsView::Unknown,
         };
         Ok((view, secrets))
+    }
+
+    /// Who says, or is about to say, that no server is touched to bring agents back.
+    fn hold(&self, world: &World) -> Option<String> {
+        let (ctx, now) = (self.ctx, self.moment.wall);
+        let class = ObjectRef::new(&self.instance.spec.class_name);
+        let class = ctx.stores.classes.get(&class)?;
+        let hold = holds::of_class(ctx, &class, now);
+        let told = class.status.as_ref().map(|status| &status.conditions);
+        if hold.lasts(told) {
+            if hold.verdict != Verdict::AsTold {
+                ctx.wake.class(&class.name_any());
+            }
+            return Some(format!("AgentClass {}", class.name_any()));
+        }
+        let server = world.status.server.as_ref()?;
+        let project = ctx.stores.projects.get(&ObjectRef::new(&server.project))?;
+        let hold = holds::of_project(ctx, &project, now);
+        let told = project.status.as_ref().map(|status| &status.conditions);
+        if world.known != Known::Gone || !hold.lasts(told) {
+            return None;
+        }
+        if hold.verdict != Verdict::AsTold {
+            ctx.wake.project(&server.project);
+        }
+        Some(format!("HetznerProject {}", server.project))
     }
 
     fn has_server(&self) -> bool {

@@ -17,9 +17,13 @@ use super::{
     world::{ClassView, World},
 };
 use crate::{
-    api::{AgentInstance, FINALIZER, ProvisioningRecord, VoiceRecord},
+    api::{
+        AgentInstance, AgentInstanceStatus, FINALIZER, ProvisioningRecord, RecoveryAction,
+        RecoveryRecord, VoiceRecord,
+    },
     context::Context,
     error::Setback,
+    health::ladder,
     kube_ext,
 };
 
@@ -63,11 +67,13 @@ impl Performer<'_> {
             }
             Step::Announce(record) => self.announce(record).await,
             Step::WriteVoice(voice) => self.write_voice(voice).await,
+            Step::WriteRecovery(record) => self.write_recovery(record).await,
             Step::CreateServer(record) => self.create_server(record).await,
             Step::LookUp { project, name } => self.look_up(project, name).await,
             Step::ConfirmGone { project, id } => self.confirm_gone(project, *id).await,
             Step::DeleteServer { project, id } => self.delete_server(project, *id).await,
             Step::PowerOn { project, id } => self.power_on(project, *id).await,
+            Step::Reboot { project, id, hard } => self.reboot(project, *id, *hard).await,
             Step::TakeUp { project, id, uid } => self.take_up(project, *id, uid).await,
             Step::Hello { server, .. } => self.hello(*server),
             Step::Upgrade { server, epoch } => self.upgrade(*server, *epoch),
@@ -81,6 +87,7 @@ impl Performer<'_> {
                 epoch,
                 presumed,
             } => self.probe(*server, *epoch, *presumed),
+            Step::Restart { server, epoch } => self.restart(*server, *epoch),
             Step::Release { server, epoch, .. } => self.release(*server, *epoch),
         }
     }
@@ -98,27 +105,59 @@ impl Performer<'_> {
     }
 
     async fn announce(&mut self, record: &ProvisioningRecord) -> Result<(), Setback> {
-        let voice = self.world.voice().cloned();
-        self.write_records(Some(record.clone()), voice).await?;
+        let records = AgentInstanceStatus {
+            provisioning: Some(record.clone()),
+            ..self.records()
+        };
+        self.write_records(&records).await?;
         self.remember(|memory| memory.announced(record));
         Ok(())
     }
 
     async fn write_voice(&mut self, voice: &VoiceRecord) -> Result<(), Setback> {
-        self.write_records(self.world.record().cloned(), Some(voice.clone()))
-            .await?;
+        let records = AgentInstanceStatus {
+            voice: Some(voice.clone()),
+            ..self.records()
+        };
+        self.write_records(&records).await?;
         self.remember(|memory| memory.fresh_epoch = Some(voice.epoch));
         Ok(())
     }
 
-    /// Both records in one apply: what one manager leaves out is removed.
-    async fn write_records(
-        &mut self,
-        record: Option<ProvisioningRecord>,
-        voice: Option<VoiceRecord>,
-    ) -> Result<(), Setback> {
-        self.apply_status(RECORDS, json!({"provisioning": record, "voice": voice}))
-            .await
+    async fn write_recovery(&mut self, record: &RecoveryRecord) -> Result<(), Setback> {
+        if record.action != RecoveryAction::Restart {
+            self.ctx.pace.take(self.moment.steady).map_err(|next| {
+                let pause = next.saturating_duration_since(self.moment.steady);
+                Setback::until(
+                    "RecoveryPaced",
+                    "other agents are brought back first",
+                    pause,
+                )
+            })?;
+        }
+        let records = AgentInstanceStatus {
+            recovery: ladder::with(&self.world.status.recovery, record),
+            ..self.records()
+        };
+        self.write_records(&records).await?;
+        self.remember(|memory| memory.fresh_recovery = Some(record.at.0));
+        Ok(())
+    }
+
+    /// The records as they were seen.
+    fn records(&self) -> AgentInstanceStatus {
+        let status = &self.world.status;
+        AgentInstanceStatus {
+            provisioning: status.provisioning.clone(),
+            voice: status.voice.clone(),
+            recovery: status.recovery.clone(),
+            ..AgentInstanceStatus::default()
+        }
+    }
+
+    /// All records in one apply: what one manager leaves out is removed.
+    async fn write_records(&mut self, records: &AgentInstanceStatus) -> Result<(), Setback> {
+        self.apply_status(RECORDS, json!(records)).await
     }
 
     /// Applies status fields on exactly the version that this look has seen.

@@ -16,13 +16,14 @@ use super::{
         Upgrade, World,
     },
 };
-use crate::api::{Bootstrap, HealthState, ProvisioningRecord, ServerStatus, VoiceRecord};
+use crate::api::{Bootstrap, Disk, HealthState, ProvisioningRecord, ServerStatus, VoiceRecord};
 use crate::hetzner::Place;
 
 mod creation;
 mod health;
 #[cfg(test)]
 mod model;
+mod recovery;
 mod removal;
 mod serving;
 #[cfg(test)]
@@ -68,8 +69,10 @@ pub enum Stage {
     ConfigureFailed(String, String),
     /// Everything is given to the agent, and no probe was good yet: what the last one said.
     Starting(String),
-    /// The probes fail: reason and what the last one said.
+    /// The probes fail, and nothing is done about it: reason and what the last one said.
     Unhealthy(&'static str, String),
+    /// Something was done for an agent that failed, and it has not served since: reason and message.
+    Recovering(&'static str, String),
     /// The agent serves. None: as declared; else why the declared configuration cannot be applied, or why only a new server could.
     Serving(Option<(&'static str, String)>),
     /// The last step failed and is tried again: reason and message.
@@ -136,12 +139,13 @@ pub fn plan(desired: &Desired, world: &World, fleet: &str, now: Timestamp) -> Pl
     let look = Look {
         world,
         identity: desired.identity(),
+        want: desired.want(),
         fleet,
         now,
     };
     let plan = match desired {
         Desired::Absent(_) => look.absent().told_as_deletion(),
-        Desired::Present(_, want) => look.present(want),
+        Desired::Present(_, want) => look.told_as_recovery(look.present(want)),
     };
     match &world.trouble {
         Some(trouble) if trouble.until > now && !plan.steps.is_empty() => plan.held(trouble),
@@ -153,6 +157,7 @@ pub fn plan(desired: &Desired, world: &World, fleet: &str, now: Timestamp) -> Pl
 struct Look<'a> {
     world: &'a World,
     identity: &'a Identity,
+    want: Option<&'a Want>,
     fleet: &'a str,
     now: Timestamp,
 }

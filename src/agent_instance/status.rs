@@ -14,8 +14,8 @@ use super::{
     world::{ServerView, World},
 };
 use crate::api::{
-    AgentInstanceStatus, ConditionType, HealthStatus, ServerStatus, condition, is_true,
-    set_condition,
+    AgentInstanceStatus, ConditionType, HealthState, HealthStatus, ServerStatus, condition,
+    is_true, set_condition,
 };
 
 /// The status to be, records left as they are.
@@ -41,6 +41,7 @@ pub fn status(
             .map(|server| server_status(world, server))
             .or_else(|| former.server.clone()),
         health: health(world, current, now),
+        recovery: former.recovery.clone(),
         boot_revision: current.map_or_else(
             || former.boot_revision.clone(),
             |server| server.boot_revision.clone(),
@@ -71,6 +72,7 @@ fn phase(stage: &Stage) -> &'static str {
         }
         Stage::Starting(_) => "Starting",
         Stage::Unhealthy(..) => "Unhealthy",
+        Stage::Recovering(..) => "Recovering",
         Stage::Serving(_) => "Ready",
         Stage::Updating => "Updating",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
@@ -113,10 +115,17 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
         Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate,
     };
     let serves = matches!(stage, Stage::Serving(_));
-    let probed = matches!(stage, Stage::Starting(_) | Stage::Unhealthy(..));
+    let probed = matches!(
+        stage,
+        Stage::Starting(_) | Stage::Unhealthy(..) | Stage::Recovering(..)
+    );
     let spoken = current.is_some_and(|server| world.spoken(server).is_some());
     let proven = current.is_some_and(|server| server_status(world, server).host_key.is_some());
-    let as_declared = probed || matches!(stage, Stage::Serving(None));
+    let unknown = current.is_some_and(|server| {
+        let view = server.guest.health.as_ref();
+        view.is_some_and(|view| view.state == Some(HealthState::Unknown))
+    });
+    let as_declared = (probed && spoken) || matches!(stage, Stage::Serving(None));
     [
         found(Ready, serves, "Serving", stage),
         found(ServerCreated, current.is_some(), "Created", stage),
@@ -125,6 +134,9 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
         match stage {
             // The way to the agent failed, not the agent.
             Stage::Unhealthy("Unreachable", message) => {
+                condition(Healthy, None, "Unreachable", message.clone())
+            }
+            Stage::Recovering(_, message) if unknown => {
                 condition(Healthy, None, "Unreachable", message.clone())
             }
             stage => found(Healthy, serves, "ProbeGood", stage),
@@ -158,6 +170,7 @@ pub fn words(stage: &Stage) -> (&str, String) {
         | Stage::Stalled(reason, message)
         | Stage::Deleting(reason, message)
         | Stage::Unhealthy(reason, message)
+        | Stage::Recovering(reason, message)
         | Stage::Serving(Some((reason, message))) => (reason, message.clone()),
         Stage::ConfigureFailed(reason, message) => (reason, message.clone()),
         Stage::Creating => ("Creating", "a server is being asked for".into()),

@@ -1,6 +1,6 @@
 //! The effects that a plan may ask for, each of one kind and each harmless when done twice.
 
-use crate::api::{HealthState, ProvisioningRecord, VoiceRecord};
+use crate::api::{HealthState, ProvisioningRecord, RecoveryRecord, VoiceRecord};
 
 /// One effect.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +40,15 @@ pub enum Step {
         project: String,
         /// Id of the server.
         id: i64,
+    },
+    /// Start a server again.
+    Reboot {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+        /// Whether its power is cut, since asking it was in vain.
+        hard: bool,
     },
     /// Write this instance's UID onto a server of an earlier object of its name.
     TakeUp {
@@ -83,6 +92,15 @@ pub enum Step {
         epoch: i64,
         /// What is known of its health already.
         presumed: Option<HealthState>,
+    },
+    /// Write down what is done next for an agent whose probes fail, after all that was done before.
+    WriteRecovery(RecoveryRecord),
+    /// Start the agent's unit again.
+    Restart {
+        /// Id of the server.
+        server: i64,
+        /// The epoch of its configuration.
+        epoch: i64,
     },
     /// Take the voice away from a guest.
     Release {

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 pub use self::{
     listening::Listening,
-    order::{Order, release, upgrade},
+    order::{Order, release, restart, upgrade},
 };
 use super::{
     desired::Identity,
@@ -80,6 +80,8 @@ pub enum Outcome {
     Upgraded(bool),
     /// A `release` with this epoch; whether it was done.
     Released(i64, bool),
+    /// A `restart`; why it was not done, if it was not.
+    Restarted(Option<String>),
 }
 
 /// Acts in two pools, so that long polls never keep a `configure` waiting; and the probes.
@@ -154,15 +156,22 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
             let wanted = ctx.program.is_wanted_by(&greeting.guest);
             guest.view.upgrade = match guest.view.upgrade {
                 _ if !wanted => Upgrade::NotNeeded,
+                Upgrade::Done => Upgrade::NotNeeded,
                 Upgrade::NotNeeded => Upgrade::Due,
-                as_before => as_before,
+                as_before @ (Upgrade::Due | Upgrade::Tried) => as_before,
             };
             greeted(guest, proven, &greeting);
         }
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
-        Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::NotNeeded,
+        Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::Done,
         Outcome::Upgraded(false) => memory.guest(server).view.upgrade = Upgrade::Tried,
         Outcome::Released(epoch, done) => memory.guest(server).view.released = Some((epoch, done)),
+        Outcome::Restarted(failed) => {
+            memory.guest(server).view.restarts = false;
+            if let Some(why) = failed {
+                tracing::warn!(server, why, "the agent's unit was not started again");
+            }
+        }
         Outcome::Configured(configured, stored) => {
             if configured.outcome.is_ok() {
                 memory.succeeded();

@@ -3,10 +3,12 @@
 //! Plain data that tests can write down. `observe` in the parent module fills it from the Kubernetes stores, the inventories of the projects
 //! and what this process remembers; nothing here reads anything.
 
+use std::time::Duration;
+
 use k8s_openapi::jiff::Timestamp;
 
 use super::desired::Agent;
-use crate::api::{AgentInstanceStatus, ProvisioningRecord, Timing, VoiceRecord};
+use crate::api::{AgentInstanceStatus, HealthState, ProvisioningRecord, Timing, VoiceRecord};
 use crate::health::HealthView;
 use crate::hetzner::Place;
 
@@ -31,8 +33,25 @@ pub struct World {
     pub attempt: Attempt,
     /// The epoch that was written ahead by this process and not used yet.
     pub fresh_epoch: Option<i64>,
+    /// What the flags say of recovery.
+    pub recovery: RecoveryFlags,
+    /// The object whose status says that no server is rebooted, deleted or replaced to bring agents back; looked up only for one that ails.
+    pub hold: Option<String>,
+    /// When the try was decided that this process wrote ahead and has not done yet.
+    pub fresh_recovery: Option<Timestamp>,
     /// Why the last step failed, until it may be tried again.
     pub trouble: Option<Trouble>,
+}
+
+/// What the flags say of recovery.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryFlags {
+    /// Whether nothing is recovered in the whole fleet.
+    pub paused: bool,
+    /// How long a server may be out of reach before that is believed to be its own fault.
+    pub unreachable: Duration,
+    /// Over which time those that fall at once are counted.
+    pub window: Duration,
 }
 
 /// The class of an instance.
@@ -151,6 +170,8 @@ pub enum Known {
 pub struct GuestView {
     /// An act over SSH is under way.
     pub busy: bool,
+    /// That act starts the agent's unit again.
+    pub restarts: bool,
     /// The host key that was proven, while it is not in the status yet.
     pub proven: Option<String>,
     /// What `hello` said last.
@@ -177,6 +198,8 @@ pub enum Upgrade {
     /// It is the one that this operator brings, as far as is known.
     #[default]
     NotNeeded,
+    /// It was just replaced; an answer that was asked for before that may still come.
+    Done,
     /// It is another one.
     Due,
     /// It is another one, and did not let itself be replaced; it is asked once more before the next `configure`.
@@ -398,6 +421,15 @@ impl World {
             .map(|configured| configured.sent.clone())
             .or_else(said)
             .or_else(known)
+    }
+
+    /// Whether the agent does not serve, or its server is gone.
+    pub fn ails(&self) -> bool {
+        let bad = |state| matches!(state, HealthState::Failed | HealthState::Unknown);
+        let told = self.status.health.as_ref().map(|health| health.state);
+        let probed = self.servers.iter();
+        let probed = probed.filter_map(|server| server.guest.health.as_ref()?.state);
+        self.known == Known::Gone || told.into_iter().chain(probed).any(bad)
     }
 
     /// What the server that holds the voice has applied: it runs the agent.

@@ -194,6 +194,8 @@ pub struct Lifecycle {
     /// `Preserve`: the disk holds what cannot be had again, so the operator never deletes or replaces the server by its own decision.
     /// `Disposable`: a new server is as good as the old one.
     pub disk: Disk,
+    /// What is tried, and how often, for an agent whose probes fail.
+    pub recovery: Recovery,
 }
 
 impl Default for Lifecycle {
@@ -202,8 +204,52 @@ impl Default for Lifecycle {
             first_contact_timeout: Duration::from_secs(300),
             provision_timeout: Duration::from_secs(900),
             disk: Disk::default(),
+            recovery: Recovery::default(),
         }
     }
+}
+
+/// What is tried for an agent whose probes fail, in this order, and how often within 24 hours; 0 leaves a step out. Between two tries the agent
+/// gets the time that its probes need to tell, twice as long after each. When all of it was used up, the instance is `Stalled` until 24 hours
+/// after one of the tries.
+#[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.restarts + self.reboots + self.recreations <= 10").message("lifecycle.recovery: restarts, reboots and recreations are at most 10 together"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Recovery {
+    /// How often the agent's unit is started again.
+    #[schemars(range(min = 0, max = 10))]
+    #[serde(default = "restarts")]
+    pub restarts: i32,
+    /// How often the server is rebooted: politely at first, then by a reset. For a server that cannot be reached at all this is the first step.
+    #[schemars(range(min = 0, max = 10))]
+    #[serde(default = "reboots")]
+    pub reboots: i32,
+    /// How often the server is deleted and replaced by a new one, or replaced after it vanished; only where `disk` is `Disposable`.
+    #[schemars(range(min = 0, max = 10))]
+    #[serde(default = "recreations")]
+    pub recreations: i32,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self {
+            restarts: restarts(),
+            reboots: reboots(),
+            recreations: recreations(),
+        }
+    }
+}
+
+fn restarts() -> i32 {
+    5
+}
+
+fn reboots() -> i32 {
+    2
+}
+
+fn recreations() -> i32 {
+    1
 }
 
 /// What a server's disk is worth.
@@ -255,7 +301,11 @@ pub struct AgentClassStatus {
     /// How many of them are Ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_instances: Option<i64>,
-    /// `Ready`, `Rendered` and `FirewallReady`.
+    /// The value of the annotation `agentfleet.dev/release-hold` that was heard last.
+    #[schemars(length(max = 128))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released_hold: Option<String>,
+    /// `Ready`, `Rendered`, `FirewallReady`, and `RecoveryHeld` while so many agents fall that no server is touched for them.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -114,6 +114,10 @@ pub struct AgentInstanceStatus {
     /// Tag of the secret files that the server has applied; says nothing about their content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_tag: Option<String>,
+    /// What was done for an agent whose probes failed, the newest last; written before it is done, so that no crash can do it twice.
+    #[schemars(length(max = 10))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recovery: Vec<RecoveryRecord>,
     /// When the server of the present incarnation reached which step for the first time; begins anew with each incarnation. A step that nobody
     /// saw, as during a restart of the operator, is left out.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["step".into()]))]
@@ -180,6 +184,33 @@ pub struct VoiceRecord {
     pub incarnation: Option<i64>,
     /// Grows with every command that changes a server; a server refuses lower ones.
     pub epoch: i64,
+}
+
+/// One try to bring an agent back.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryRecord {
+    /// `Restart`: of the agent's unit. `Reboot`: of its server. `Recreate`: a new server takes the place of the old one.
+    pub action: RecoveryAction,
+    /// When it was decided.
+    pub at: MicroTime,
+    /// What the probes said.
+    #[schemars(length(max = 512))]
+    pub reason: String,
+}
+
+/// The ways to bring an agent back, in the order in which they are tried.
+#[derive(
+    JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[expect(
+    missing_docs,
+    reason = "told at the field, where `kubectl explain` shows it"
+)]
+pub enum RecoveryAction {
+    Restart,
+    Reboot,
+    Recreate,
 }
 
 /// The server of an instance.

@@ -20,6 +20,8 @@ pub enum ConditionType {
     Rendered,
     /// A class's firewall stands in each of its projects as declared.
     FirewallReady,
+    /// So much fell at once that no server is rebooted, deleted or replaced for it.
+    RecoveryHeld,
     /// An instance's server exists.
     ServerCreated,
     /// Its host key is proven and the agent is installed.
@@ -42,6 +44,7 @@ impl ConditionType {
             Self::QuotaAvailable => "QuotaAvailable",
             Self::Rendered => "Rendered",
             Self::FirewallReady => "FirewallReady",
+            Self::RecoveryHeld => "RecoveryHeld",
             Self::ServerCreated => "ServerCreated",
             Self::Bootstrapped => "Bootstrapped",
             Self::Configured => "Configured",

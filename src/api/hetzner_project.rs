@@ -79,7 +79,11 @@ pub struct HetznerProjectStatus {
     /// Until when creations in this project pause, for the reason that the conditions tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_until: Option<Time>,
-    /// `Ready`, `CredentialsValid` and `QuotaAvailable`.
+    /// The value of the annotation `agentfleet.dev/release-hold` that was heard last.
+    #[schemars(length(max = 128))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released_hold: Option<String>,
+    /// `Ready`, `CredentialsValid`, `QuotaAvailable`, and `RecoveryHeld` while so many servers vanished that none is replaced.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

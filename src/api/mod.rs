@@ -16,11 +16,11 @@ mod service;
 pub use agent::{AgentSpec, EnvFile, PlainFile, SecretFile, SecretKey, Source};
 pub use agent_class::{
     AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall,
-    FirewallRule, Lifecycle, Limits, Override, Protocol,
+    FirewallRule, Lifecycle, Limits, Override, Protocol, Recovery,
 };
 pub use agent_instance::{
     AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Overrides, ProvisioningRecord,
-    ServerStatus, Timing, TimingStep, VoiceRecord,
+    RecoveryAction, RecoveryRecord, ServerStatus, Timing, TimingStep, VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};
@@ -40,6 +40,12 @@ pub const FINALIZER: &str = "agentfleet.dev/finalizer";
 
 /// Asks the operator to take up a server of this fleet, namespace and name that it did not create for this object; the value is the server's id.
 pub const ADOPT_ANNOTATION: &str = "agentfleet.dev/adopt";
+
+/// Pauses the recovery of an instance, as while somebody works on its server; any value that is not empty does.
+pub const MAINTENANCE_ANNOTATION: &str = "agentfleet.dev/maintenance";
+
+/// Ends a hold of recovery on a class or project; each new value does so once.
+pub const RELEASE_HOLD_ANNOTATION: &str = "agentfleet.dev/release-hold";
 
 /// All custom resource definitions as file name and YAML text, ready to be written to `crds/`.
 ///

@@ -1,8 +1,7 @@
-#!/usr/bin/python3 -I
+#!/usr/bin/python3 -IS
 """The guest: the one program on an agent's server that the operator talks to.
 
     guest install    at boot: packages, source, files, install commands; never starts the agent
-    guest armed      ExecCondition of the agent's unit: may it speak on this server?
     guest ssh VERB   the operator's forced command: JSON (or a tar) in, one JSON answer out
 
 User-data leaves out what stands between the two cut lines; `upgrade` brings the whole, in which that
@@ -136,14 +135,15 @@ def run(argv: list[str], timeout: float, lines: int = TAIL, **options: Any) -> R
     output, deadline = b"", time.monotonic() + timeout
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           start_new_session=True, **options) as child:
-        pipe, code = child.stdout.fileno(), None
+        pipe, code, pause = child.stdout.fileno(), None, 0.001
         while code is None and time.monotonic() < deadline:
             code = child.poll()
             while select.select([pipe], [], [], 0 if code is not None else 0.05)[0] and time.monotonic() < deadline:
                 chunk = os.read(pipe, 65536)
                 output = (output + chunk)[-LINE * 4 * lines:]
-                if not chunk:
-                    time.sleep(0.01)
+                if not chunk:  # it ends now, or goes on in silence
+                    time.sleep(pause)
+                    pause = min(2 * pause, 0.05)
                     break
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -411,7 +411,7 @@ class Guest:
     def hello(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         deadline = self.system.now() + request.get("wait", 0)
         while self.progress() == request.get("seen") and self.system.now() < deadline:
-            self.system.sleep(0.2)
+            self.system.sleep(0.02)
         progress, state, identity = self.progress(), self.state(), self.identity()
         blob = base64.b64decode(self.files.read(HOST_KEY)[0].split()[1])
         proven = "\n".join(("agentfleet hello v1", identity["fleet"], identity["server"], request["nonce"],
@@ -471,8 +471,6 @@ def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> 
         return 0
     if argv == ["install"]:
         return int(not guest.install())
-    if argv == ["armed"]:
-        return int(not guest.is_armed())
     answer: dict[str, Any] = {"protocol": 1, "guest": VERSION, "ok": True}
     try:
         answer |= guest.serve(verb, stdin)
@@ -488,7 +486,7 @@ def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> 
 # ---- cut ----
 VERSION = "1.0.0"
 KEPT, ENVIRONMENT = VAR + "kept/files.json", ETC + "environment"
-MACHINE = "/var/lib/cloud/data/instance-id"  # written by cloud-init before any unit starts; Hetzner's id of the server
+SETTLE, SETTLE_FIRST = 0.5, 0.25  # seconds that a unit has to stay up; the first time there is nothing to give way to
 MAX_KEPT = 128 << 10  # characters of put-away content in one answer
 
 Check = Callable[[Any, str], bool]
@@ -656,6 +654,41 @@ class Files(Files):
         self.tidy(path)
 
 
+ARMED = "/usr/local/lib/agentfleet/armed"
+# A program of its own, as systemd waits for it at each start of the agent; the guest goes by the same words.
+MAY_SPEAK = '''#!/usr/bin/python3 -IS
+"""ExecCondition of the agent's unit: may it speak on this server?"""
+import json
+import sys
+
+
+def read(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b"{}"
+
+
+def marker(root):
+    """Who may speak here. The machine is Hetzner's id of the server, written by cloud-init before any unit starts: it
+    tells a server from one that was made of its snapshot."""
+    agent, identity = (json.loads(read(root + "/etc/agentfleet/" + name)) for name in ("agent.json", "identity.json"))
+    machine = read(root + "/var/lib/cloud/data/instance-id").decode(errors="replace").strip()
+    return {"fleet": identity.get("fleet"), "server": identity.get("server"), "machine": machine,
+            "instance": agent.get("instance"), "incarnation": agent.get("incarnation")}
+
+
+def is_armed(root):
+    return json.loads(read(root + "/var/lib/agentfleet/state.json")).get("armed") == marker(root)
+
+
+if __name__ == "__main__":
+    sys.exit(not is_armed(""))
+'''
+SPEAKER: dict[str, Any] = {"__name__": "armed"}
+exec(MAY_SPEAK, SPEAKER)
+
 FORMER = 'cd "$1"; git rev-parse -q --verify HEAD'
 BACK = 'cd "$1"; git checkout -q --force --detach "$2"'
 
@@ -666,8 +699,8 @@ def unit_files(agent: dict[str, Any]) -> list[File]:
     paths = "".join(f"ConditionPathExists={path}\n".replace("%", "%%") for path in agent["secretPaths"])
     values = "".join('%s="%s"\n' % (key, re.sub(r'(["\\`$])', r"\\\1", value))
                      for key, value in sorted(agent["environment"].items()))
-    drop_in = f"[Unit]\n{paths}[Service]\nExecCondition=+{PROGRAM} armed\nEnvironmentFile={ENVIRONMENT}\n"
-    return [private(ENVIRONMENT, values.encode()), File(unit, 0o644, "root", agent["unit"]["text"].encode()),
+    drop_in = f"[Unit]\n{paths}[Service]\nExecCondition=+{ARMED}\nEnvironmentFile={ENVIRONMENT}\n"
+    return [File(ARMED, 0o755, "root", MAY_SPEAK.encode()), private(ENVIRONMENT, values.encode()), File(unit, 0o644, "root", agent["unit"]["text"].encode()),
             File(unit + ".d/10-agentfleet.conf", 0o644, "root", drop_in.encode())]
 
 
@@ -701,15 +734,8 @@ class Guest(Guest):
             raise Failure("WrongInstance", "another instance has this server: a higher epoch takes it over")
         state["instance"] = instance
 
-    def marker(self) -> dict[str, Any]:
-        """Who may speak here; the machine tells a server from one that was made of its snapshot."""
-        agent, identity, machine = self.files.document(AGENT) or {}, self.identity(), self.files.read(MACHINE)
-        return {"fleet": identity["fleet"], "server": identity["server"],
-                "machine": machine and machine[0].decode(errors="replace").strip(),
-                "instance": agent.get("instance"), "incarnation": agent.get("incarnation")}
-
     def is_armed(self) -> bool:
-        return self.state()["armed"] == self.marker()
+        return SPEAKER["is_armed"](self.system.root)
 
     def status(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         disk = os.statvfs(self.system.root or "/")
@@ -736,18 +762,18 @@ class Guest(Guest):
         with self.files.locked("lock", LOCK_WAIT):
             if not self.is_armed():
                 raise Failure("UnitFailed", "this server is not armed: configure it first")
-            name = self.state()["unit"]
-            return {"unit": self.bring_up(name, request), "journal": self.system.journal(name, TAIL)}
+            return self.bring_up(self.state()["unit"], request)
 
     def configure(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         with self.files.locked("lock", LOCK_WAIT):
             new = request["description"]
             want = self.wanted(request, members)
-            self.refuse_early(new)
+            known = self.refuse_early(new)
             self.store_proof_key(request["resumeKey"])
             self.recover()
             old, state = self.files.document(AGENT), self.state()
-            self.add_packages(sorted(set(new["packages"]) - set(old["packages"])))
+            added = self.add_packages(sorted(set(new["packages"]) - set(old["packages"])))
+            known = known or state["unit"] != "" or added is not None  # a package may bring a unit of that name
             change = [file for file in want if self.differs(file, state)]
             gone = sorted({*state["files"], *(file.path for file in plain_files(old))} - {file.path for file in want})
             changed = [file.path for file in change if file.path != AGENT] + gone
@@ -757,22 +783,26 @@ class Guest(Guest):
                     self.arm(request, want)
                     trial = was_up and bool(changed or moved)
                     if trial:
-                        spoken = self.speak(request, state, True)
+                        spoken = self.speak(request, state, True, known)
             except Exception as error:
                 failure = Failure.of(error)
                 if trial:
                     failure.more["restored"] = self.speak_as_before(request, state, old if moved else None)
                 raise failure from None
-            return {"changed": changed, **(spoken if trial else self.speak(request, state, bool(changed or moved)))}
+            if not trial:
+                spoken = self.speak(request, state, bool(changed or moved), known)
+            return {"changed": changed, **spoken}
 
-    def refuse_early(self, agent: dict[str, Any]) -> None:
-        """What must not be found out when half is done."""
+    def refuse_early(self, agent: dict[str, Any]) -> bool:
+        """What must not be found out when half is done; answers whether systemd knows the unit."""
         if self.about(self.state())["phase"] != "Installed":
             raise Failure("NotInstalled", "the install has not ended well: ask hello for its steps")
         self.system.user(agent["user"])
         name = agent["unit"]["name"]
-        if self.system.unit_state(name)["load"] == "masked":
+        load = self.system.unit_state(name)["load"]
+        if load == "masked":
             raise Failure("UnitMasked", f"{name} is masked: run systemctl unmask {name} on the server")
+        return load != "not-found"
 
     def store_proof_key(self, key: str) -> None:
         with self.changing() as state:
@@ -884,12 +914,12 @@ class Guest(Guest):
     def arm(self, request: dict[str, Any], files: list[File]) -> None:
         with self.changing() as state:
             self.claim(request, state)
-            state |= {"armed": self.marker(), "everArmed": True, "pending": {},
+            state |= {"armed": SPEAKER["marker"](self.system.root), "everArmed": True, "pending": {},
                       "files": {file.path: record(file) for file in files},
                       "applied": {"configRevision": request["description"]["configRevision"],
                                   "secretsTag": request["secretsTag"]}}
 
-    def speak(self, request: dict[str, Any], before: dict[str, Any], changed: bool) -> dict[str, Any]:
+    def speak(self, request: dict[str, Any], before: dict[str, Any], changed: bool, known: bool) -> dict[str, Any]:
         """Starts the unit if anything that it sees has changed, or if it does not run."""
         name = request["description"]["unit"]["name"]
         if before["unit"] not in ("", name):
@@ -897,14 +927,15 @@ class Guest(Guest):
         self.files.remove(KEPT)
         with self.changing() as state:
             state["unit"] = name
-        unit = self.system.unit_state(name)
-        restart = changed or before["restart"] or unit["active"] != "active"
+        up = {} if changed or before["restart"] else {"unit": self.system.unit_state(name),
+                                                      "journal": self.system.journal(name, TAIL)}
+        restart = not up or up["unit"]["active"] != "active"
         if restart:
-            unit = self.bring_up(name, request)
+            up = self.bring_up(name, request, known)
         state, folder = self.state(), self.directory(request["description"])
         head = self.shell(request["description"], FORMER, folder).tail if folder else []
         return {"armed": True, "epoch": state["epoch"], **state["applied"], "restarted": restart,
-                "ref": head[-1] if head else None, "unit": unit, "journal": self.system.journal(name, TAIL)}
+                "ref": head[-1] if head else None, **up}
 
     def speak_as_before(self, request: dict[str, Any], before: dict[str, Any], former: dict[str, Any] | None) -> bool:
         """Starts the former unit on the former files, after the update commands if the source had moved."""
@@ -920,23 +951,36 @@ class Guest(Guest):
             return True
         return False
 
-    def bring_up(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Starts the unit afresh and sees that it stays up."""
-        self.system.systemctl("reset-failed", name)
-        for arguments in (["enable", "--no-reload", name], ["daemon-reload"], ["restart", name]):
-            ran = self.system.systemctl(*arguments)
-            if ran.code != 0:
-                raise self.unit_failed(name, f"systemctl {arguments[0]} failed", ran.tail)
+    def bring_up(self, name: str, request: dict[str, Any], known: bool = True) -> dict[str, Any]:
+        """Starts the unit afresh and sees that it stays up; what can be done in that time is done then.
+
+        A unit that systemd does not know yet has not failed, and is read without being told to.
+        """
+        if known:
+            self.system.systemctl("reset-failed", name)
+        self.ordered(name, "enable", "--no-reload", name)
+        if known:
+            self.ordered(name, "daemon-reload")
+        self.ordered(name, "restart", name)
+        until = self.system.now() + request.get("settle", SETTLE if known else SETTLE_FIRST)
         unit = self.system.unit_state(name)
-        restarts, until = unit["restarts"], self.system.now() + request.get("settle", 0.5)
-        while unit["active"] == "active" and unit["restarts"] == restarts:
-            if self.system.now() >= until:
-                with self.changing() as state:
-                    state["restart"] = False
-                return unit
-            self.system.sleep(0.1)
+        restarts = unit["restarts"]
+        if not known:
+            self.ordered(name, "daemon-reload")
+        journal = self.system.journal(name, TAIL)
+        if unit["active"] == "active":
+            self.system.sleep(max(until - self.system.now(), 0))
             unit = self.system.unit_state(name)
+        if unit["active"] == "active" and unit["restarts"] == restarts:
+            with self.changing() as state:
+                state["restart"] = False
+            return {"unit": unit, "journal": journal}
         raise self.unit_failed(name, f"did not stay up: {unit['active']}, {unit['sub']}, {unit['result']}", [])
+
+    def ordered(self, name: str, *arguments: str) -> None:
+        ran = self.system.systemctl(*arguments)
+        if ran.code != 0:
+            raise self.unit_failed(name, f"systemctl {arguments[0]} failed", ran.tail)
 
     def unit_failed(self, name: str, why: str, tail: list[str]) -> Failure:
         return Failure("UnitFailed", f"{name}: {why}", (tail + self.system.journal(name, TAIL))[-TAIL:])

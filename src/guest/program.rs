@@ -4,6 +4,8 @@
 //! and can be upgraded. The rest stands between two cut lines in the same file and comes with the
 //! first `upgrade`, over the pinned channel.
 
+use sha2::{Digest as _, Sha256};
+
 use super::bundle::Upgrade;
 use super::untrusted::Text;
 
@@ -24,21 +26,30 @@ pub struct Program {
 pub struct NotAProgram;
 
 impl Program {
-    /// Takes the whole program and finds its boot part and version.
+    /// Takes the whole program and finds its boot part. Its version is the one written in it and a hash of its content, so that no change is
+    /// kept from the guests.
     ///
     /// # Errors
-    /// When there are not two cut lines, or no version behind the first one.
+    /// When there are not two cut lines, or no version right behind the first one.
     pub fn new(whole: &str) -> Result<Self, NotAProgram> {
         let parts: Vec<&str> = whole.split(CUT).collect();
         let [before, extension, after] = parts.as_slice() else {
             return Err(NotAProgram);
         };
-        let mut lines = extension.lines();
-        let version = lines.find_map(|line| line.strip_prefix(VERSION)?.strip_suffix('"'));
+        let first = extension
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix(VERSION));
+        let written = first
+            .and_then(|rest| rest.strip_suffix('"'))
+            .ok_or(NotAProgram)?;
+        let content = hex::encode(Sha256::digest(whole));
+        let version = format!("{written}+{}", &content[..8]);
+        let line = |version: &str| format!("{CUT}{VERSION}{version}\"\n");
         Ok(Self {
-            whole: whole.to_owned(),
+            whole: whole.replacen(&line(written), &line(&version), 1),
             boot: format!("{before}{after}"),
-            version: version.ok_or(NotAProgram)?.to_owned(),
+            version,
         })
     }
 
@@ -87,7 +98,9 @@ main()
             program.boot(),
             "VERSION = \"1.0.0-boot\"\nfirst()\nmain()\n"
         );
-        assert_eq!(program.upgrade(3).program, WHOLE);
+        let sent = program.upgrade(3).program;
+        let version = format!("\"{}\"", program.version());
+        assert_eq!(sent, WHOLE.replace("\"1.0.0\"", &version));
     }
 
     #[test]
@@ -95,7 +108,10 @@ main()
         let program = Program::new(WHOLE).unwrap();
         assert!(program.is_wanted_by(&Text::new("1.0.0-boot")));
         assert!(program.is_wanted_by(&Text::new("0.9.0")));
-        assert!(!program.is_wanted_by(&Text::new("1.0.0")));
+        assert!(program.is_wanted_by(&Text::new("1.0.0")));
+        assert!(!program.is_wanted_by(&Text::new(program.version())));
+        let changed = Program::new(&WHOLE.replace("more", "most")).unwrap();
+        assert!(changed.is_wanted_by(&Text::new(program.version())));
     }
 
     #[test]

@@ -23,6 +23,8 @@ const TAIL: usize = 300;
 /// Whom to ask, and how.
 #[derive(Clone)]
 pub struct Target {
+    /// Name of the class.
+    pub class: String,
     /// The class's wish.
     pub health: Health,
     /// The server.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
+use super::canary::Canaries;
 use super::circuit::{Circuit, Reply, Rules};
 use super::probe::{Target, ask};
 use crate::agent_instance::talk::GuestKey;
@@ -37,6 +38,7 @@ pub struct Probes {
     by_key: Mutex<HashMap<GuestKey, Prober>>,
     permits: Arc<Semaphore>,
     http: reqwest::Client,
+    canaries: Arc<Canaries>,
     changed: mpsc::UnboundedSender<GuestKey>,
 }
 
@@ -54,13 +56,14 @@ impl Drop for Prober {
 }
 
 impl Probes {
-    /// No probers yet; at most `limit` probes will run at once.
-    pub fn new(limit: usize, http: reqwest::Client) -> (Self, Ended) {
+    /// No probers yet; at most `limit` probes will run at once, and the canaries hear of each that SSH answered.
+    pub fn new(limit: usize, http: reqwest::Client, canaries: Arc<Canaries>) -> (Self, Ended) {
         let (changed, told) = mpsc::unbounded_channel();
         let probes = Self {
             by_key: Mutex::default(),
             permits: Arc::new(Semaphore::new(limit)),
             http,
+            canaries,
             changed,
         };
         (probes, told)
@@ -80,6 +83,7 @@ impl Probes {
             circuit: Arc::clone(&circuit),
             permits: Arc::clone(&self.permits),
             http: self.http.clone(),
+            canaries: Arc::clone(&self.canaries),
             changed: self.changed.clone(),
         };
         let prober = Prober {
@@ -117,6 +121,7 @@ struct Turn {
     circuit: Arc<Mutex<Circuit>>,
     permits: Arc<Semaphore>,
     http: reqwest::Client,
+    canaries: Arc<Canaries>,
     changed: mpsc::UnboundedSender<GuestKey>,
 }
 
@@ -156,6 +161,10 @@ impl Turn {
             threshold: health.failure_threshold.unsigned_abs(),
             interval: health.interval.get(),
         };
+        if health.http.is_none() && !matches!(reply, Reply::Silent(_)) {
+            let fresh = 2 * health.interval.get() + health.timeout.get();
+            self.canaries.class_answered(&self.target.class, fresh);
+        }
         if lock(&self.circuit).take(reply, rules, Instant::now()) {
             // A receiver that is gone means that the operator stops.
             let _ = self.changed.send(self.key.clone());

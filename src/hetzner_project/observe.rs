@@ -18,6 +18,7 @@ use super::{
 use crate::{
     api::{AgentClass, AgentInstance, FINALIZER, HetznerProject, TokenSecretRef},
     context::Context,
+    health::holds,
     hetzner::{Firewall, ServerId},
     inventory::Presence,
     kube_ext::{COUNTS_PERIOD, call, error_chain},
@@ -75,6 +76,7 @@ pub async fn observe(
         seen: None,
         instances: instances.len(),
         claims: vec![],
+        hold: holds::of_project(ctx, project, Timestamp::now()),
         others: others(ctx, &desired.name),
         holder: ctx.connections.holder().to_owned(),
     };

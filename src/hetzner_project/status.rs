@@ -42,6 +42,11 @@ pub fn status(
         paused_until: seen
             .and_then(|seen| seen.over_quota)
             .map(|until| paused_until(former, until)),
+        released_hold: world
+            .hold
+            .word
+            .clone()
+            .or_else(|| former.released_hold.clone()),
         conditions: former.conditions.clone(),
     };
     for (kind, found) in conditions(seen, &plan.stage) {
@@ -60,6 +65,7 @@ pub fn status(
             ),
         }
     }
+    world.hold.tell(&mut next.conditions, generation, now);
     next
 }
 

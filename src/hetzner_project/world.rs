@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::{api::HetznerProjectStatus, trouble::Trouble};
+use crate::{api::HetznerProjectStatus, health::breaker::Hold, trouble::Trouble};
 
 /// Everything that a plan for one project may depend on.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +23,8 @@ pub struct World {
     pub instances: usize,
     /// Servers in the project that instances say they have.
     pub claims: Vec<Claim>,
+    /// Whether new servers for what vanished are held.
+    pub hold: Hold,
     /// The identities of all other projects, with their names.
     pub others: BTreeMap<i64, String>,
     /// The id by which this process marks the projects that it acts in.

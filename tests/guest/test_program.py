@@ -37,8 +37,8 @@ class Program(unittest.TestCase):
         root = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, root)
         env = {"AGENTFLEET_ROOT": root, "PATH": os.environ["PATH"]}
-        armed = subprocess.run([sys.executable, "-I", str(FILE), "armed"], env=env, capture_output=True)
-        self.assertEqual((armed.returncode, armed.stderr), (1, b""))
+        may_speak = [sys.executable, "-W", "error", "-IS", "-c", guest.MAY_SPEAK]
+        self.assertEqual(subprocess.run(may_speak, capture_output=True).returncode, 1)
         hello = subprocess.run([sys.executable, "-I", str(FILE), "ssh", "hello"], env=env, input=b"{}", capture_output=True)
         self.assertIn(b'"code": "BadRequest"', hello.stdout)
 

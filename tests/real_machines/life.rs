@@ -7,6 +7,9 @@ use serde_json::json;
 /// What the agent of the class reads as its secrets, byte by byte.
 const AS_THE_AGENT_READS: &str = "systemctl show -p MainPID --value agent | xargs -I{} cat /proc/{}/environ | tr '\\0' '\\n' | grep ^API_KEY=";
 
+/// What guards the unit as systemd has it in memory, and whether it has the files as they are.
+const GUARD: &str = "systemctl show -p DropInPaths,NeedDaemonReload --value agent";
+
 /// When this boot began, and that the agent runs in it.
 const BOOT: &str = "systemctl is-active agent && cut -d' ' -f22 /proc/1/stat";
 
@@ -37,10 +40,13 @@ async fn a_real_debian_becomes_an_agent_takes_new_secrets_and_leaves_nothing() -
         ]
     );
     assert_eq!(one.shell("systemctl --failed --no-legend").await?, "");
+    let guard = "/etc/systemd/system/agent.service.d/10-agentfleet.conf\nno\n";
+    assert_eq!(one.shell(GUARD).await?, guard);
 
     let value = bed.apply_secret("one").await?;
     one.has_in_file(manifests::SECRET_FILE, &value).await?;
     one.ready().await?;
+    assert_eq!(one.shell(GUARD).await?, guard);
     assert_eq!(
         one.shell(AS_THE_AGENT_READS).await?.trim(),
         format!("API_KEY={value}")

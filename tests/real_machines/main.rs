@@ -7,4 +7,5 @@ mod firewall;
 mod guest;
 mod life;
 mod rachel8;
+mod recovery;
 mod security;

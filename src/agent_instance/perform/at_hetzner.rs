@@ -216,6 +216,28 @@ impl Performer<'_> {
         Ok(())
     }
 
+    /// Asked for once for each time that it was written down, whatever comes of the request.
+    pub(super) async fn reboot(&self, project: &str, id: i64, hard: bool) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let permit = self.permit(&connection, Lane::Other)?;
+        self.remember(|memory| {
+            memory.fresh_recovery = None;
+            memory.guest(id).starts_again();
+        });
+        let key = GuestKey::new(self.identity(), id);
+        self.ctx.talks.probes.forget(&key);
+        let client = &connection.client;
+        if hard {
+            let route = "POST /servers/{id}/actions/reset";
+            crash_point::around("hetzner", route, client.reset(permit, id.into())).await?;
+        } else {
+            let route = "POST /servers/{id}/actions/reboot";
+            crash_point::around("hetzner", route, client.reboot(permit, id.into())).await?;
+        }
+        connection.inventory.poke();
+        Ok(())
+    }
+
     pub(super) async fn take_up(&self, project: &str, id: i64, uid: &str) -> Result<(), Setback> {
         let connection = self.connection(project)?;
         let snapshot = connection.inventory.snapshot();

@@ -167,7 +167,7 @@ impl Performer<'_> {
             kept: vec![],
         };
         self.remember(|memory| memory.fresh_epoch = None);
-        let outdated = server.guest.upgrade != Upgrade::NotNeeded;
+        let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let order = Order {
             server: guest.pinned(host_key),
@@ -187,8 +187,10 @@ impl Performer<'_> {
         epoch: i64,
         presumed: Option<HealthState>,
     ) -> Result<(), Setback> {
+        let agent = self.agent()?.0;
         let target = Target {
-            health: self.agent()?.0.health.clone(),
+            class: agent.class.clone(),
+            health: agent.health.clone(),
             server: self.known_guest(id)?,
             epoch,
         };
@@ -203,6 +205,21 @@ impl Performer<'_> {
         let (guest, _) = self.guest(server)?;
         let unproven = || Setback::passing("HostKeyUnproven", "its host key is not pinned");
         Ok(guest.pinned(self.pinned(server)?.ok_or_else(unproven)?))
+    }
+
+    pub(super) fn restart(&self, id: i64, epoch: i64) -> Result<(), Setback> {
+        let pinned = self.known_guest(id)?;
+        self.remember(|memory| {
+            memory.fresh_recovery = None;
+            let guest = memory.guest(id);
+            guest.starts_again();
+            guest.view.restarts = true;
+        });
+        self.ctx.talks.order(
+            GuestKey::new(self.identity(), id),
+            talk::restart(pinned, epoch),
+        );
+        Ok(())
     }
 
     pub(super) fn release(&self, id: i64, epoch: i64) -> Result<(), Setback> {

@@ -3,8 +3,8 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 
 use super::{
-    Agent, Attempt, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW, SecretsView,
-    SendOutcome, ServerStatus, Stage, Step, relabelled,
+    Agent, Attempt, Disk, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW,
+    SecretsView, SendOutcome, ServerStatus, Stage, Step, relabelled,
 };
 
 impl Look<'_> {
@@ -13,7 +13,10 @@ impl Look<'_> {
             (Known::Unseen, Some(server)) => self.unseen(server),
             (Known::Relabelled, Some(server)) => stalled_relabelled(server),
             (Known::Gone, Some(server)) if self.held_voice(server.incarnation) => {
-                Plan::wait(server_lost(server))
+                match self.class() {
+                    Ok(agent) if agent.disk() == Disk::Disposable => self.replace(server, agent),
+                    _ => Plan::wait(server_lost(server)),
+                }
             }
             _ => self.create(),
         }
@@ -42,7 +45,7 @@ impl Look<'_> {
             .is_some_and(|voice| voice.incarnation == Some(incarnation))
     }
 
-    fn create(&self) -> Plan {
+    pub(super) fn create(&self) -> Plan {
         let agent = match self.prerequisites() {
             Ok(agent) => agent,
             Err((reason, message)) => return Plan::wait(Stage::Waiting(reason, message)),
@@ -294,7 +297,7 @@ fn stalled_relabelled(server: &ServerStatus) -> Plan {
     Plan::wait(Stage::Stalled("LabelsChanged", relabelled(server)))
 }
 
-fn server_lost(server: &ServerStatus) -> Stage {
+pub(super) fn server_lost(server: &ServerStatus) -> Stage {
     Stage::Stalled(
         "ServerLost",
         format!(

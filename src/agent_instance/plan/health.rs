@@ -1,6 +1,7 @@
 //! A configured agent: whether it serves is what its probes say (I6).
 
-use super::{Agent, HealthState, Look, Plan, ServerView, Stage, Step};
+use super::{Agent, HealthState, Look, Plan, ServerView, Stage, Step, recovery::Cause};
+use crate::health::ladder::Ailment;
 
 /// Why less is served than is declared.
 type Note = Option<(&'static str, String)>;
@@ -25,7 +26,7 @@ impl Look<'_> {
         let epoch = self.world.voice().map_or(0, |voice| voice.epoch);
         match &server.guest.health {
             Some(view) if (&view.health, view.epoch) == (&agent.health, epoch) => {
-                Plan::wait(by_health(view.state, &view.words, note))
+                self.by_probes(server, agent, (view.state, &view.words), note)
             }
             _ => {
                 let presumed = self.presumed(server, agent, epoch);
@@ -34,13 +35,40 @@ impl Look<'_> {
                     epoch,
                     presumed,
                 };
-                Plan::act(step, by_health(presumed, "", note))
+                Plan {
+                    steps: vec![step],
+                    look_again: None,
+                    ..self.by_probes(server, agent, (presumed, ""), note)
+                }
             }
         }
     }
 
+    fn by_probes(
+        &self,
+        server: &ServerView,
+        agent: &Agent,
+        (state, words): (Option<HealthState>, &str),
+        note: Note,
+    ) -> Plan {
+        let (ailment, reason) = match state {
+            Some(HealthState::Failed) => (Ailment::Failed, "ProbeFailed"),
+            Some(HealthState::Unknown) => {
+                let since = self.told_since(HealthState::Unknown);
+                (Ailment::Unknown(since), "Unreachable")
+            }
+            _ => return Plan::wait(by_health(state, words, note)),
+        };
+        let cause = Cause {
+            ailment,
+            reason,
+            words,
+        };
+        self.recover(server, agent, &cause)
+    }
+
     /// What is known of an agent's health before its first probe: what other probes of the same configuration said, or systemd in the answer to
-    /// `configure`, or, after a restart of the operator, the status.
+    /// `configure`, or, after a restart of the operator, the status, unless something was tried since.
     fn presumed(&self, server: &ServerView, agent: &Agent, epoch: i64) -> Option<HealthState> {
         let probed = server.guest.health.as_ref();
         let configured = server.guest.configured.as_ref();
@@ -51,7 +79,11 @@ impl Look<'_> {
                 let up = configured.outcome == Ok(true) && by_systemd;
                 up.then_some(HealthState::Healthy)
             }
-            _ => self.told_health(),
+            _ => {
+                let told = self.world.status.health.as_ref();
+                let told = told.filter(|told| !self.was_tried_since(told.since.0));
+                told.map(|told| told.state)
+            }
         }
     }
 

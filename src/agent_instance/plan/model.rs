@@ -15,10 +15,14 @@ use crate::{
     agent_instance::{
         memory::Memory,
         status::status,
-        world::{Configured, GuestView},
+        world::{Configured, GuestView, RecoveryFlags},
     },
-    api::{AgentInstanceStatus, Timing, TimingStep},
-    health::HealthView,
+    api::{
+        AgentInstanceStatus,
+        RecoveryAction::{Reboot, Recreate, Restart},
+        Timing, TimingStep,
+    },
+    health::{HealthView, ladder},
 };
 
 const SETTLE: Duration = Duration::from_mins(2);
@@ -53,6 +57,13 @@ struct Model {
     late: Vec<(Timestamp, u32)>,
     fates: Vec<Fate>,
     gone: bool,
+    /// What every probe says, if not that all is well.
+    says: Option<HealthState>,
+    disk: Disk,
+    /// Whether recovery is held.
+    held: bool,
+    /// The tries to recover that were carried out, by when they were written down.
+    done: Vec<Timestamp>,
 }
 
 impl Model {
@@ -66,6 +77,10 @@ impl Model {
             late: vec![],
             fates,
             gone: false,
+            says: None,
+            disk: Disk::Preserve,
+            held: false,
+            done: vec![],
         }
     }
 
@@ -77,7 +92,10 @@ impl Model {
         let servers: Vec<ServerView> = numbers
             .into_iter()
             .map(|number| {
-                let guest: GuestView = self.memory.guest(40 + i64::from(number)).view.clone();
+                let mut guest: GuestView = self.memory.guest(40 + i64::from(number)).view.clone();
+                if let (Some(view), Some(state)) = (&mut guest.health, self.says) {
+                    view.state = Some(state);
+                }
                 ServerView {
                     guest,
                     ..server(number)
@@ -97,15 +115,35 @@ impl Model {
         World {
             finalizer: self.finalizer,
             status: self.status.clone(),
-            class: ClassView::Usable(Box::new(super::tests::agent())),
+            class: ClassView::Usable(Box::new(self.agent())),
             secrets: SecretsView::Met { tag: "tag".into() },
             projects: vec![view("one"), view("two")],
             known: if listed { Known::Present } else { Known::Gone },
             servers,
             attempt: self.memory.attempt.clone(),
             fresh_epoch: self.memory.fresh_epoch,
+            recovery: RecoveryFlags::default(),
+            hold: self.held.then(|| "AgentClass small".into()),
+            fresh_recovery: self.memory.fresh_recovery,
             trouble: None,
         }
+    }
+
+    fn agent(&self) -> Agent {
+        let mut agent = super::tests::agent();
+        agent.lifecycle.disk = self.disk;
+        agent
+    }
+
+    /// The try that was written down last is carried out: once, and by the process that wrote it.
+    fn carry_out(&mut self, server: i64) {
+        let written = self.memory.fresh_recovery.take();
+        let last = self.status.recovery.last().map(|last| last.at.0);
+        assert_eq!(written, last, "a try that another process wrote");
+        assert!(!self.done.contains(&last.unwrap()), "a try was doubled");
+        self.done.extend(last);
+        self.memory.guest(server).starts_again();
+        self.memory.guest(server).view.health = None;
     }
 
     /// One look: plan, steps, status; then time passes.
@@ -118,10 +156,11 @@ impl Model {
         for step in &plan.steps {
             self.perform(step);
         }
-        let (provisioning, voice) = (self.status.provisioning.take(), self.status.voice.take());
+        let written = std::mem::take(&mut self.status);
         self.status = AgentInstanceStatus {
-            provisioning,
-            voice,
+            provisioning: written.provisioning,
+            voice: written.voice,
+            recovery: written.recovery,
             ..next
         };
         self.pass(1);
@@ -157,8 +196,19 @@ impl Model {
                 self.memory.fresh_epoch = Some(voice.epoch);
             }
             Step::CreateServer(record) => self.create(record),
+            Step::WriteRecovery(record) => {
+                assert!(!self.held || record.action == Restart, "decided while held");
+                self.status.recovery = ladder::with(&self.status.recovery, record);
+                self.memory.fresh_recovery = Some(record.at.0);
+            }
+            Step::Restart { server, .. } => self.carry_out(*server),
+            Step::Reboot { id, .. } => {
+                assert!(!self.held, "rebooted while held");
+                self.carry_out(*id);
+            }
             Step::LookUp { .. } => self.memory.looked_up(self.now, None),
             Step::DeleteServer { id, .. } => {
+                assert!(!self.held, "deleted while held");
                 self.alive.remove(&u32::try_from(id - 40).unwrap());
             }
             Step::Hello {
@@ -343,5 +393,35 @@ proptest! {
         model.settle(&Desired::Absent(identity()), &forget);
         model.pass(2 * LATEST);
         prop_assert!(model.alive.is_empty(), "left behind: {:?}", model.alive);
+    }
+
+    #[test]
+    fn whatever_the_probes_say_no_try_is_doubled_and_one_server_speaks(
+        spells in prop::collection::vec((0_u8..3, any::<bool>(), any::<bool>(), 1_i64..900), 1..80), disposable: bool,
+    ) {
+        let desired = Desired::Present(identity(), Box::new(want()));
+        let mut model = Model::new(vec![]);
+        model.disk = if disposable { Disk::Disposable } else { Disk::Preserve };
+        model.settle(&desired, &[]);
+        let first: Vec<u32> = model.alive.keys().copied().collect();
+        for (says, forget, held, pause) in spells {
+            model.held = held;
+            model.says = Some([HealthState::Healthy, HealthState::Failed, HealthState::Unknown][usize::from(says)]);
+            if forget {
+                model.forget();
+            }
+            model.look(&desired);
+            model.look(&desired);
+            model.pass(pause);
+        }
+        let tries = &model.status.recovery;
+        let times = |action| tries.iter().filter(|done| done.action == action).count();
+        prop_assert!(times(Restart) <= 5 && times(Reboot) <= 2, "{:?}", tries);
+        prop_assert!(times(Recreate) <= usize::from(disposable), "{:?}", tries);
+        (model.says, model.held) = (Some(HealthState::Healthy), false);
+        let plan = model.settle(&desired, &[]);
+        prop_assert_eq!(plan.stage, Stage::Serving(None));
+        prop_assert_eq!(model.alive.len(), 1);
+        prop_assert!(disposable || model.alive.keys().eq(&first), "its disk was lost");
     }
 }

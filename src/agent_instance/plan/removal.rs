@@ -64,7 +64,7 @@ impl Look<'_> {
             return Plan::wait(Stage::Deleting(reason, message));
         }
         if server.deleting {
-            return self.await_end(server);
+            return self.await_end(server, deleting(server));
         }
         if !server.listed {
             return self.confirm_gone(&server.project, server.id);
@@ -79,14 +79,14 @@ impl Look<'_> {
     }
 
     /// A list tells that it is gone; where none comes, since others use all requests up, one GET does (I7, I8).
-    fn await_end(&self, server: &ServerView) -> Plan {
+    pub(super) fn await_end(&self, server: &ServerView, stage: Stage) -> Plan {
         match server.guest.gone_by {
             Some(due) if due <= self.now => Plan {
-                stage: deleting(server),
+                stage,
                 ..self.confirm_gone(&server.project, server.id)
             },
-            Some(due) => Plan::wait(deleting(server)).until(due),
-            None => Plan::wait(deleting(server)),
+            Some(due) => Plan::wait(stage).until(due),
+            None => Plan::wait(stage),
         }
     }
 

@@ -8,6 +8,10 @@ use super::{
 
 impl Look<'_> {
     pub(super) fn server(&self, server: &ServerView) -> Plan {
+        if server.deleting {
+            // Its successor is asked for when it is surely gone (I13).
+            return self.await_end(server, Stage::Creating);
+        }
         if server.blocked {
             return Plan::wait(Stage::Stalled(
                 "ProviderBlocked",
@@ -69,18 +73,25 @@ impl Look<'_> {
     }
 
     fn installing(&self, server: &ServerView) -> Plan {
-        if server.guest.upgrade != Upgrade::Due || server.guest.busy {
-            return self.contact(server, "");
+        let mut plan = self.contact(server, "");
+        if server.guest.upgrade == Upgrade::Due && !server.guest.busy {
+            // Beside listening, so that the end of the installation is heard at once.
+            plan.steps.push(Step::Upgrade {
+                server: server.id,
+                // Nothing may have been written down for it yet, and the guest takes none below.
+                epoch: self.epoch(server).max(1),
+            });
         }
-        let step = Step::Upgrade {
-            server: server.id,
-            // Nothing may have been written down for it yet, and the guest takes none below.
-            epoch: self.epoch(server).max(1),
-        };
-        Plan::act(step, Stage::Installing)
+        plan
     }
 
     fn power_on(&self, server: &ServerView) -> Plan {
+        if let Some(why) = self.hands_off()
+            && self.world.voice_holder() == Some(server.incarnation)
+        {
+            let words = format!("server {} is off; {why}", server.id);
+            return Plan::wait(Stage::Unhealthy("PoweredOff", words));
+        }
         let stage = Stage::Booting(format!("server {} is off and is powered on", server.id));
         match server.guest.powered {
             Some(asked) if asked + CONTACT > self.now => Plan::wait(stage).until(asked + CONTACT),
@@ -216,6 +227,9 @@ impl Look<'_> {
         };
         let wanted = (agent.config_revision.clone(), tag.clone());
         match &server.guest.configured {
+            _ if server.guest.busy && server.guest.restarts => {
+                Plan::wait(Stage::Starting(String::new()))
+            }
             _ if server.guest.busy => Plan::wait(self.applying(server)),
             Some(configured) if configured.sent == wanted => match &configured.outcome {
                 Err(failure) if failure.again.is_some_and(|again| again <= self.now) => {
@@ -261,6 +275,9 @@ impl Look<'_> {
         let stage = match plan.stage {
             Stage::Unhealthy(reason, words) => {
                 Stage::Unhealthy(reason, format!("{words}; {refused}"))
+            }
+            Stage::Recovering(reason, words) => {
+                Stage::Recovering(reason, format!("{words}; {refused}"))
             }
             stage => stage,
         };

@@ -1,4 +1,4 @@
-//! Orders to a guest: `configure`, with an upgrade before it where one is due, and `release`.
+//! Orders to a guest: `configure`, with an upgrade before it where one is due, `restart` and `release`.
 
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ use crate::{
 
 /// How long a `configure` may take: it runs the update commands of the class.
 const CONFIGURE: Duration = Duration::from_mins(20);
+/// How long a `restart` may take: an agent that hangs is stopped first, for which systemd gives it 90 s.
+const RESTART: Duration = Duration::from_mins(2);
 /// How many bytes of a failure's last lines go into a message.
 const TAIL: usize = 600;
 /// Shortest run of characters of a secret that is taken out of those.
@@ -101,6 +103,15 @@ pub async fn release(server: Pinned, epoch: i64) -> Outcome {
         epoch,
         answered.is_ok_and(|answered| answered.answer.released),
     )
+}
+
+/// Starts the agent's unit again; whether that helped is for the probes to say.
+pub async fn restart(server: Pinned, epoch: i64) -> Outcome {
+    let restart = protocol::Restart {
+        epoch: epoch.unsigned_abs(),
+    };
+    let answered = crash_point::around("ssh", "restart", server.run(&restart, RESTART)).await;
+    Outcome::Restarted(answered.err().map(|error| error_chain(&error)))
 }
 
 fn stored_epoch(error: &GuestError) -> Option<u64> {

@@ -33,6 +33,8 @@ pub struct Options {
     pub cloud: Config,
     /// How often the operator looks at Hetzner of itself.
     pub pace: Pace,
+    /// Further flags of the operator.
+    pub flags: Vec<String>,
     /// Whether the operator runs at once.
     pub operator: bool,
     /// Whether what the operator hears of instances can be held back, see [`Bed::late`].
@@ -47,6 +49,7 @@ impl Default for Options {
             simulator: None,
             cloud: quick_cloud(),
             pace: Pace::default(),
+            flags: vec![],
             operator: true,
             late: false,
             dir: None,
@@ -113,6 +116,14 @@ impl Bed {
     /// # Errors
     /// Fails when a part cannot be started.
     pub async fn start_real() -> Outcome<Option<Self>> {
+        Self::start_real_at(Pace::default()).await
+    }
+
+    /// The same, with an operator of another pace.
+    ///
+    /// # Errors
+    /// Fails when a part cannot be started.
+    pub async fn start_real_at(pace: Pace) -> Outcome<Option<Self>> {
         let simulator = match real_cloud().await? {
             Ok(simulator) => simulator,
             Err(error) => {
@@ -124,6 +135,7 @@ impl Bed {
         };
         let bed = Self::with(Options {
             simulator: Some(Arc::new(simulator)),
+            pace,
             ..Options::default()
         })
         .await?;
@@ -180,6 +192,7 @@ impl Bed {
             guest_port,
             host,
             pace: options.pace,
+            flags: options.flags,
             dir: dir.clone(),
         })?;
         let mut bed = Self {

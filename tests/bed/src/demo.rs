@@ -23,6 +23,7 @@ const PACE: Pace = Pace {
     request_timeout: "5s",
     settle: "1s",
     lease: "15s",
+    unreachable: "5m",
 };
 
 pub(crate) async fn run() -> Outcome {

@@ -44,6 +44,8 @@ pub struct Pace {
     pub settle: &'static str,
     /// How long others wait for a silent holder of the Lease.
     pub lease: &'static str,
+    /// How long a server may be out of reach before it is rebooted.
+    pub unreachable: &'static str,
 }
 
 impl Default for Pace {
@@ -56,6 +58,8 @@ impl Default for Pace {
             request_timeout: "5s",
             settle: "1s",
             lease: "6s",
+            // Most tests that make a server unreachable are not about its recovery.
+            unreachable: "5m",
         }
     }
 }
@@ -72,6 +76,8 @@ pub struct Setup {
     pub host: Ipv4Addr,
     /// Its periods and windows.
     pub pace: Pace,
+    /// Further flags.
+    pub flags: Vec<String>,
     /// Directory for its log.
     pub dir: PathBuf,
 }
@@ -156,6 +162,7 @@ impl Operator {
             .args(["--request-timeout", self.setup.pace.request_timeout])
             .args(["--settle", self.setup.pace.settle])
             .args(["--lease-duration", self.setup.pace.lease])
+            .args(["--unreachable-max", self.setup.pace.unreachable])
             .args(["--guest-port", &self.setup.guest_port.to_string()])
             .args([
                 "--http-listen",
@@ -163,6 +170,7 @@ impl Operator {
                 "--phone-home-listen",
                 &self.phone_home.to_string(),
             ])
+            .args(&self.setup.flags)
             .args(["--phone-home-url", &format!("http://{}", self.phone_home)])
             .env("KUBECONFIG", &self.setup.kubeconfig)
             .env("HCLOUD_ENDPOINT", &self.setup.endpoint)

@@ -91,7 +91,8 @@ async fn an_agent_without_sudo_neither_reads_nor_changes_what_is_the_guests() ->
         "cat /etc/ssh/ssh_host_ed25519_key",
         "systemctl --no-ask-password restart agent",
         "systemctl --no-ask-password stop agent",
-        "/usr/local/lib/agentfleet/guest armed",
+        "/usr/local/lib/agentfleet/armed",
+        "touch /usr/local/lib/agentfleet/armed",
         "find /var/lib/cloud /run/cloud-init /var/log -type f -readable | xargs grep -il bootproofkey",
     ];
     for attempt in writes {

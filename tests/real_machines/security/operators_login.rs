@@ -143,7 +143,7 @@ async fn takes_no_environment(login: &Login<'_>, greeting: &Value) -> Outcome {
         r#"rm -f /root/agent; eval $(ssh-agent -a /root/agent) > /dev/null
         printf '{{"nonce": "%064d", "wait": 3, "seen": {}}}' 7 |
             ssh -A -o UserKnownHostsFile=/root/known -o SetEnv="LC_SENT=sent LD_PRELOAD=/tmp/x" -i /root/key {HERE} hello > /root/told &
-        until pgrep -f '^/usr/bin/python3 -I /usr/local/lib/agentfleet/guest ssh hello' > /root/pid; do sleep 0.05; done
+        until pgrep -f '^/usr/bin/python3 -IS /usr/local/lib/agentfleet/guest ssh hello' > /root/pid; do sleep 0.05; done
         cat /proc/$(head -1 /root/pid)/environ | tr '\0' '\n'
         for pid in $(pgrep -u agentfleet); do tr '\0' '\n' < /proc/$pid/environ; done
         kill $SSH_AGENT_PID"#,

@@ -222,6 +222,7 @@ pub(crate) async fn live(machine: Arc<Machine>, mut orders: mpsc::UnboundedRecei
 fn start(machine: &Arc<Machine>, times: Boot) -> watch::Sender<()> {
     let (power, mut powered) = watch::channel(());
     let booting = Arc::clone(machine);
+    machine.faults.send_modify(|faults| faults.frozen = false);
     lock(&machine.disk).stage = Stage::Booting;
     machine.shared.spawn(async move {
         tokio::select! {

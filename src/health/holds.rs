@@ -1,0 +1,172 @@
+//! Gathers what the breaker decides by, from the stores, the inventories and the canary.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use kube::{Resource, ResourceExt as _};
+
+use super::breaker::{ClassView, Count, Hold, Told, Verdict, View};
+use crate::{
+    api::{
+        AgentClass, AgentInstance, AgentInstanceStatus, ConditionType, HealthState, HetznerProject,
+        RELEASE_HOLD_ANNOTATION, is_true,
+    },
+    context::Context,
+    inventory::Presence,
+};
+
+/// How much of an annotation's value is kept to know it again, in bytes.
+const WORD: usize = 128;
+
+/// A person's word that a hold shall end, as it is kept in the status once it was heard.
+fn word<K: Resource>(object: &K) -> Option<String> {
+    let word = object
+        .meta()
+        .annotations
+        .as_ref()?
+        .get(RELEASE_HOLD_ANNOTATION)?;
+    Some(word[..word.floor_char_boundary(WORD)].to_owned())
+}
+
+/// Whether reboots and new servers for the agents of a class are held.
+pub fn of_class(ctx: &Context, class: &AgentClass, now: Timestamp) -> Hold {
+    let name = class.name_any();
+    let status = class.status.as_ref();
+    let told = Told::of(status.map_or(&[], |status| &status.conditions), now);
+    let heard = status.and_then(|status| status.released_hold.as_ref());
+    let word = word(class);
+    let view = view(ctx, told, word.as_ref(), heard, now);
+    let from = told.counts_from(view.window, now);
+    let (mut own, mut fleet, mut serving) = (Count::default(), Count::default(), BTreeSet::new());
+    for instance in ctx.stores.instances.state() {
+        let Some(status) = living(&instance) else {
+            continue;
+        };
+        let fell = usize::from(fell(ctx, status, now).is_some_and(|at| at > from));
+        let mine = usize::from(instance.spec.class_name == name);
+        fleet.of += 1;
+        fleet.fallen += fell;
+        own.of += mine;
+        own.fallen += fell * mine;
+        if is_true(&status.conditions, ConditionType::Healthy) {
+            serving.insert(instance.spec.class_name.clone());
+        }
+    }
+    let canary = ctx.canaries.beside(&name, &serving, Instant::now());
+    let verdict = view.of_class(&ClassView {
+        class: &name,
+        own,
+        fleet,
+        canary,
+    });
+    Hold { verdict, word }
+}
+
+/// Whether new servers for what vanished from a project are held (I9).
+pub fn of_project(ctx: &Context, project: &HetznerProject, now: Timestamp) -> Hold {
+    let name = project.name_any();
+    let status = project.status.as_ref();
+    let told = Told::of(status.map_or(&[], |status| &status.conditions), now);
+    let heard = status.and_then(|status| status.released_hold.as_ref());
+    let word = word(project);
+    let view = view(ctx, told, word.as_ref(), heard, now);
+    let from = told.counts_from(view.window, now);
+    let Some(Ok(connection)) = ctx.connections.get(&name) else {
+        let verdict = Verdict::AsTold;
+        return Hold { verdict, word };
+    };
+    let snapshot = connection.inventory.snapshot();
+    let ago = Duration::try_from(now.duration_since(from)).unwrap_or_default();
+    let mut vanished = Count {
+        of: 0,
+        fallen: Instant::now()
+            .checked_sub(ago)
+            .map_or(0, |since| snapshot.vanished_since(since)),
+    };
+    for instance in ctx.stores.instances.state() {
+        let Some(status) = living(&instance) else {
+            continue;
+        };
+        let Some(server) = status
+            .server
+            .as_ref()
+            .filter(|server| server.project == name)
+        else {
+            continue;
+        };
+        vanished.of += 1;
+        // What was gone before this process began is in no store.
+        let never_seen = connection.inventory.presence(server.id.into())
+            == Presence::NotListed {
+                since: None,
+                confirmed: None,
+            };
+        if snapshot.first_list_done() && never_seen && down_since(status, now) > from {
+            vanished.fallen += 1;
+        }
+    }
+    let verdict = view.of_project(&name, vanished);
+    Hold { verdict, word }
+}
+
+fn view(
+    ctx: &Context,
+    told: Told,
+    word: Option<&String>,
+    heard: Option<&String>,
+    now: Timestamp,
+) -> View {
+    View {
+        told,
+        released: word.is_some_and(|word| heard != Some(word)),
+        window: ctx.settings.recovery.window,
+        now,
+    }
+}
+
+/// What is told of an instance that has a server and shall keep it.
+fn living(instance: &AgentInstance) -> Option<&AgentInstanceStatus> {
+    let status = instance.status.as_ref()?;
+    let lives = instance.metadata.deletion_timestamp.is_none() && status.server.is_some();
+    lives.then_some(status)
+}
+
+/// When an agent fell that has not stood up since: what was tried meanwhile makes no new fall.
+fn fell(ctx: &Context, status: &AgentInstanceStatus, now: Timestamp) -> Option<Timestamp> {
+    let state = status.health.as_ref().map(|health| health.state);
+    let ails = matches!(state, Some(HealthState::Failed | HealthState::Unknown));
+    (ails || is_missing(ctx, status)).then(|| down_since(status, now))
+}
+
+fn is_missing(ctx: &Context, status: &AgentInstanceStatus) -> bool {
+    let Some(server) = &status.server else {
+        return false;
+    };
+    let Some(Ok(connection)) = ctx.connections.get(&server.project) else {
+        return false;
+    };
+    let presence = connection.inventory.presence(server.id.into());
+    let unseen = matches!(
+        presence,
+        Presence::Gone
+            | Presence::NotListed {
+                confirmed: None,
+                ..
+            }
+    );
+    unseen && connection.inventory.last_list().is_some()
+}
+
+/// Since when an agent is not Ready; now if it is told to be.
+fn down_since(status: &AgentInstanceStatus, now: Timestamp) -> Timestamp {
+    let ready = status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == ConditionType::Ready.as_str());
+    ready
+        .filter(|ready| ready.status != "True")
+        .map_or(now, |ready| ready.last_transition_time.0)
+}

@@ -1,0 +1,133 @@
+//! What happens to servers and agents of their own, and what brings them back.
+
+use bed::{Bed, Instance, Outcome, Pace, oracle};
+use hetzner_sim::MachineFaults;
+use serde_json::{Value, json};
+
+/// A boot of the machine and a start of the agent's unit in it.
+const START: &str = "cat /proc/1/stat | cut -d' ' -f22; systemctl show -p InvocationID agent";
+
+/// A bed whose agents are asked each second.
+async fn bed(unreachable: &'static str) -> Outcome<Option<Bed>> {
+    let pace = Pace {
+        unreachable,
+        ..Pace::default()
+    };
+    let Some(bed) = Bed::start_real_at(pace).await? else {
+        return Ok(None);
+    };
+    let mut class = bed.class();
+    class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
+    bed.change(&class).await?;
+    Ok(Some(bed))
+}
+
+async fn tries(one: &Instance<'_>) -> Outcome<Vec<String>> {
+    let status = one.status().await?;
+    let tries = status["recovery"].as_array().cloned().unwrap_or_default();
+    let action = |done: &Value| done["action"].as_str().unwrap_or_default().to_owned();
+    Ok(tries.iter().map(action).collect())
+}
+
+/// Waits until the instance stopped being Ready, and is again; answers its server.
+async fn comes_back(bed: &Bed, one: &Instance<'_>) -> Outcome<u64> {
+    bed.wait_until("it is seen not to serve", async || {
+        Ok(oracle::condition(&one.status().await?, "Ready")
+            .is_some_and(|ready| ready["status"] == "False"))
+    })
+    .await?;
+    one.ready().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_stopped_or_killed_for_good_is_started_again() -> Outcome {
+    let Some(bed) = bed("5m").await? else {
+        return Ok(());
+    };
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    one.shell("systemctl stop agent").await?;
+    assert_eq!(comes_back(&bed, &one).await?, server);
+    one.shell(
+        "mkdir -p /run/systemd/system/agent.service.d && \
+         printf '[Service]\\nRestart=no\\n' > /run/systemd/system/agent.service.d/99-no.conf && \
+         systemctl daemon-reload && systemctl kill -s KILL agent",
+    )
+    .await?;
+    assert_eq!(comes_back(&bed, &one).await?, server);
+    assert_eq!(tries(&one).await?, ["Restart", "Restart"]);
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_machine_is_reset_and_its_agent_speaks_again() -> Outcome {
+    let Some(bed) = bed("3s").await? else {
+        return Ok(());
+    };
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    let before = one.shell(START).await?;
+    let frozen = MachineFaults {
+        frozen: true,
+        ..MachineFaults::default()
+    };
+    bed.cloud().set_machine_faults(server, frozen)?;
+    bed.wait_until("it was rebooted twice", async || {
+        Ok(tries(&one).await? == ["Reboot", "Reboot"])
+    })
+    .await?;
+    assert_eq!(one.ready().await?, server);
+    assert_ne!(one.shell(START).await?, before);
+    assert_eq!(
+        bed.mutations_after(mutations),
+        [
+            "POST /servers/{id}/actions/reboot",
+            "POST /servers/{id}/actions/reset"
+        ]
+    );
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_server_has_no_sshd_any_more_is_left_alone_for_a_while() -> Outcome {
+    let Some(bed) = bed("5m").await? else {
+        return Ok(());
+    };
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let before = one.shell(START).await?;
+    let mutations = bed.latest_mutation();
+    one.shell("systemctl stop ssh.socket ssh.service 2>/dev/null; systemctl stop ssh")
+        .await?;
+    one.condition("Healthy", "Unknown", "Unreachable").await?;
+    oracle::calm(&bed).await?;
+    one.condition("Ready", "False", "Unreachable").await?;
+    one.shell("systemctl start ssh").await?;
+    assert_eq!(one.ready().await?, server);
+    assert_eq!(one.shell(START).await?, before, "nobody touched it");
+    assert_eq!(tries(&one).await?, [""; 0]);
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_switched_off_by_hand_is_switched_on_and_its_agent_serves() -> Outcome {
+    let Some(bed) = bed("5m").await? else {
+        return Ok(());
+    };
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let before = one.shell(START).await?;
+    one.act("poweroff", json!(null)).await?;
+    assert_eq!(comes_back(&bed, &one).await?, server);
+    assert_ne!(one.shell(START).await?, before);
+    assert_eq!(tries(&one).await?, [""; 0]);
+    bed.delete_all().await?;
+    bed.finish().await
+}

@@ -1,0 +1,433 @@
+//! An agent that fails is brought back, within its budgets; what cannot be brought back is told to a person, once.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bed::{Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, wait_for, wait_until};
+use hetzner_sim::{GuestFaults, MachineFaults};
+use serde_json::{Value, json};
+
+/// A bed whose agents are asked each second, with this said of their lifecycle.
+async fn bed(lifecycle: Value) -> Outcome<Bed> {
+    bed_that_waits("5m", lifecycle).await
+}
+
+/// The same, where a server may be out of reach for so long.
+async fn bed_that_waits(unreachable: &'static str, lifecycle: Value) -> Outcome<Bed> {
+    bed_with(unreachable, &[], lifecycle).await
+}
+
+/// The same, with further flags of the operator.
+async fn bed_with(unreachable: &'static str, flags: &[&str], lifecycle: Value) -> Outcome<Bed> {
+    let pace = Pace {
+        unreachable,
+        ..Pace::default()
+    };
+    let bed = Bed::with(Options {
+        pace,
+        flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
+    let mut class = manifests::class();
+    class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
+    class["spec"]["lifecycle"] = lifecycle;
+    bed.change(&class).await?;
+    Ok(bed)
+}
+
+/// The agent of a fake machine dies, and systemd gives it up.
+fn die(bed: &Bed, server: u64) -> Outcome {
+    let machine = bed.cloud().machine(server)?.root.join(".machine");
+    let file = machine.join("unit.json");
+    let mut units: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    for unit in units
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|units| units.values_mut())
+    {
+        unit["active"] = json!("failed");
+        unit["sub"] = json!("failed");
+        unit["result"] = json!("exit-code");
+    }
+    let fallen_silent = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    append(
+        &machine.join("voice.log"),
+        &format!("stop {fallen_silent}\n"),
+    )?;
+    let new = machine.join("unit.json.dies");
+    std::fs::write(&new, units.to_string())?;
+    Ok(std::fs::rename(new, file)?)
+}
+
+fn append(file: &Path, text: &str) -> Outcome {
+    use std::io::Write as _;
+    let mut file = std::fs::File::options().append(true).open(file)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+/// From now on no start of the agent on this server succeeds.
+fn spoil(bed: &Bed, server: u64, unit_fails: bool) -> Outcome {
+    let guest = GuestFaults {
+        unit_fails,
+        ..GuestFaults::default()
+    };
+    let faults = MachineFaults {
+        guest,
+        ..MachineFaults::default()
+    };
+    Ok(bed.cloud().set_machine_faults(server, faults)?)
+}
+
+async fn tries(one: &Instance<'_>) -> Outcome<Vec<String>> {
+    let status = one.status().await?;
+    let tries = status["recovery"].as_array().cloned().unwrap_or_default();
+    let action = |done: &Value| done["action"].as_str().unwrap_or_default().to_owned();
+    Ok(tries.iter().map(action).collect())
+}
+
+/// Waits until just this was tried.
+async fn tried(bed: &Bed, one: &Instance<'_>, expected: &[&str]) -> Outcome {
+    let what = format!("{expected:?} was tried");
+    bed.wait_until(&what, async || Ok(tries(one).await? == expected))
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_agent_is_started_again_and_its_server_left_as_it_is() -> Outcome {
+    let bed = bed(json!({})).await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    die(&bed, server)?;
+    one.condition("Ready", "False", "Restarting").await?;
+    assert_eq!(one.ready().await?, server);
+    let status = one.status().await?;
+    assert_eq!(tries(&one).await?, ["Restart"]);
+    assert_eq!(
+        status["recovery"][0]["reason"],
+        "the unit is failed (failed, exit-code)"
+    );
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restart_cannot_mend_is_rebooted_and_then_told_and_no_restart_of_the_operator_adds_a_try()
+-> Outcome {
+    let mut bed = bed_that_waits("2s", json!({"recovery": {"restarts": 1}})).await?;
+    let server = bed.create("one").await?.ready().await?;
+    spoil(&bed, server, true)?;
+    let mutations = bed.latest_mutation();
+    die(&bed, server)?;
+    tried(&bed, &bed.instance("one"), &["Restart"]).await?;
+    bed.operator.kill()?;
+    bed.operator.start()?;
+    let one = bed.instance("one");
+    let told = one
+        .condition("Stalled", "True", "RecoveryExhausted")
+        .await?;
+    assert!(told.contains("its disk is kept"), "{told}");
+    assert_eq!(tries(&one).await?, ["Restart", "Reboot", "Reboot"]);
+    assert_eq!(
+        bed.mutations_after(mutations),
+        [
+            "POST /servers/{id}/actions/reboot",
+            "POST /servers/{id}/actions/reset"
+        ]
+    );
+
+    spoil(&bed, server, false)?;
+    one.act("reset", json!(null)).await?;
+    assert_eq!(one.ready().await?, server, "a good probe ends it");
+    one.condition("Stalled", "False", "NotStalled").await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_machine_does_not_hear_a_reboot_and_is_reset() -> Outcome {
+    let bed = bed_that_waits("2s", json!({})).await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    freeze(&bed, server)?;
+    one.condition("Healthy", "Unknown", "Unreachable").await?;
+    tried(&bed, &one, &["Reboot"]).await?;
+    tried(&bed, &one, &["Reboot", "Reboot"]).await?;
+    assert_eq!(one.ready().await?, server);
+    assert_eq!(
+        bed.mutations_after(mutations),
+        [
+            "POST /servers/{id}/actions/reboot",
+            "POST /servers/{id}/actions/reset"
+        ]
+    );
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i13_a_disposable_server_that_cannot_be_mended_is_replaced_when_it_is_gone() -> Outcome {
+    let recovery = json!({"restarts": 0, "reboots": 0, "recreations": 1});
+    let bed = bed(json!({"disk": "Disposable", "recovery": recovery})).await?;
+    let one = bed.create("one").await?;
+    let first = one.ready().await?;
+    spoil(&bed, first, true)?;
+    die(&bed, first)?;
+    one.condition("Ready", "False", "Recreating").await?;
+    let second = one.ready().await?;
+    assert_ne!(first, second);
+    assert_eq!(tries(&one).await?, ["Recreate"]);
+
+    spoil(&bed, second, true)?;
+    die(&bed, second)?;
+    one.condition("Stalled", "True", "RecoveryExhausted")
+        .await?;
+    assert_eq!(bed.cloud().lives().len(), 2);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_a_server_that_vanished_is_replaced_only_where_its_disk_is_disposable() -> Outcome {
+    let bed = bed(json!({"disk": "Disposable"})).await?;
+    let mut keeps = manifests::class();
+    keeps["metadata"]["name"] = json!("keeps");
+    bed.change(&keeps).await?;
+    let one = bed.create("one").await?;
+    bed.apply_secret("two").await?;
+    let mut instance = manifests::instance(bed::TENANT, "two");
+    instance["spec"]["className"] = json!("keeps");
+    bed.cluster.apply(&instance).await?;
+    let two = bed.instance("two");
+    let (first, kept) = (one.ready().await?, two.ready().await?);
+    bed.cloud().vanish(first)?;
+    bed.cloud().vanish(kept)?;
+    two.condition("Stalled", "True", "ServerLost").await?;
+    one.condition("Ready", "False", "Recreating").await?;
+    assert_ne!(one.ready().await?, first);
+    assert_eq!(tries(&one).await?, ["Recreate"]);
+    two.condition("Stalled", "True", "ServerLost").await?;
+    assert_eq!(
+        (tries(&two).await?.len(), bed.cloud().lives().len()),
+        (0, 3)
+    );
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_in_maintenance_is_left_alone_until_that_is_over() -> Outcome {
+    const MAINTENANCE: &str = "agentfleet.dev/maintenance";
+    let bed = bed(json!({})).await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    one.annotate(MAINTENANCE, "a disk is exchanged").await?;
+    let mutations = bed.latest_mutation();
+    die(&bed, server)?;
+    let told = one.condition("Ready", "False", "ProbeFailed").await?;
+    assert!(told.contains(MAINTENANCE), "{told}");
+    bed.cloud().power(server, false)?;
+    one.condition("Ready", "False", "PoweredOff").await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    assert_eq!(tries(&one).await?, [""; 0]);
+    one.annotate(MAINTENANCE, "").await?;
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_loses_a_try_and_never_doubles_it() -> Outcome {
+    let restart = Call {
+        site: "ssh".into(),
+        call: "restart".into(),
+        occurrence: 1,
+    };
+    for (moment, expected) in [
+        (Moment::Before, ["Restart", "Restart"].as_slice()),
+        (Moment::After, &["Restart"]),
+    ] {
+        let mut bed = bed(json!({})).await?;
+        let server = bed.create("one").await?.ready().await?;
+        bed.operator.stop().await?;
+        bed.operator.start_to_crash_at(&restart, moment)?;
+        die(&bed, server)?;
+        wait_until("the operator crashes", async || bed.operator.has_crashed()).await?;
+        assert_eq!(tries(&bed.instance("one")).await?, ["Restart"]);
+        bed.operator.start()?;
+        let one = bed.instance("one");
+        tried(&bed, &one, expected).await?;
+        assert_eq!(one.ready().await?, server);
+        assert_eq!(tries(&one).await?, expected);
+        bed.delete_all().await?;
+        bed.finish().await?;
+    }
+    Ok(())
+}
+
+const RELEASE: &str = "agentfleet.dev/release-hold";
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// Instances of one class that are Ready, and their servers.
+async fn six(bed: &Bed) -> Outcome<Vec<(Instance<'_>, u64)>> {
+    let mut all = vec![];
+    for name in NAMES {
+        all.push(bed.create(name).await?);
+    }
+    let mut ready = vec![];
+    for one in all {
+        let server = one.ready().await?;
+        ready.push((one, server));
+    }
+    Ok(ready)
+}
+
+/// Waits until an object without a namespace tells this of its `RecoveryHeld`; answers the message.
+async fn held(bed: &Bed, kind: &str, name: &str, reason: &str) -> Outcome<String> {
+    let what = format!("RecoveryHeld of {kind} {name} has the reason {reason}");
+    wait_for(&what, async || {
+        let object = bed.cluster.get(kind, None, name).await?.unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array().cloned();
+        let found = conditions
+            .unwrap_or_default()
+            .into_iter()
+            .find(|condition| condition["type"] == "RecoveryHeld" && condition["reason"] == reason);
+        Ok(found.map(|found| found["message"].as_str().unwrap_or_default().to_owned()))
+    })
+    .await
+}
+
+async fn release(bed: &Bed, kind: &str, name: &str, word: &str) -> Outcome {
+    let annotation = json!({"metadata": {"annotations": {RELEASE: word}}});
+    bed.cluster.merge(kind, None, name, annotation).await
+}
+
+fn freeze(bed: &Bed, server: u64) -> Outcome {
+    let frozen = MachineFaults {
+        frozen: true,
+        ..MachineFaults::default()
+    };
+    Ok(bed.cloud().set_machine_faults(server, frozen)?)
+}
+
+/// Waits until an instance says that this object holds its recovery.
+async fn is_held_by(one: &Instance<'_>, object: &str) -> Outcome {
+    let words = format!("RecoveryHeld of {object} is True");
+    wait_until(&format!("the instance says: {words}"), async || {
+        Ok(one.status().await?.to_string().contains(&words))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_agents_that_fall_at_once_are_left_as_they_are_until_a_person_says_so() -> Outcome {
+    let recovery = json!({"restarts": 0, "reboots": 2, "recreations": 0});
+    let flags = ["--recoveries-per-minute", "600", "--breaker-window", "10m"];
+    let mut bed = bed_with("10s", &flags, json!({"recovery": recovery})).await?;
+    let class = bed.class()["metadata"]["name"].to_string().replace('"', "");
+    let servers: Vec<u64> = six(&bed).await?.iter().map(|(_, server)| *server).collect();
+    let mutations = bed.latest_mutation();
+    for server in &servers[..4] {
+        freeze(&bed, *server)?;
+    }
+    let told = held(&bed, "AgentClass", &class, "ClassFalls").await?;
+    assert!(told.contains(RELEASE), "{told}");
+    bed.operator.stop().await?;
+    bed.operator.start()?;
+    bed.wait_until(
+        "the next operator marks the project as its own",
+        async || Ok(bed.requests_to("PUT", "/ssh_keys/{id}") > 0),
+    )
+    .await?;
+    for name in &NAMES[..4] {
+        is_held_by(&bed.instance(name), &format!("AgentClass {class}")).await?;
+    }
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+
+    release(&bed, "AgentClass", &class, "the network was cut").await?;
+    held(&bed, "AgentClass", &class, "Released").await?;
+    for (name, server) in NAMES.iter().zip(&servers) {
+        assert_eq!(bed.instance(name).ready().await?, *server);
+    }
+    let mut done = bed.mutations_after(mutations);
+    done.sort();
+    done.dedup();
+    assert_eq!(
+        done,
+        [
+            "POST /servers/{id}/actions/reboot",
+            "POST /servers/{id}/actions/reset"
+        ]
+    );
+    assert_eq!(tries(&bed.instance("f")).await?, [""; 0]);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i9_what_vanished_at_once_is_replaced_by_a_persons_word_only() -> Outcome {
+    let flags = ["--recoveries-per-minute", "600", "--breaker-window", "6s"];
+    let bed = bed_with("2s", &flags, json!({"disk": "Disposable"})).await?;
+    let class = bed.class()["metadata"]["name"].to_string().replace('"', "");
+    let servers: Vec<u64> = six(&bed).await?.iter().map(|(_, server)| *server).collect();
+    let mutations = bed.latest_mutation();
+    for server in &servers[..3] {
+        bed.cloud().vanish(*server)?;
+    }
+    let told = held(
+        &bed,
+        "HetznerProject",
+        manifests::PROJECT,
+        "ServersVanished",
+    )
+    .await?;
+    assert!(told.contains("3 of 6 servers of this project"), "{told}");
+    // The class's own hold is over when little has fallen for a window.
+    held(&bed, "AgentClass", &class, "FewFall").await?;
+    for name in &NAMES[..3] {
+        let project = format!("HetznerProject {}", manifests::PROJECT);
+        is_held_by(&bed.instance(name), &project).await?;
+    }
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+
+    release(
+        &bed,
+        "HetznerProject",
+        manifests::PROJECT,
+        "deleted by hand",
+    )
+    .await?;
+    for (name, server) in NAMES[..3].iter().zip(&servers) {
+        assert_ne!(bed.instance(name).ready().await?, *server);
+    }
+    held(&bed, "HetznerProject", manifests::PROJECT, "Released").await?;
+    assert_eq!(bed.cloud().lives().len(), 9);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_canary_is_silent_no_server_is_touched() -> Outcome {
+    let canary = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = canary.local_addr()?;
+    drop(canary);
+    let flags = ["--canary", &address.to_string(), "--breaker-window", "1s"];
+    let bed = bed_with("15s", &flags, json!({"recovery": {"restarts": 0}})).await?;
+    let class = bed.class()["metadata"]["name"].to_string().replace('"', "");
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    freeze(&bed, server)?;
+    held(&bed, "AgentClass", &class, "CanarySilent").await?;
+    is_held_by(&one, &format!("AgentClass {class}")).await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    let _canary = std::net::TcpListener::bind(address)?;
+    held(&bed, "AgentClass", &class, "CanaryAnswers").await?;
+    tried(&bed, &one, &["Reboot"]).await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
