@@ -205,8 +205,11 @@ mod tests {
             ),
             (Verdict::AsTold, None, ("False", "Released"), Some("now")),
         ] {
-            let word = word.map(str::to_owned);
-            world.hold = Hold { verdict, word };
+            let said = word.map(str::to_owned);
+            world.hold = Hold {
+                verdict,
+                word: said,
+            };
             world.status = told(&world, &Plan::default());
             assert_eq!(reasons(&world.status).last(), Some(&expected));
             assert_eq!(world.status.released_hold.as_deref(), kept);
