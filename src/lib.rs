@@ -27,7 +27,7 @@
 //! | inventory: the servers of a project as shared lists tell them | [`inventory`] |
 //! | labels and names at Hetzner | [`labels`], [`naming`] |
 //! | guest: SSH, proof of host keys, protocol, the program | [`guest`] |
-//! | health: probes of agents, the circuit that sums them up, the ladder of what is tried | [`health`] |
+//! | health: probes of agents, the circuit that sums them up, the ladder of what is tried, the breaker and canary that hold it | [`health`] |
 //! | what a server is born with, and what it is given later | [`cloud_init`], [`systemd_unit`], [`secret_files`], [`bootstrap`] |
 //! | master key and all that is derived from it | [`fleet`], [`keys`] |
 //! | errors as pauses and words | [`error`], [`trouble`], [`transitions`] |

@@ -170,11 +170,12 @@ impl Look<'_> {
             }
             return Some(format!("AgentClass {}", class.name_any()));
         }
-        let server = world.status.server.as_ref()?;
+        let server = world.status.server.as_ref();
+        let server = server.filter(|_| world.known == Known::Gone)?;
         let project = ctx.stores.projects.get(&ObjectRef::new(&server.project))?;
         let hold = holds::of_project(ctx, &project, now);
         let told = project.status.as_ref().map(|status| &status.conditions);
-        if world.known != Known::Gone || !hold.lasts(told) {
+        if !hold.lasts(told) {
             return None;
         }
         if hold.verdict != Verdict::AsTold {

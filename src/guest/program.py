@@ -700,7 +700,8 @@ def unit_files(agent: dict[str, Any]) -> list[File]:
     values = "".join('%s="%s"\n' % (key, re.sub(r'(["\\`$])', r"\\\1", value))
                      for key, value in sorted(agent["environment"].items()))
     drop_in = f"[Unit]\n{paths}[Service]\nExecCondition=+{ARMED}\nEnvironmentFile={ENVIRONMENT}\n"
-    return [File(ARMED, 0o755, "root", MAY_SPEAK.encode()), private(ENVIRONMENT, values.encode()), File(unit, 0o644, "root", agent["unit"]["text"].encode()),
+    return [File(ARMED, 0o755, "root", MAY_SPEAK.encode()), private(ENVIRONMENT, values.encode()),
+            File(unit, 0o644, "root", agent["unit"]["text"].encode()),
             File(unit + ".d/10-agentfleet.conf", 0o644, "root", drop_in.encode())]
 
 
