@@ -76,6 +76,8 @@ pub struct Settings {
     pub project_period: Duration,
     /// Whether and when agents that fail are recovered.
     pub recovery: RecoveryFlags,
+    /// How long a server has to switch itself off before its plug is pulled.
+    pub shutdown_grace: Duration,
     /// URL under which servers reach the phone-home endpoint, if there is one.
     pub phone_home_url: Option<String>,
 }

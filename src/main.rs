@@ -113,6 +113,9 @@ struct Run {
     /// Restart, reboot and replace nothing of itself in the whole fleet
     #[arg(long)]
     pause_recovery: bool,
+    /// How long the server of a suspended instance has to switch itself off before its plug is pulled
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    shutdown_grace: Duration,
     /// How long others wait for a holder of the Lease that is silent
     #[arg(long, default_value = "15s", value_parser = duration)]
     lease_duration: Duration,
@@ -206,6 +209,7 @@ fn settings(flags: Run) -> Settings {
             unreachable: flags.unreachable_max,
             window: flags.breaker_window.max(2 * flags.unreachable_max),
         },
+        shutdown_grace: flags.shutdown_grace,
         phone_home_url: flags.phone_home_url,
     }
 }

@@ -7,7 +7,8 @@ use crate::kube_ext::Events;
 
 const READY: &str = "Ready";
 /// Reasons of what is not yet as it should be because it is under way.
-const PROGRESS: [&str; 6] = [
+const PROGRESS: [&str; 7] = [
+    "Suspending",
     "Creating",
     "Booting",
     "Installing",
@@ -72,7 +73,7 @@ fn is_good(condition: &Condition) -> bool {
 
 fn event(condition: &Condition) -> Event {
     Event {
-        type_: if is_good(condition) {
+        type_: if is_good(condition) || condition.reason == "Suspended" {
             EventType::Normal
         } else {
             EventType::Warning

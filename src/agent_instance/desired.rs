@@ -47,6 +47,8 @@ pub struct Want {
     pub overrides: Overrides,
     /// The server that a person asked to take up.
     pub adopt: Option<i64>,
+    /// Whether it shall not run for now.
+    pub suspend: bool,
     /// Whether somebody works on the server, so that it is left alone.
     pub maintenance: bool,
 }
@@ -65,6 +67,7 @@ impl Desired {
             environment: spec.environment,
             overrides: spec.overrides.unwrap_or_default(),
             adopt: adopted(instance),
+            suspend: spec.suspend,
             maintenance: is_maintained(instance),
         };
         Self::Present(identity, Box::new(want))

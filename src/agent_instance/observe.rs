@@ -121,6 +121,7 @@ impl Look<'_> {
                 attempt: memory.attempt.clone(),
                 fresh_epoch: memory.fresh_epoch,
                 recovery: self.ctx.settings.recovery,
+                shutdown_grace: self.ctx.settings.shutdown_grace,
                 hold: None,
                 fresh_recovery: memory.fresh_recovery,
                 trouble: memory.trouble(&basis),
@@ -227,6 +228,9 @@ impl Look<'_> {
         memory: &mut Memory,
     ) -> ServerView {
         let id = server.id.number();
+        if power(&server.status) == Power::Off {
+            memory.guest(id).view.shut_down = None;
+        }
         let mut guest = memory.guest(id).view.clone();
         let key = talk::GuestKey::new(self.identity, id);
         guest.busy = talk::is_busy(self.ctx, &key);

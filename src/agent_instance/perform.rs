@@ -73,6 +73,8 @@ impl Performer<'_> {
             Step::ConfirmGone { project, id } => self.confirm_gone(project, *id).await,
             Step::DeleteServer { project, id } => self.delete_server(project, *id).await,
             Step::PowerOn { project, id } => self.power_on(project, *id).await,
+            Step::Shutdown { project, id } => self.shutdown(project, *id).await,
+            Step::PowerOff { project, id } => self.power_off(project, *id).await,
             Step::Reboot { project, id, hard } => self.reboot(project, *id, *hard).await,
             Step::TakeUp { project, id, uid } => self.take_up(project, *id, uid).await,
             Step::Hello { server, .. } => self.hello(*server),

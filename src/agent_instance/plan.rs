@@ -26,6 +26,7 @@ mod model;
 mod recovery;
 mod removal;
 mod serving;
+mod suspension;
 #[cfg(test)]
 mod tests;
 
@@ -75,6 +76,10 @@ pub enum Stage {
     Recovering(&'static str, String),
     /// The agent serves. None: as declared; else why the declared configuration cannot be applied, or why only a new server could.
     Serving(Option<(&'static str, String)>),
+    /// It shall not run, and that is being brought about: message.
+    Suspending(String),
+    /// It shall not run, and does not: message.
+    Suspended(String),
     /// The last step failed and is tried again: reason and message.
     Troubled(&'static str, String),
     /// Only a person can help: reason and message.
@@ -124,6 +129,7 @@ impl Plan {
             stage @ (Stage::Starting(_)
             | Stage::Unhealthy(..)
             | Stage::Serving(_)
+            | Stage::Suspended(_)
             | Stage::Stalled(..)) => stage,
             Stage::Deleting(..) => Stage::Deleting(trouble.reason, trouble.message.clone()),
             stage if trouble.times < TOLD_FROM && !trouble.stalled => stage,

@@ -73,6 +73,8 @@ fn phase(stage: &Stage) -> &'static str {
         Stage::Starting(_) => "Starting",
         Stage::Unhealthy(..) => "Unhealthy",
         Stage::Recovering(..) => "Recovering",
+        Stage::Suspending(_) => "Suspending",
+        Stage::Suspended(_) => "Suspended",
         Stage::Serving(_) => "Ready",
         Stage::Updating => "Updating",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
@@ -180,6 +182,8 @@ pub fn words(stage: &Stage) -> (&str, String) {
             "the agent is being installed and given its secrets".into(),
         ),
         Stage::InstallFailed(message) => ("InstallFailed", message.clone()),
+        Stage::Suspending(message) => ("Suspending", message.clone()),
+        Stage::Suspended(message) => ("Suspended", message.clone()),
         Stage::Updating => (
             "Updating",
             "the agent is being given what has changed".into(),

@@ -41,6 +41,20 @@ pub enum Step {
         /// Id of the server.
         id: i64,
     },
+    /// Ask a server to switch itself off.
+    Shutdown {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+    },
+    /// Pull a server's plug.
+    PowerOff {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+    },
     /// Start a server again.
     Reboot {
         /// Name of the `HetznerProject`.

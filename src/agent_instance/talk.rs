@@ -165,7 +165,13 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
         Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::Done,
         Outcome::Upgraded(false) => memory.guest(server).view.upgrade = Upgrade::Tried,
-        Outcome::Released(epoch, done) => memory.guest(server).view.released = Some((epoch, done)),
+        Outcome::Released(epoch, done) => {
+            let guest = &mut memory.guest(server).view;
+            guest.released = Some((epoch, done));
+            if done {
+                (guest.configured, guest.hello) = (None, None);
+            }
+        }
         Outcome::Restarted(failed) => {
             memory.guest(server).view.restarts = false;
             if let Some(why) = failed {

@@ -35,6 +35,8 @@ pub struct World {
     pub fresh_epoch: Option<i64>,
     /// What the flags say of recovery.
     pub recovery: RecoveryFlags,
+    /// How long a server has to switch itself off.
+    pub shutdown_grace: Duration,
     /// The object whose status says that no server is rebooted, deleted or replaced to bring agents back; looked up only for one that ails.
     pub hold: Option<String>,
     /// When the try was decided that this process wrote ahead and has not done yet.
@@ -184,6 +186,8 @@ pub struct GuestView {
     pub configured: Option<Configured>,
     /// When it was last asked to be switched on.
     pub powered: Option<Timestamp>,
+    /// When it was last asked to be switched off, while it is on.
+    pub shut_down: Option<Timestamp>,
     /// What its probes say; none while it is not probed.
     pub health: Option<HealthView>,
     /// By when a list is expected to show that it is gone, once this process asked for its deletion.
@@ -411,7 +415,9 @@ impl World {
             self.status
                 .server
                 .as_ref()
-                .filter(|known| known.id == server.id)?;
+                .filter(|known| known.id == server.id)
+                // What was taken from it is not applied any more.
+                .filter(|_| self.voice_holder() == Some(server.incarnation))?;
             self.status
                 .config_revision
                 .clone()

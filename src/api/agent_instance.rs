@@ -44,6 +44,10 @@ pub struct AgentInstanceSpec {
     #[schemars(length(min = 1, max = 253))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_name: Option<String>,
+    /// Whether the agent shall not run for now: it is silenced and its server switched off, disk and address are kept. An off server is still
+    /// billed. Nothing is created for an instance that is suspended from the start.
+    #[serde(default, skip_serializing_if = "super::agent_class::is_default")]
+    pub suspend: bool,
     /// Environment of the service beside that of the class, without secrets; it wins where both name a variable.
     #[schemars(extend("maxProperties" = 128))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

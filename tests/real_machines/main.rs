@@ -9,3 +9,4 @@ mod life;
 mod rachel8;
 mod recovery;
 mod security;
+mod suspend;

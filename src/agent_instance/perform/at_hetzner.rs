@@ -212,8 +212,43 @@ impl Performer<'_> {
         .await?;
         connection.inventory.poke();
         let now = Moment::now().wall;
-        self.remember(|memory| memory.guest(id).view.powered = Some(now));
+        self.remember(|memory| {
+            let guest = &mut memory.guest(id).view;
+            guest.powered = Some(now);
+            // What it said before it was switched off is old.
+            (guest.hello, guest.contact) = (None, None);
+        });
         Ok(())
+    }
+
+    pub(super) async fn shutdown(&self, project: &str, id: i64) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let permit = self.permit(&connection, Lane::Other)?;
+        self.goes_dark(id);
+        let route = "POST /servers/{id}/actions/shutdown";
+        let shutdown = connection.client.shutdown(permit, id.into());
+        crash_point::around("hetzner", route, shutdown).await?;
+        connection.inventory.poke();
+        Ok(())
+    }
+
+    pub(super) async fn power_off(&self, project: &str, id: i64) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let permit = self.permit(&connection, Lane::Other)?;
+        self.goes_dark(id);
+        let route = "POST /servers/{id}/actions/poweroff";
+        let power_off = connection.client.power_off(permit, id.into());
+        crash_point::around("hetzner", route, power_off).await?;
+        connection.inventory.poke();
+        Ok(())
+    }
+
+    /// Whatever comes of the request, the next one waits for its time.
+    fn goes_dark(&self, id: i64) {
+        let now = Moment::now().wall;
+        self.remember(|memory| memory.guest(id).view.shut_down = Some(now));
+        let key = GuestKey::new(self.identity(), id);
+        self.ctx.talks.probes.forget(&key);
     }
 
     /// Asked for once for each time that it was written down, whatever comes of the request.

@@ -12,12 +12,14 @@ impl Look<'_> {
         match (self.world.known, &self.world.status.server) {
             (Known::Unseen, Some(server)) => self.unseen(server),
             (Known::Relabelled, Some(server)) => stalled_relabelled(server),
-            (Known::Gone, Some(server)) if self.held_voice(server.incarnation) => {
-                match self.class() {
-                    Ok(agent) if agent.disk() == Disk::Disposable => self.replace(server, agent),
-                    _ => Plan::wait(server_lost(server)),
+            (Known::Gone, Some(server)) if self.spoke(server.incarnation) => match self.class() {
+                Ok(agent) if agent.disk() == Disk::Disposable && self.is_suspended() => {
+                    Self::suspended_without_server()
                 }
-            }
+                Ok(agent) if agent.disk() == Disk::Disposable => self.replace(server, agent),
+                _ => Plan::wait(server_lost(server)),
+            },
+            _ if self.is_suspended() => Self::suspended_without_server(),
             _ => self.create(),
         }
     }
@@ -43,6 +45,12 @@ impl Look<'_> {
         self.world
             .voice()
             .is_some_and(|voice| voice.incarnation == Some(incarnation))
+    }
+
+    /// Whether this is the server that ran the agent last: it holds the voice, or the voice was taken from it.
+    fn spoke(&self, incarnation: i64) -> bool {
+        let voice = self.world.voice();
+        voice.is_some_and(|voice| voice.incarnation.is_none_or(|holder| holder == incarnation))
     }
 
     pub(super) fn create(&self) -> Plan {

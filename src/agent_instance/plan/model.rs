@@ -41,6 +41,7 @@ enum Fate {
 
 #[derive(Clone, Debug, Default)]
 struct Guest {
+    off: bool,
     armed: bool,
     epoch: i64,
     applied: Option<(String, String)>,
@@ -96,8 +97,10 @@ impl Model {
                 if let (Some(view), Some(state)) = (&mut guest.health, self.says) {
                     view.state = Some(state);
                 }
+                let off = self.alive.get(&number).is_some_and(|guest| guest.off);
                 ServerView {
                     guest,
+                    power: if off { Power::Off } else { Power::On },
                     ..server(number)
                 }
             })
@@ -123,6 +126,7 @@ impl Model {
             attempt: self.memory.attempt.clone(),
             fresh_epoch: self.memory.fresh_epoch,
             recovery: RecoveryFlags::default(),
+            shutdown_grace: Duration::from_mins(1),
             hold: self.held.then(|| "AgentClass small".into()),
             fresh_recovery: self.memory.fresh_recovery,
             trouble: None,
@@ -239,16 +243,23 @@ impl Model {
             } => {
                 let guest = self.alive.get_mut(incarnation).unwrap();
                 *guest = Guest {
-                    armed: false,
                     epoch: *epoch,
-                    applied: None,
+                    ..Guest::default()
                 };
-                self.memory.guest(*server).view.released = Some((*epoch, true));
+                let view = &mut self.memory.guest(*server).view;
+                view.released = Some((*epoch, true));
+                (view.configured, view.hello, view.health) = (None, None, None);
             }
-            Step::ConfirmGone { .. }
-            | Step::PowerOn { .. }
-            | Step::TakeUp { .. }
-            | Step::Upgrade { .. } => {
+            Step::Shutdown { id, .. } | Step::PowerOff { id, .. } => {
+                self.memory.guest(*id).view.shut_down = Some(self.now);
+                self.switch(*id, true);
+            }
+            Step::PowerOn { id, .. } => {
+                let view = &mut self.memory.guest(*id).view;
+                (view.hello, view.shut_down) = (None, None);
+                self.switch(*id, false);
+            }
+            Step::ConfirmGone { .. } | Step::TakeUp { .. } | Step::Upgrade { .. } => {
                 unreachable!("not in this model: {step:?}")
             }
         }
@@ -299,6 +310,7 @@ impl Model {
             armed: true,
             epoch,
             applied: Some(sent.clone()),
+            off: false,
         };
         let view = &mut self.memory.guest(server).view;
         view.health = None;
@@ -309,6 +321,11 @@ impl Model {
         });
         let armed = self.alive.values().filter(|guest| guest.armed).count();
         assert!(armed <= 1, "two servers of one instance run the agent");
+    }
+
+    fn switch(&mut self, server: i64, off: bool) {
+        let number = u32::try_from(server - 40).unwrap();
+        self.alive.get_mut(&number).unwrap().off = off;
     }
 
     fn forget(&mut self) {
@@ -393,6 +410,29 @@ proptest! {
         model.settle(&Desired::Absent(identity()), &forget);
         model.pass(2 * LATEST);
         prop_assert!(model.alive.is_empty(), "left behind: {:?}", model.alive);
+    }
+
+    #[test]
+    fn whatever_is_forgotten_a_suspended_agent_is_silent_and_off_and_comes_back_on_its_server(
+        forget in prop::collection::vec(0_usize..12, 0..5), again in prop::collection::vec(0_usize..12, 0..5),
+    ) {
+        let runs = Desired::Present(identity(), Box::new(want()));
+        let rests = Desired::Present(identity(), Box::new(Want { suspend: true, ..want() }));
+        let mut model = Model::new(vec![]);
+        model.settle(&runs, &[]);
+        for round in 0..30 {
+            if forget.contains(&round) {
+                model.forget();
+            }
+            model.look(&rests);
+        }
+        let plan = model.look(&rests);
+        prop_assert!(matches!(plan.stage, Stage::Suspended(_)) && plan.steps.is_empty(), "{:?}", plan);
+        prop_assert!(model.alive.values().all(|guest| guest.off && !guest.armed), "{:?}", model.alive);
+        prop_assert_eq!(&model.status.config_revision, &None, "nothing is applied that was taken away");
+        let plan = model.settle(&runs, &again);
+        prop_assert_eq!(plan.stage, Stage::Serving(None));
+        prop_assert!(model.alive.len() == 1 && model.alive.values().all(|guest| guest.armed));
     }
 
     #[test]

@@ -12,7 +12,7 @@ impl Look<'_> {
             // Its successor is asked for when it is surely gone (I13).
             return self.await_end(server, Stage::Creating);
         }
-        if server.blocked {
+        if server.blocked && !self.is_suspended() {
             return Plan::wait(Stage::Stalled(
                 "ProviderBlocked",
                 format!(
@@ -21,7 +21,11 @@ impl Look<'_> {
                 ),
             ));
         }
-        let plan = self.towards_serving(server);
+        let plan = if self.is_suspended() {
+            self.suspend(server)
+        } else {
+            self.towards_serving(server)
+        };
         let steps = if server.listed {
             plan.steps.into_iter().chain(self.surplus(server)).collect()
         } else {
@@ -293,7 +297,7 @@ impl Look<'_> {
         Plan::act(Step::WriteVoice(voice), self.applying(server))
     }
 
-    fn epoch(&self, server: &ServerView) -> i64 {
+    pub(super) fn epoch(&self, server: &ServerView) -> i64 {
         let recorded = self.world.voice().map_or(0, |voice| voice.epoch);
         recorded.max(server.guest.hello.as_ref().map_or(0, |hello| hello.epoch))
     }

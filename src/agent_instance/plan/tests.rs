@@ -225,6 +225,7 @@ macro_rules! changed {
 
 // After the macro that it uses.
 mod recovery;
+mod suspension;
 
 #[test]
 fn nothing_is_written_down_before_the_finalizer_is_on() {
