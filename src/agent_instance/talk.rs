@@ -3,17 +3,20 @@
 //! A reconcile starts an act and goes on; when it is over, the instance is looked at again and [`absorb`] takes the outcome into memory. Only
 //! here does anything wait for a server, always within a deadline.
 
+mod lines;
 mod listening;
 mod order;
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use jiff::Timestamp;
 
 pub use self::{
+    lines::Lines,
     listening::Listening,
     order::{Order, release, restart, upgrade},
 };
@@ -88,6 +91,8 @@ pub enum Outcome {
 pub struct Talks {
     hellos: Acts<GuestKey, Outcome>,
     orders: Acts<GuestKey, Outcome>,
+    /// Lines that the next act may use.
+    pub lines: Arc<Lines>,
     /// Whoever asks agents for their health.
     pub probes: Probes,
 }
@@ -103,6 +108,7 @@ impl Talks {
         let talks = Self {
             hellos,
             orders,
+            lines: Arc::default(),
             probes,
         };
         (talks, [greeted, obeyed])
@@ -123,6 +129,7 @@ impl Talks {
     pub fn forget(&self, key: &GuestKey) {
         self.hellos.forget(key);
         self.orders.forget(key);
+        self.lines.take(key);
         self.probes.forget(key);
     }
 }

@@ -959,19 +959,18 @@ class Guest(Guest):
         """
         if known:
             self.system.systemctl("reset-failed", name)
-        self.ordered(name, "enable", "--no-reload", name)
-        if known:
+            self.ordered(name, "enable", "--no-reload", name)
             self.ordered(name, "daemon-reload")
-        self.ordered(name, "restart", name)
+            self.ordered(name, "restart", name)
+        else:
+            self.ordered(name, "enable", "--no-reload", "--now", name)
         until = self.system.now() + request.get("settle", SETTLE if known else SETTLE_FIRST)
-        unit = self.system.unit_state(name)
-        restarts = unit["restarts"]
+        restarts = self.system.unit_state(name)["restarts"] if known else 0
         if not known:
             self.ordered(name, "daemon-reload")
         journal = self.system.journal(name, TAIL)
-        if unit["active"] == "active":
-            self.system.sleep(max(until - self.system.now(), 0))
-            unit = self.system.unit_state(name)
+        self.system.sleep(max(until - self.system.now(), 0))
+        unit = self.system.unit_state(name)
         if unit["active"] == "active" and unit["restarts"] == restarts:
             with self.changing() as state:
                 state["restart"] = False

@@ -113,7 +113,9 @@ impl Unproven {
             verb: Hello::VERB,
             stdin: hello.stdin().map_err(GuestError::Request)?,
         };
-        let (host_key, answer) = exec(call, deadline).await.map_err(GuestError::from)?;
+        let asked = exec(call, None, None, deadline).await;
+        let (line, answer) = asked.map_err(GuestError::from)?;
+        let host_key = line.host_key().clone();
         let greeting: Answered<Greeting> = protocol::parse(&answer).map_err(GuestError::from)?;
         let by = self.judge(accept, hello.nonce(), &host_key, &greeting.answer)?;
         Ok(Proven {

@@ -1,6 +1,7 @@
 //! Servers for the tests: an SSH server in this process that answers like a guest, or badly, or
 //! stands in the middle.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,6 +52,7 @@ pub(super) struct StandIn {
     pub(super) address: SocketAddr,
     pub(super) host_key: HostKey,
     acts: Arc<Mutex<Vec<Act>>>,
+    begun: Arc<Mutex<Vec<String>>>,
     task: tokio::task::AbortHandle,
 }
 
@@ -84,6 +86,7 @@ impl Options {
         script: impl Fn(&Act) -> Reply + Send + Sync + 'static,
     ) -> StandIn {
         let acts = Arc::<Mutex<Vec<Act>>>::default();
+        let begun = Arc::<Mutex<Vec<String>>>::default();
         let host_key = HostKey::from_public(self.host_keys[0].public_key())
             .unwrap_or_else(|_| HostKey::from_public(host_key().public_key()).unwrap());
         let config = Arc::new(server::Config {
@@ -98,7 +101,8 @@ impl Options {
             accepts: self.accepts,
             hasty: self.hasty,
             refuses: self.refuses,
-            current: (String::new(), Vec::new()),
+            begun: begun.clone(),
+            current: HashMap::new(),
         };
         let (address, task) = serve(move |stream| {
             let (config, guest) = (config.clone(), guest.clone());
@@ -115,6 +119,7 @@ impl Options {
             address,
             host_key,
             acts,
+            begun,
             task,
         }
     }
@@ -136,6 +141,7 @@ impl StandIn {
             address,
             host_key,
             acts: Arc::default(),
+            begun: Arc::default(),
             task,
         }
     }
@@ -143,6 +149,11 @@ impl StandIn {
     /// Every command that arrived here so far.
     pub(super) fn acts(&self) -> Vec<Act> {
         self.acts.lock().unwrap().clone()
+    }
+
+    /// Every login, and every command as it began.
+    pub(super) fn begun(&self) -> Vec<String> {
+        self.begun.lock().unwrap().clone()
     }
 }
 
@@ -205,12 +216,13 @@ struct Guest {
     accepts: Option<PublicKey>,
     hasty: bool,
     refuses: bool,
-    current: Act,
+    begun: Arc<Mutex<Vec<String>>>,
+    current: HashMap<ChannelId, Act>,
 }
 
 impl Guest {
     fn act(&mut self, channel: ChannelId, handle: Handle) {
-        let act = std::mem::take(&mut self.current);
+        let act = self.current.remove(&channel).unwrap_or_default();
         let reply = (self.script)(&act);
         self.acts.lock().unwrap().push(act);
         tokio::spawn(carry_out(reply, channel, handle));
@@ -262,6 +274,7 @@ impl server::Handler for Guest {
             None => true,
         };
         if known && user == super::transport::LOGIN {
+            self.begun.lock().unwrap().push("login".into());
             Ok(Auth::Accept)
         } else {
             Ok(Auth::reject())
@@ -287,7 +300,9 @@ impl server::Handler for Guest {
         if self.refuses {
             return session.channel_failure(channel);
         }
-        self.current.0 = String::from_utf8_lossy(data).into_owned();
+        let verb = String::from_utf8_lossy(data).into_owned();
+        self.begun.lock().unwrap().push(verb.clone());
+        self.current.insert(channel, (verb, Vec::new()));
         if self.hasty {
             self.act(channel, session.handle());
         }
@@ -296,11 +311,13 @@ impl server::Handler for Guest {
 
     async fn data(
         &mut self,
-        _channel: ChannelId,
+        channel: ChannelId,
         data: &[u8],
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
-        self.current.1.extend_from_slice(data);
+        if let Some((_, stdin)) = self.current.get_mut(&channel) {
+            stdin.extend_from_slice(data);
+        }
         Ok(())
     }
 

@@ -1,34 +1,25 @@
-//! SSH to a guest: one connection, one command, one round trip, all under one deadline.
+//! SSH to a guest: one command, one round trip, all under one deadline.
 //!
-//! The operator offers ed25519 host keys, curve25519 and strict key exchange only. What is sent to
-//! a [`Pinned`] server reaches the holder of the pinned host key or nobody: the check happens in
-//! the key exchange, before the login and before the first byte of a command.
+//! What is sent to a [`Pinned`] server reaches the holder of the pinned host key or nobody: the
+//! check happens in the key exchange, before the login and before the first byte of a command. A
+//! [`Line`] that just carried one command may carry the next.
 
-use std::borrow::Cow;
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use russh::client::{self, Msg};
-use russh::keys::{Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use russh::{Channel, ChannelMsg, ChannelReadHalf, Preferred, compression, kex};
+use russh::keys::PrivateKey;
+use secrecy::SecretSlice;
 use secrecy::zeroize::Zeroizing;
-use secrecy::{ExposeSecret, SecretSlice};
-use tokio::net::TcpStream;
 
 use super::GuestError;
 use super::host_key::HostKey;
-use super::leash::Leash;
+use super::line::{Line, SessionError};
 use super::protocol::{self, Answered, Command, MAX_ANSWER, Verb};
 
 /// The login that runs the guest and nothing else.
 pub const LOGIN: &str = "agentfleet";
-
-/// How long a connection may take to come about: a server that boots swallows the first packet, and the system sends the next ones ever more
-/// seldom.
-const CONNECT: Duration = Duration::from_secs(2);
 
 /// How far an act had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,7 +73,7 @@ pub enum TransportError {
 }
 
 impl TransportError {
-    fn from_io(error: io::Error, stage: Stage) -> Self {
+    pub(super) fn from_io(error: io::Error, stage: Stage) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused,
             io::ErrorKind::TimedOut => Self::TimedOut(stage),
@@ -94,7 +85,7 @@ impl TransportError {
         }
     }
 
-    fn from_session(error: SessionError, stage: Stage) -> Self {
+    pub(super) fn from_session(error: SessionError, stage: Stage) -> Self {
         match error {
             SessionError::HostKeyChanged(seen) => Self::HostKeyChanged { seen },
             SessionError::Ssh(russh::Error::IO(error)) => Self::from_io(error, stage),
@@ -124,13 +115,27 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Gives the guest one command and reads its answer.
+    /// Gives the guest one command, over a connection of its own, and reads its answer.
     ///
     /// # Errors
     /// When the way there failed, the guest refused or its answer is malformed. Unless the guest
     /// refused, or the error names a [`Stage`] before `Command`, the command may have taken effect.
     pub async fn run<C: Command>(
         &self,
+        command: &C,
+        deadline: Duration,
+    ) -> Result<Answered<C::Answer>, GuestError> {
+        self.run_on(&mut None, None, command, deadline).await
+    }
+
+    /// The same over a line that is at hand, else over a new one; the line that did well stays, with a command made ready on it if so wanted.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_on<C: Command>(
+        &self,
+        line: &mut Option<Line>,
+        next: Option<Verb>,
         command: &C,
         deadline: Duration,
     ) -> Result<Answered<C::Answer>, GuestError> {
@@ -141,7 +146,9 @@ impl Pinned {
             verb: C::VERB,
             stdin: command.stdin().map_err(GuestError::Request)?,
         };
-        let (_, answer) = exec(call, deadline).await?;
+        let at_hand = line.take().filter(|line| line.reaches(&self.host_key));
+        let (used, answer) = exec(call, at_hand, next, deadline).await?;
+        *line = Some(used);
         Ok(protocol::parse(&answer)?)
     }
 }
@@ -156,13 +163,15 @@ pub(super) struct Call<'a> {
     pub(super) stdin: SecretSlice<u8>,
 }
 
-/// Carries out one act and tells which host key answered.
+/// Carries out one act; the line that it went over knows which host key answered.
 pub(super) async fn exec(
     call: Call<'_>,
+    at_hand: Option<Line>,
+    next: Option<Verb>,
     deadline: Duration,
-) -> Result<(HostKey, Zeroizing<Vec<u8>>), TransportError> {
+) -> Result<(Line, Zeroizing<Vec<u8>>), TransportError> {
     let mut stage = Stage::Connect;
-    match tokio::time::timeout(deadline, round_trip(call, &mut stage)).await {
+    match tokio::time::timeout(deadline, round_trip(call, at_hand, next, &mut stage)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(TransportError::TimedOut(stage)),
     }
@@ -170,154 +179,20 @@ pub(super) async fn exec(
 
 async fn round_trip(
     call: Call<'_>,
+    at_hand: Option<Line>,
+    next: Option<Verb>,
     stage: &mut Stage,
-) -> Result<(HostKey, Zeroizing<Vec<u8>>), TransportError> {
-    let stream = tokio::time::timeout(CONNECT, TcpStream::connect(call.address))
-        .await
-        .map_err(|_| TransportError::TimedOut(Stage::Connect))?
-        .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-        .map_err(|error| TransportError::from_io(error, Stage::Connect))?;
-    let (_leash, stream) = Leash::on(stream);
-    let gate = Gate {
-        expected: call.expected,
-        shown: Arc::default(),
+) -> Result<(Line, Zeroizing<Vec<u8>>), TransportError> {
+    let mut line = match at_hand {
+        Some(line) => line,
+        None => Line::open(&call, stage).await?,
     };
-    let shown = gate.shown.clone();
-
-    *stage = Stage::Handshake;
-    let mut session = client::connect_stream(CONFIG.clone(), stream, gate)
-        .await
-        .map_err(|error| TransportError::from_session(error, Stage::Handshake))?;
-    let cut = |stage| move |error| TransportError::from_session(SessionError::Ssh(error), stage);
-
-    *stage = Stage::Login;
-    let key = PrivateKeyWithHashAlg::new(call.login.clone(), None);
-    let login = session.authenticate_publickey(LOGIN, key).await;
-    if !login.map_err(cut(Stage::Login))?.success() {
-        return Err(TransportError::AuthRejected);
+    if let Some(verb) = next {
+        line.make_ready(verb).await?;
     }
-    let channel = session.channel_open_session().await;
-    let channel = channel.map_err(cut(Stage::Login))?;
-
     *stage = Stage::Command;
-    let command = channel.exec(true, call.verb.as_str()).await;
-    command.map_err(cut(Stage::Command))?;
-    let answer = converse(channel, &call.stdin).await?;
-    let host_key = shown.get().cloned();
-    Ok((host_key.ok_or_else(|| garbage(None))?, answer))
-}
-
-fn garbage(source: Option<russh::Error>) -> TransportError {
-    let stage = Stage::Command;
-    TransportError::Garbage { stage, source }
-}
-
-/// Writes standard input while reading the answer: a guest may answer before it has read all.
-async fn converse(
-    channel: Channel<Msg>,
-    stdin: &SecretSlice<u8>,
-) -> Result<Zeroizing<Vec<u8>>, TransportError> {
-    let (mut from, to) = channel.split();
-    let write = async {
-        // A guest that refuses stops reading; then its answer counts, not the failed write.
-        if to.data(stdin.expose_secret()).await.is_ok() {
-            let _ = to.eof().await;
-        }
-        std::future::pending::<Infallible>().await
-    };
-    tokio::select! {
-        answer = read_answer(&mut from) => answer,
-        never = write => match never {},
-    }
-}
-
-/// Reads to the end. Only a command that was seen to exit has answered in full.
-async fn read_answer(from: &mut ChannelReadHalf) -> Result<Zeroizing<Vec<u8>>, TransportError> {
-    let mut answer = Zeroizing::new(Vec::with_capacity(4096));
-    let (mut received, mut exited) = (0, false);
-    while let Some(message) = from.wait().await {
-        match message {
-            ChannelMsg::Data { data } => {
-                received += data.len();
-                answer.extend_from_slice(&data);
-            }
-            ChannelMsg::ExtendedData { data, .. } => received += data.len(),
-            ChannelMsg::ExitStatus { .. } => exited = true,
-            ChannelMsg::Failure => return Err(garbage(None)),
-            ChannelMsg::Close => break,
-            _ => {}
-        }
-        if received > MAX_ANSWER {
-            return Err(TransportError::AnswerTooLarge);
-        }
-    }
-    if exited {
-        Ok(answer)
-    } else {
-        Err(TransportError::Cut(Stage::Command))
-    }
-}
-
-static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
-    Arc::new(client::Config {
-        preferred: Preferred {
-            // Without the two markers there would be no strict key exchange (CVE-2023-48795).
-            kex: Cow::Borrowed(&[
-                kex::CURVE25519,
-                kex::CURVE25519_PRE_RFC_8731,
-                kex::EXTENSION_SUPPORT_AS_CLIENT,
-                kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
-            ]),
-            key: Cow::Borrowed(&[Algorithm::Ed25519]),
-            compression: Cow::Borrowed(&[compression::NONE]),
-            ..Preferred::DEFAULT
-        },
-        window_size: 128 * 1024,
-        channel_buffer_size: 16,
-        ..client::Config::default()
-    })
-});
-
-/// Decides in the key exchange whether to go on.
-struct Gate {
-    expected: Option<HostKey>,
-    shown: Arc<OnceLock<HostKey>>,
-}
-
-#[derive(Debug)]
-enum SessionError {
-    HostKeyChanged(String),
-    Ssh(russh::Error),
-}
-
-impl From<russh::Error> for SessionError {
-    fn from(error: russh::Error) -> Self {
-        Self::Ssh(error)
-    }
-}
-
-impl client::Handler for Gate {
-    type Error = SessionError;
-
-    async fn check_server_key(
-        &mut self,
-        key: &PublicKeyOrCertificate,
-    ) -> Result<bool, SessionError> {
-        let PublicKeyOrCertificate::PublicKey { key, .. } = key else {
-            return Ok(false);
-        };
-        let Ok(key) = HostKey::from_public(key) else {
-            return Ok(false);
-        };
-        // Also at a later key exchange: a peer that changes its key on the way is not the one
-        // that was asked.
-        let first = self.shown.get_or_init(|| key.clone());
-        if self.expected.as_ref().unwrap_or(first) == &key {
-            Ok(true)
-        } else {
-            Err(SessionError::HostKeyChanged(key.fingerprint().to_owned()))
-        }
-    }
+    let answer = line.carry(call.verb, &call.stdin).await?;
+    Ok((line, answer))
 }
 
 #[cfg(test)]
@@ -326,6 +201,8 @@ mod tests {
     use super::super::protocol::{AnswerError, AskLogs, AskStatus, RefusalCode};
     use super::super::stand_in::*;
     use super::*;
+    use russh::keys::Algorithm;
+    use secrecy::ExposeSecret as _;
     use serde_json::json;
     use std::sync::Mutex;
     use tokio::sync::Notify;
@@ -364,6 +241,37 @@ mod tests {
         assert_eq!(answer.journal[1], "b");
         let request = br#"{"epoch":1,"lines":2}"#.to_vec();
         assert_eq!(guest.acts(), [("logs".to_owned(), request)]);
+    }
+
+    #[tokio::test]
+    async fn a_line_carries_the_next_command_which_was_ready_before_its_input_was() {
+        let guest = StandIn::new(|_| Reply::Answer(said(&json!({"journal": []})))).await;
+        let (target, logs, status) = (pinned(&guest), logs(), AskStatus { epoch: 7 });
+        let mut line = None;
+        let next = Some(Verb::Status);
+        let first = target.run_on(&mut line, next, &logs, DEADLINE).await;
+        first.unwrap();
+        assert_eq!(guest.begun(), ["login", "status", "logs"]);
+        assert_eq!(guest.acts().len(), 1);
+        let _ = target.run_on(&mut line, None, &status, DEADLINE).await;
+        let third = target.run_on(&mut line, None, &logs, DEADLINE).await;
+        third.unwrap();
+        assert_eq!(guest.begun(), ["login", "status", "logs", "logs"]);
+        let sent = br#"{"epoch":7}"#.to_vec();
+        assert_eq!(guest.acts()[1], ("status".into(), sent));
+    }
+
+    #[tokio::test]
+    async fn a_line_to_one_server_is_none_to_another() {
+        let answer = || said(&json!({"journal": []}));
+        let guest = StandIn::new(move |_| Reply::Answer(answer())).await;
+        let other = StandIn::new(move |_| Reply::Answer(answer())).await;
+        let (logs, mut line) = (logs(), None);
+        for target in [pinned(&guest), pinned(&other)] {
+            let answered = target.run_on(&mut line, None, &logs, DEADLINE).await;
+            answered.unwrap();
+        }
+        assert_eq!(other.begun(), ["login", "logs"]);
     }
 
     #[tokio::test]
@@ -546,7 +454,7 @@ mod tests {
             verb: Verb::Configure,
             stdin: large.stdin().unwrap(),
         };
-        let (_, answer) = exec(call, DEADLINE).await.unwrap();
+        let (_, answer) = exec(call, None, None, DEADLINE).await.unwrap();
         assert_eq!(*answer, said(&json!({"journal": []})));
     }
 

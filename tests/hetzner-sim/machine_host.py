@@ -183,7 +183,8 @@ def fake_system(guest: ModuleType, root: str, faults: dict[str, bool]) -> Any:
                 self.set_unit(name, enabled=verb == "enable")
             if verb in ("stop", "restart"):
                 self.stop(name)
-            return self.start(name) if verb in ("start", "restart") else guest.Ran(0, [])
+            starts = verb in ("start", "restart") or "--now" in arguments
+            return self.start(name) if starts else guest.Ran(0, [])
 
         def may_start(self, name: str) -> bool:
             """What systemd would ask the drop-in."""

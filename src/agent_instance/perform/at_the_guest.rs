@@ -5,7 +5,7 @@ use super::{
         description,
         observe::{instance_keys, read_secret},
         talk::{self, GuestKey, Listening, Order},
-        world::{ServerView, Upgrade},
+        world::{InstallPhase, ServerView, Upgrade},
     },
     Performer,
 };
@@ -16,6 +16,7 @@ use crate::{
         bundle::Configure,
         host_key::HostKey,
         proof::{Accept, Unproven},
+        protocol::Verb,
         transport::Pinned,
     },
     health::Target,
@@ -85,16 +86,17 @@ impl Performer<'_> {
         let pinned = self.pinned(server)?;
         let seen = self.remember(|memory| memory.guest(id).progress.clone());
         let accept = self.accept(server, &keys);
-        self.ctx.talks.listen(
-            GuestKey::new(self.identity(), id),
-            Listening {
-                guest,
-                pinned,
-                accept,
-                seen,
-            }
-            .run(),
-        );
+        let key = GuestKey::new(self.identity(), id);
+        let listening = Listening {
+            guest,
+            pinned,
+            accept,
+            seen,
+            key: key.clone(),
+            lines: self.ctx.talks.lines.clone(),
+            next: is_about_to_be_configured(server).then_some(Verb::Configure),
+        };
+        self.ctx.talks.listen(key, listening.run());
         Ok(())
     }
 
@@ -169,15 +171,15 @@ impl Performer<'_> {
         self.remember(|memory| memory.fresh_epoch = None);
         let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
+        let key = GuestKey::new(self.identity(), id);
         let order = Order {
             server: guest.pinned(host_key),
             configure,
+            line: self.ctx.talks.lines.take(&key),
             secret,
             upgrade,
         };
-        self.ctx
-            .talks
-            .order(GuestKey::new(self.identity(), id), order.run());
+        self.ctx.talks.order(key, order.run());
         Ok(())
     }
 
@@ -231,4 +233,11 @@ impl Performer<'_> {
         );
         Ok(())
     }
+}
+
+/// Whether what comes after the installation is a `configure` by the program that is there now.
+fn is_about_to_be_configured(server: &ServerView) -> bool {
+    let phase = server.guest.hello.as_ref().map(|hello| &hello.phase);
+    phase == Some(&InstallPhase::Running)
+        && matches!(server.guest.upgrade, Upgrade::NotNeeded | Upgrade::Done)
 }

@@ -1,10 +1,10 @@
 //! Listening to a guest: its proof, and then its progress, until it tells something new.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{BRIEF, Outcome};
+use super::{BRIEF, GuestKey, Lines, Outcome};
 use crate::{
     agent_instance::world::ContactProblem,
     crash_point,
@@ -12,7 +12,7 @@ use crate::{
         GuestError,
         host_key::HostKey,
         proof::{Accept, ProofError, Unproven},
-        protocol,
+        protocol::{self, Verb},
         transport::{Stage, TransportError},
     },
     kube_ext::error_chain,
@@ -33,6 +33,12 @@ pub struct Listening {
     pub accept: Accept,
     /// The progress that was told last.
     pub seen: String,
+    /// Whose guest it is.
+    pub key: GuestKey,
+    /// Where its line is kept meanwhile.
+    pub lines: Arc<Lines>,
+    /// The command that is to be ready when the guest has told all.
+    pub next: Option<Verb>,
 }
 
 impl Listening {
@@ -64,12 +70,15 @@ impl Listening {
             ));
         };
         let hello = protocol::Hello::new(protocol::MAX_WAIT, &self.seen);
-        let greeting = self
-            .guest
-            .pinned(host_key.clone())
-            .run(&hello, protocol::MAX_WAIT + BRIEF)
+        let pinned = self.guest.pinned(host_key.clone());
+        let mut line = self.lines.take(&self.key);
+        let greeting = pinned
+            .run_on(&mut line, self.next, &hello, protocol::MAX_WAIT + BRIEF)
             .await
             .map_err(|error| unreached(&error))?;
+        if let Some(line) = line {
+            self.lines.keep(self.key.clone(), line);
+        }
         Ok(Outcome::Greeted(None, Box::new(greeting)))
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     guest::{
         GuestError,
         bundle::Configure,
+        line::Line,
         program::Program,
         protocol::{self, AnswerError, Refusal, RefusalCode},
         transport::{Pinned, TransportError},
@@ -37,6 +38,8 @@ pub struct Order {
     pub server: Pinned,
     /// What it is given.
     pub configure: Configure,
+    /// A line that may lead there.
+    pub line: Option<Line>,
     /// The Secret that its files were made of.
     pub secret: SecretData,
     /// The program that the guest there is to become first, if it is another.
@@ -49,6 +52,7 @@ impl Order {
         let Self {
             server,
             configure,
+            mut line,
             secret,
             upgrade,
         } = self;
@@ -59,9 +63,12 @@ impl Order {
         );
         let done = async {
             if let Some(program) = upgrade {
+                // What is ready on the line is the former program.
+                line = None;
                 brought(&server, &program, configure.epoch).await?;
             }
-            crash_point::around("ssh", "configure", server.run(&configure, CONFIGURE)).await
+            let given = server.run_on(&mut line, None, &configure, CONFIGURE);
+            crash_point::around("ssh", "configure", given).await
         };
         let (outcome, stored) = match done.await {
             Ok(answered) => (Ok(answered.answer.unit.is_active()), None),
