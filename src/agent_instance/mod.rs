@@ -83,7 +83,7 @@ pub async fn reconcile(
         version,
     };
     if let Some(event) = &plan.notice {
-        performer.notify(event.clone());
+        performer.notify(event);
     }
     let failed = perform_all(&mut performer, &plan).await;
     if plan.stage == Stage::Gone {

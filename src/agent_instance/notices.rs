@@ -107,16 +107,18 @@ pub fn observe(
 
 impl Performer<'_> {
     /// Sends an event on its way, which waits for nobody.
-    pub fn notify(&self, event: Event) {
+    pub fn notify(&self, event: &Event) {
         if !self.ctx.leadership.holds() {
             return;
         }
         let identity = self.desired.identity();
         if event.notice == Notice::Deleted {
+            self.ctx.notifications.forget(identity);
             let patience = self.ctx.settings.webhook_patience;
             let until = self.moment.wall.checked_add(patience);
             self.ctx.memories.with(&identity.uid, |memory| {
-                memory.notices.farewell = memory.notices.farewell.or(until.ok());
+                let farewell = &mut memory.notices.farewell;
+                *farewell = farewell.or(until.ok());
             });
         }
         let subject = Subject {
@@ -127,7 +129,9 @@ impl Performer<'_> {
             class: self.instance.spec.class_name.clone(),
             incarnation: self.world.incarnation(),
         };
-        self.ctx.notifications.start(identity, event, subject);
+        self.ctx
+            .notifications
+            .start(identity, event.clone(), subject);
     }
 }
 

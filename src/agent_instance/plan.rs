@@ -50,7 +50,7 @@ pub struct Plan {
     /// When to look again if nothing happens before; none: an event will come.
     pub look_again: Option<Timestamp>,
     /// What is told outside, beside the steps.
-    pub notice: Option<Event>,
+    pub notice: Option<Box<Event>>,
 }
 
 /// Where an instance stands.

@@ -33,12 +33,12 @@ impl Look<'_> {
             "Notifying",
             "nothing of it is left; its end is told to the receiver of the webhook".into(),
         ));
-        let waits = match notices.farewell {
-            Some(until) => waits.until(until),
-            None => waits,
-        };
-        let told = notices.told.as_ref();
-        self.tell(waits, Event::deleted(&self.identity.uid, told, at))
+        let event = Event::deleted(&self.identity.uid, notices.told.as_ref(), at);
+        match notices.farewell {
+            Some(until) => self.tell(waits.until(until), event),
+            // It overtakes one that may be on its way, for however long.
+            None => waits.telling(event),
+        }
     }
 
     /// One at a time; one that was not taken waits, unless another has come in its place.
@@ -49,10 +49,16 @@ impl Look<'_> {
         match again {
             _ if notices.busy => plan,
             Some((_, again)) => plan.until(*again),
-            None => Plan {
-                notice: Some(event),
-                ..plan
-            },
+            None => plan.telling(event),
+        }
+    }
+}
+
+impl Plan {
+    fn telling(self, event: Event) -> Self {
+        Self {
+            notice: Some(Box::new(event)),
+            ..self
         }
     }
 }

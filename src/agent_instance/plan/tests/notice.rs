@@ -34,7 +34,7 @@ fn notice(plan: &Plan) -> Option<Notice> {
 }
 
 fn taken(plan: &Plan) -> Option<NotifiedStatus> {
-    plan.notice.as_ref().map(Event::taken)
+    plan.notice.as_deref().map(Event::taken)
 }
 
 #[test]
@@ -85,6 +85,8 @@ fn i7_the_end_is_told_before_the_object_goes_and_no_receiver_holds_it_for_long()
         (0, Some(Notice::Deleted))
     );
     assert_eq!(reason(&plan), "Notifying");
+    let busy = absent(&changed!(last_look(), notices.busy = true));
+    assert_eq!(notice(&busy), Some(Notice::Deleted), "with another event");
     let waits = changed!(last_look(), notices.farewell = Some(at(30)));
     let waits = absent(&changed!(waits, notices.busy = true));
     assert_eq!((waits.steps.len(), waits.look_again), (0, Some(at(30))));
