@@ -104,6 +104,12 @@ impl Receiver {
 
     /// A bed whose operator tells this receiver.
     async fn bed(&self, flags: &[&str]) -> Outcome<Bed> {
+        self.bed_that_waits(Pace::default().unreachable, flags)
+            .await
+    }
+
+    /// The same, where a server may be out of reach for so long.
+    async fn bed_that_waits(&self, unreachable: &'static str, flags: &[&str]) -> Outcome<Bed> {
         let dir = bed::scratch("notification")?;
         let key = dir.join("webhook-key");
         fs::write(&key, format!("{KEY}\n"))?;
@@ -112,7 +118,7 @@ impl Receiver {
         let own = ["--webhook-url", &url, "--webhook-secret-file", &key];
         let bed = Bed::with(Options {
             pace: Pace {
-                unreachable: "2s",
+                unreachable,
                 ..Pace::default()
             },
             flags: own
@@ -126,7 +132,7 @@ impl Receiver {
         .await?;
         bed.apply_basics().await?;
         let mut class = manifests::class();
-        class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
+        class["spec"]["health"] = json!({"interval": "1s", "failureThreshold": 2});
         bed.change(&class).await?;
         Ok(bed)
     }
@@ -212,7 +218,7 @@ async fn suspend(bed: &Bed, name: &str, suspend: bool) -> Outcome {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_life_is_told_in_order_and_signed_and_then_nothing_more() -> Outcome {
     let receiver = Receiver::start(204).await?;
-    let bed = receiver.bed(&[]).await?;
+    let bed = receiver.bed_that_waits("2s", &[]).await?;
     let one = bed.create("one").await?;
     let server = one.ready().await?;
     receiver.was_told(&["ready"]).await?;
