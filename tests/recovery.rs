@@ -25,6 +25,11 @@ async fn bed_with(unreachable: &'static str, flags: &[&str], lifecycle: Value) -
         unreachable,
         ..Pace::default()
     };
+    bed_at(pace, flags, lifecycle).await
+}
+
+/// The same, with further flags and periods of the operator.
+async fn bed_at(pace: Pace, flags: &[&str], lifecycle: Value) -> Outcome<Bed> {
     let bed = Bed::with(Options {
         pace,
         flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
@@ -499,8 +504,14 @@ async fn thirty_percent_of_a_class_that_fail_at_once_are_started_again_and_never
 async fn ten_classes_of_two_that_fail_at_once_are_many_together() -> Outcome {
     let recovery = json!({"restarts": 1, "reboots": 1, "recreations": 1});
     let lifecycle = json!({"disk": "Disposable", "recovery": recovery});
+    // Twenty machines keep a host of two cores busy for seconds.
+    let pace = Pace {
+        unreachable: "30s",
+        lease: "15s",
+        ..Pace::default()
+    };
     let flags = ["--recoveries-per-minute", "600"];
-    let bed = bed_with("2s", &flags, lifecycle.clone()).await?;
+    let bed = bed_at(pace, &flags, lifecycle.clone()).await?;
     let classes = numbered("class", 10);
     let mut all = vec![];
     for name in &classes {
