@@ -21,6 +21,7 @@ use crate::{
     keys::Keyring,
     kube_ext::{Clients, Events},
     leader::Leadership,
+    notification::delivery::Notifications,
 };
 
 /// Everything a reconciler may use.
@@ -49,6 +50,8 @@ pub struct Context {
     pub canaries: Arc<Canaries>,
     /// How fast servers are rebooted and replaced.
     pub pace: Pace,
+    /// Events about instances that are on their way to the webhook.
+    pub notifications: Notifications,
     /// The guest program that this operator brings.
     pub program: Program,
     /// Asks a controller to look at an object again.
@@ -78,6 +81,8 @@ pub struct Settings {
     pub recovery: RecoveryFlags,
     /// How long a server has to switch itself off before its plug is pulled.
     pub shutdown_grace: Duration,
+    /// How long the object of a deleted instance waits until the webhook's receiver has taken its last event.
+    pub webhook_patience: Duration,
     /// URL under which servers reach the phone-home endpoint, if there is one.
     pub phone_home_url: Option<String>,
 }

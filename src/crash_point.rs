@@ -1,6 +1,6 @@
 //! Crash points: marks right before and right after everything the operator does to the world.
 //!
-//! Each Kubernetes call, Hetzner request and SSH act passes [`around`], under a name made of a site and a call. With the feature `failpoints`
+//! Each Kubernetes call, Hetzner request, SSH act and event for the webhook passes [`around`], under a name made of a site and a call. With the feature `failpoints`
 //! a test can abort the process at any of them (`FAILPOINTS="hetzner POST /servers after=1*off->return"`: right after the second create) and,
 //! with `AGENTFLEET_CALL_LOG` naming a file, record the calls of one whole life, so that a matrix of crashes covers new calls by itself.
 //! Without the feature nothing of this is compiled.
@@ -9,7 +9,7 @@
 
 /// Runs `act` between the marks before and after it.
 ///
-/// `site` is `kubernetes`, `hetzner` or `guest`; `call` is verb and route, such as `POST /servers`. When the future is dropped half way, only
+/// `site` is `kubernetes`, `hetzner`, `guest` or `webhook`; `call` is verb and route, such as `POST /servers`. When the future is dropped half way, only
 /// the first mark was passed.
 #[cfg(feature = "failpoints")]
 pub async fn around<T>(site: &str, call: &str, act: impl Future<Output = T>) -> T {

@@ -30,6 +30,7 @@
 //! | health: probes of agents, the circuit that sums them up, the ladder of what is tried, the breaker and canary that hold it | [`health`] |
 //! | what a server is born with, and what it is given later | [`cloud_init`], [`systemd_unit`], [`secret_files`], [`bootstrap`] |
 //! | master key and all that is derived from it | [`fleet`], [`keys`] |
+//! | notification: events about instances, for one receiver outside | [`notification`] |
 //! | errors as pauses and words | [`error`], [`trouble`], [`transitions`] |
 //! | the process: Lease, clients, endpoints, logs, crash points | [`operator`], [`leader`], [`kube_ext`], [`http`], [`telemetry`], [`crash_point`] |
 //! | what all reconcilers share | [`context`] |
@@ -56,6 +57,7 @@ pub mod kube_ext;
 pub mod labels;
 pub mod leader;
 pub mod naming;
+pub mod notification;
 pub mod operator;
 pub mod redact;
 pub mod render;

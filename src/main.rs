@@ -11,11 +11,13 @@ use agentfleet::{
     http::Listener,
     kube_ext::error_chain,
     leader::Timing,
+    notification::delivery::Receiver,
     operator::{self, Options},
     render,
     telemetry::{self, LogFormat},
 };
 use clap::{Args, Parser, Subcommand};
+use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -116,6 +118,27 @@ struct Run {
     /// How long the server of a suspended instance has to switch itself off before its plug is pulled
     #[arg(long, default_value = "1m", value_parser = duration)]
     shutdown_grace: Duration,
+    /// URL that takes an event for each transition of an instance that people care about
+    #[arg(
+        long,
+        env = "AGENTFLEET_WEBHOOK_URL",
+        hide_env_values = true,
+        requires = "webhook_secret_file"
+    )]
+    webhook_url: Option<SecretString>,
+    /// File with the key that events are signed with: base64 of 24 to 64 bytes, with or without whsec_ before it; two in lines of their own while
+    /// they are exchanged
+    #[arg(long, requires = "webhook_url")]
+    webhook_secret_file: Option<PathBuf>,
+    /// File with certificates of authorities, in PEM, that the receiver may have its own from
+    #[arg(long, requires = "webhook_url")]
+    webhook_ca_file: Option<PathBuf>,
+    /// How long the receiver may take for one event
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    webhook_timeout: Duration,
+    /// How long the object of a deleted instance waits until the receiver has taken its last event
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    webhook_patience: Duration,
     /// How long others wait for a holder of the Lease that is silent
     #[arg(long, default_value = "15s", value_parser = duration)]
     lease_duration: Duration,
@@ -178,6 +201,7 @@ async fn run(flags: Run) -> Ended {
         identity: format!("{}-{:08x}", flags.name, rand::random::<u32>()),
         canaries: flags.canary.clone(),
         recoveries_per_minute: flags.recoveries_per_minute,
+        webhook: receiver(&flags),
         lease: timing(flags.lease_duration),
         silence_max: flags.silence_max,
         settings: settings(flags),
@@ -192,6 +216,15 @@ fn timing(lease: Duration) -> Timing {
         renew: lease / 7,
         deadline: lease * 2 / 3,
     }
+}
+
+fn receiver(flags: &Run) -> Option<Receiver> {
+    Some(Receiver {
+        url: flags.webhook_url.clone()?,
+        keys: flags.webhook_secret_file.clone()?,
+        authorities: flags.webhook_ca_file.clone(),
+        timeout: flags.webhook_timeout,
+    })
 }
 
 fn settings(flags: Run) -> Settings {
@@ -210,6 +243,7 @@ fn settings(flags: Run) -> Settings {
             window: flags.breaker_window.max(2 * flags.unreachable_max),
         },
         shutdown_grace: flags.shutdown_grace,
+        webhook_patience: flags.webhook_patience,
         phone_home_url: flags.phone_home_url,
     }
 }

@@ -25,8 +25,9 @@ use crate::{
     keys::{Keyring, MasterKey},
     kube_ext::{self, Clients, Events},
     leader::{Candidate, Leadership, Timing},
+    notification::delivery::{self, Notifications, Receiver, ReceiverError},
 };
-use watches::{Watches, wake_when_over, wakes};
+use watches::{Watches, wake_when_over, wake_when_told, wakes};
 
 /// How many servers are listened to at once.
 const HELLOS_AT_ONCE: usize = 2_000;
@@ -49,6 +50,8 @@ pub struct Options {
     pub canaries: Vec<String>,
     /// How many servers may be rebooted or replaced in a minute to bring agents back.
     pub recoveries_per_minute: u32,
+    /// Who is told what happens to instances, if anybody is.
+    pub webhook: Option<Receiver>,
     /// How the Lease is held.
     pub lease: Timing,
     /// Where health is served.
@@ -88,6 +91,9 @@ pub enum OperatorError {
     /// No HTTP client can be made.
     #[error("cannot make a client for health probes")]
     Probes(#[from] reqwest::Error),
+    /// Nobody can be told what happens to instances.
+    #[error(transparent)]
+    Webhook(#[from] ReceiverError),
     /// The durations of the Lease do not fit.
     #[error(transparent)]
     Timing(#[from] crate::leader::InvalidTiming),
@@ -101,6 +107,7 @@ pub enum OperatorError {
 /// # Errors
 /// Why it could not start, or why it had to end.
 pub async fn run(mut options: Options, stop: CancellationToken) -> Result<(), OperatorError> {
+    let notifications = Notifications::new(options.webhook.take())?;
     let (clients, server) = reach(&options.settings).await?;
     let (liveness, readiness) = (Liveness::new(options.silence_max), Readiness::default());
     serve(
@@ -114,6 +121,7 @@ pub async fn run(mut options: Options, stop: CancellationToken) -> Result<(), Op
     let prepared = Prepared {
         clients,
         master,
+        notifications,
         liveness,
         readiness,
     };
@@ -132,6 +140,7 @@ pub async fn run(mut options: Options, stop: CancellationToken) -> Result<(), Op
 struct Prepared {
     clients: Clients,
     master: MasterKey,
+    notifications: (Notifications, delivery::Ended),
     liveness: Liveness,
     readiness: Readiness,
 }
@@ -180,6 +189,7 @@ async fn lead(
     let Prepared {
         clients,
         master,
+        notifications: (notifications, delivered),
         liveness,
         readiness,
     } = prepared;
@@ -210,10 +220,12 @@ async fn lead(
         talks,
         canaries,
         pace: Pace::per_minute(options.recoveries_per_minute),
+        notifications,
         program: Program::new(include_str!("guest/program.py"))?,
         wake,
         clients,
     });
+    tokio::spawn(wake_when_told(delivered, context.wake.clone()));
     for ended in [greeted, obeyed, changed] {
         tokio::spawn(wake_when_over(ended, context.wake.clone()));
     }

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bed::{Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, wait_for, wait_until};
+use bed::{
+    Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, oracle, wait_for, wait_until,
+};
 use hetzner_sim::{GuestFaults, MachineFaults};
 use serde_json::{Value, json};
 
@@ -23,6 +25,11 @@ async fn bed_with(unreachable: &'static str, flags: &[&str], lifecycle: Value) -
         unreachable,
         ..Pace::default()
     };
+    bed_at(pace, flags, lifecycle).await
+}
+
+/// The same, with further flags and periods of the operator.
+async fn bed_at(pace: Pace, flags: &[&str], lifecycle: Value) -> Outcome<Bed> {
     let bed = Bed::with(Options {
         pace,
         flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
@@ -428,6 +435,179 @@ async fn while_the_canary_is_silent_no_server_is_touched() -> Outcome {
     let _canary = std::net::TcpListener::bind(address)?;
     held(&bed, "AgentClass", &class, "CanaryAnswers").await?;
     tried(&bed, &one, &["Reboot"]).await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// Instances of a class, all with one Secret, that are Ready, and their servers.
+async fn ready_of<'a>(
+    bed: &'a Bed,
+    class: &str,
+    names: &[String],
+) -> Outcome<Vec<(Instance<'a>, u64)>> {
+    bed.apply_secret("shared").await?;
+    for name in names {
+        let mut instance = manifests::instance(bed::TENANT, name);
+        instance["spec"]["className"] = json!(class);
+        instance["spec"]["secretName"] = json!("shared");
+        bed.cluster.apply(&instance).await?;
+    }
+    let mut ready = vec![];
+    for name in names {
+        let one = bed.instance(name);
+        let server = one.ready().await?;
+        ready.push((one, server));
+    }
+    Ok(ready)
+}
+
+fn numbered(prefix: &str, count: usize) -> Vec<String> {
+    (0..count)
+        .map(|number| format!("{prefix}-{number}"))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_percent_of_a_class_that_fail_at_once_are_started_again_and_never_replaced()
+-> Outcome {
+    let recovery = json!({"restarts": 1, "reboots": 1, "recreations": 1});
+    let flags = ["--recoveries-per-minute", "600"];
+    let bed = bed_with(
+        "2s",
+        &flags,
+        json!({"disk": "Disposable", "recovery": recovery}),
+    )
+    .await?;
+    let all = ready_of(&bed, manifests::CLASS, &numbered("one", 10)).await?;
+    let (failing, others) = all.split_at(3);
+    let mutations = bed.latest_mutation();
+    for (_, server) in failing {
+        spoil(&bed, *server, true)?;
+        die(&bed, *server)?;
+    }
+    let told = held(&bed, "AgentClass", manifests::CLASS, "ClassFalls").await?;
+    assert!(told.contains("3 of 10 agents of this class"), "{told}");
+    for (one, _) in failing {
+        is_held_by(one, &format!("AgentClass {}", manifests::CLASS)).await?;
+        assert_eq!(tries(one).await?, ["Restart"]);
+    }
+    oracle::calm(&bed).await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    for (one, server) in others {
+        assert_eq!(one.ready().await?, *server);
+    }
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_classes_of_two_that_fail_at_once_are_many_together() -> Outcome {
+    let recovery = json!({"restarts": 1, "reboots": 1, "recreations": 1});
+    let lifecycle = json!({"disk": "Disposable", "recovery": recovery});
+    // Twenty machines keep a host of two cores busy for seconds.
+    let pace = Pace {
+        unreachable: "30s",
+        lease: "15s",
+        ..Pace::default()
+    };
+    let flags = ["--recoveries-per-minute", "600"];
+    let bed = bed_at(pace, &flags, lifecycle.clone()).await?;
+    let classes = numbered("class", 10);
+    let mut all = vec![];
+    for name in &classes {
+        let mut class = bed.class();
+        class["metadata"]["name"] = json!(name);
+        class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
+        class["spec"]["lifecycle"] = lifecycle.clone();
+        bed.change(&class).await?;
+        all.extend(ready_of(&bed, name, &numbered(&format!("of-{name}"), 2)).await?);
+    }
+    let mutations = bed.latest_mutation();
+    for (_, server) in &all {
+        spoil(&bed, *server, true)?;
+    }
+    for (_, server) in &all {
+        die(&bed, *server)?;
+    }
+    for name in &classes {
+        let told = held(&bed, "AgentClass", name, "FleetFalls").await?;
+        assert!(told.contains("agents of the fleet"), "{told}");
+    }
+    for (pair, class) in all.chunks(2).zip(&classes) {
+        for (one, _) in pair {
+            is_held_by(one, &format!("AgentClass {class}")).await?;
+        }
+    }
+    oracle::calm(&bed).await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    assert_eq!(bed.cloud().lives().len(), all.len());
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_operators_own_way_to_all_servers_is_cut_none_is_touched_and_all_serve_afterwards()
+-> Outcome {
+    let flags = ["--recoveries-per-minute", "600", "--breaker-window", "12s"];
+    let recovery = json!({"restarts": 0, "reboots": 1, "recreations": 1});
+    let bed = bed_with(
+        "5s",
+        &flags,
+        json!({"disk": "Disposable", "recovery": recovery}),
+    )
+    .await?;
+    let all = ready_of(&bed, manifests::CLASS, &numbered("one", 5)).await?;
+    let mutations = bed.latest_mutation();
+    for (_, server) in &all {
+        freeze(&bed, *server)?;
+    }
+    held(&bed, "AgentClass", manifests::CLASS, "ClassFalls").await?;
+    for (one, _) in &all {
+        one.condition("Healthy", "Unknown", "Unreachable").await?;
+        is_held_by(one, &format!("AgentClass {}", manifests::CLASS)).await?;
+    }
+    for (_, server) in &all {
+        bed.cloud()
+            .set_machine_faults(*server, MachineFaults::default())?;
+    }
+    for (one, server) in &all {
+        assert_eq!(one.ready().await?, *server);
+    }
+    held(&bed, "AgentClass", manifests::CLASS, "FewFall").await?;
+    oracle::calm(&bed).await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i9_servers_whose_labels_were_edited_away_are_told_and_neither_replaced_nor_deleted()
+-> Outcome {
+    let flags = ["--recoveries-per-minute", "600"];
+    let bed = bed_with("2s", &flags, json!({"disk": "Disposable"})).await?;
+    let all = ready_of(&bed, manifests::CLASS, &numbered("one", 6)).await?;
+    let mut labels = vec![];
+    for (_, server) in &all[..2] {
+        let path = format!("/servers/{server}");
+        let found = bed.at_hetzner("GET", &path, &Value::Null).await?;
+        labels.push(found["server"]["labels"].clone());
+        bed.at_hetzner("PUT", &path, &json!({"labels": {}})).await?;
+    }
+    let mutations = bed.latest_mutation();
+    for (one, server) in &all[..2] {
+        let told = one.condition("Stalled", "True", "LabelsChanged").await?;
+        assert!(told.contains(&format!("server {server}")), "{told}");
+    }
+    oracle::calm(&bed).await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    for ((_, server), labels) in all.iter().zip(&labels) {
+        let body = json!({"labels": labels});
+        bed.at_hetzner("PUT", &format!("/servers/{server}"), &body)
+            .await?;
+    }
+    for (one, server) in &all {
+        assert_eq!(one.ready().await?, *server);
+    }
     bed.delete_all().await?;
     bed.finish().await
 }

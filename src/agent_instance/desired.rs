@@ -15,7 +15,7 @@ use crate::api::{
 use crate::hetzner::Place;
 
 /// Who an instance is, whatever its spec says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// Namespace.
     pub namespace: String,

@@ -12,6 +12,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
+    notices::NoticesMemory,
     timings,
     world::{Attempt, GuestView, LookUp, SecretsView, SendOutcome, Trouble},
 };
@@ -35,6 +36,8 @@ pub struct Memory {
     pub replaced: Vec<String>,
     /// The Secret as it was measured last: what it was measured by, and the outcome.
     pub secrets: Option<(String, SecretsView)>,
+    /// The events that were told.
+    pub notices: NoticesMemory,
     trouble: Option<Trouble>,
     basis: String,
 }

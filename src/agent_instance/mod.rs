@@ -7,6 +7,7 @@ mod creation;
 mod description;
 pub mod desired;
 pub mod memory;
+pub mod notices;
 mod observe;
 mod perform;
 pub mod phone_home;
@@ -81,8 +82,12 @@ pub async fn reconcile(
         moment,
         version,
     };
+    if let Some(event) = &plan.notice {
+        performer.notify(event);
+    }
     let failed = perform_all(&mut performer, &plan).await;
     if plan.stage == Stage::Gone {
+        notices::let_go(&ctx, desired.identity(), &world.notices);
         ctx.memories.forget(&uid);
         wake_owners(&ctx, &instance);
         return Ok(Action::await_change());

@@ -17,7 +17,7 @@ pub use secrets::{instance_keys, read_secret};
 use super::{
     desired::{Agent, Desired, Identity, Want},
     memory::Memory,
-    talk,
+    notices, talk,
     world::{ClassView, Known, Power, SecretsView, ServerView, World},
 };
 use crate::{
@@ -108,6 +108,10 @@ impl Look<'_> {
             if let Some(record) = &status.provisioning {
                 memory.find_record(record, self.ctx.settings.window());
             }
+            let deleted = self.instance.metadata.deletion_timestamp.as_ref();
+            let about = (&status, deleted.map(|at| at.0));
+            let notices =
+                notices::observe(self.ctx, self.identity, about, memory, self.moment.wall);
             let servers = self.servers(&connections, memory);
             let wants_place = matches!(desired, Desired::Present(..)) && servers.is_empty();
             World {
@@ -125,6 +129,7 @@ impl Look<'_> {
                 hold: None,
                 fresh_recovery: memory.fresh_recovery,
                 trouble: memory.trouble(&basis),
+                notices,
                 status,
                 class,
                 secrets,

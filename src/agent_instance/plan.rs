@@ -18,11 +18,13 @@ use super::{
 };
 use crate::api::{Bootstrap, Disk, HealthState, ProvisioningRecord, ServerStatus, VoiceRecord};
 use crate::hetzner::Place;
+use crate::notification::event::Event;
 
 mod creation;
 mod health;
 #[cfg(test)]
 mod model;
+mod notice;
 mod recovery;
 mod removal;
 mod serving;
@@ -47,6 +49,8 @@ pub struct Plan {
     pub stage: Stage,
     /// When to look again if nothing happens before; none: an event will come.
     pub look_again: Option<Timestamp>,
+    /// What is told outside, beside the steps.
+    pub notice: Option<Box<Event>>,
 }
 
 /// Where an instance stands.
@@ -96,6 +100,7 @@ impl Plan {
             steps: vec![step],
             stage,
             look_again: None,
+            notice: None,
         }
     }
 
@@ -104,6 +109,7 @@ impl Plan {
             steps: vec![],
             stage,
             look_again: None,
+            notice: None,
         }
     }
 
@@ -153,10 +159,11 @@ pub fn plan(desired: &Desired, world: &World, fleet: &str, now: Timestamp) -> Pl
         Desired::Absent(_) => look.absent().told_as_deletion(),
         Desired::Present(_, want) => look.told_as_recovery(look.present(want)),
     };
-    match &world.trouble {
+    let plan = match &world.trouble {
         Some(trouble) if trouble.until > now && !plan.steps.is_empty() => plan.held(trouble),
         _ => plan,
-    }
+    };
+    look.with_notice(plan)
 }
 
 /// One look at one instance.

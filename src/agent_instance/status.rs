@@ -53,6 +53,11 @@ pub fn status(
         secrets_tag: applied
             .map(|(_, tag)| tag)
             .or_else(|| kept(&former.secrets_tag)),
+        notified: world
+            .notices
+            .told
+            .clone()
+            .or_else(|| former.notified.clone()),
         timings: vec![],
     };
     for found in conditions(world, current, stage) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::desired::Agent;
+use super::{desired::Agent, notices::NoticesView};
 use crate::api::{AgentInstanceStatus, HealthState, ProvisioningRecord, Timing, VoiceRecord};
 use crate::health::HealthView;
 use crate::hetzner::Place;
@@ -43,6 +43,8 @@ pub struct World {
     pub fresh_recovery: Option<Timestamp>,
     /// Why the last step failed, until it may be tried again.
     pub trouble: Option<Trouble>,
+    /// What was told outside, and whether anybody listens.
+    pub notices: NoticesView,
 }
 
 /// What the flags say of recovery.

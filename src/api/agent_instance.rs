@@ -122,12 +122,68 @@ pub struct AgentInstanceStatus {
     #[schemars(length(max = 10))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recovery: Vec<RecoveryRecord>,
+    /// What the receiver of the webhook took last; only where the operator has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notified: Option<NotifiedStatus>,
     /// When the server of the present incarnation reached which step for the first time; begins anew with each incarnation. A step that nobody
     /// saw, as during a restart of the operator, is left out.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["step".into()]))]
     #[schemars(length(max = 10))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timings: Vec<Timing>,
+}
+
+/// An event that the receiver of the webhook has taken.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotifiedStatus {
+    /// `Ready`: the agent serves. `Failed`: its server was created and never came to serve. `Stalled`: only a person can help. `RolledBack`: what
+    /// was tried was undone. `Recovered`: it serves again. `Suspended`, `Resumed`: as `suspend` says. `UpdateFailed`: it serves with what it had.
+    /// `Deleted`: it is gone.
+    pub event: Notice,
+    /// Reason of the condition that it told.
+    #[schemars(length(max = 256))]
+    pub reason: String,
+    /// When that happened.
+    pub at: Time,
+    /// Id of the event.
+    #[schemars(length(max = 64))]
+    pub id: String,
+}
+
+/// What a webhook tells of an instance.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "told at the field, where `kubectl explain` shows it"
+)]
+pub enum Notice {
+    Ready,
+    Failed,
+    Stalled,
+    RolledBack,
+    Recovered,
+    Suspended,
+    Resumed,
+    UpdateFailed,
+    Deleted,
+}
+
+impl Notice {
+    /// The word as it stands in an event's type.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::Stalled => "stalled",
+            Self::RolledBack => "rolledBack",
+            Self::Recovered => "recovered",
+            Self::Suspended => "suspended",
+            Self::Resumed => "resumed",
+            Self::UpdateFailed => "updateFailed",
+            Self::Deleted => "deleted",
+        }
+    }
 }
 
 /// The moment at which a server reached a step.

@@ -19,8 +19,9 @@ pub use agent_class::{
     FirewallRule, Lifecycle, Limits, Override, Protocol, Recovery,
 };
 pub use agent_instance::{
-    AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Overrides, ProvisioningRecord,
-    RecoveryAction, RecoveryRecord, ServerStatus, Timing, TimingStep, VoiceRecord,
+    AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Notice, NotifiedStatus, Overrides,
+    ProvisioningRecord, RecoveryAction, RecoveryRecord, ServerStatus, Timing, TimingStep,
+    VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};

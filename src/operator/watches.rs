@@ -26,6 +26,7 @@ use crate::{
     hetzner_project,
     http::Liveness,
     kube_ext,
+    notification::delivery,
 };
 
 /// How many instances are looked at side by side; a look waits for the API server and Hetzner only.
@@ -60,6 +61,12 @@ pub(super) fn wakes() -> (Wake, Woken) {
 pub(super) async fn wake_when_over(mut ended: Ended, wake: Wake) {
     while let Some(key) = ended.recv().await {
         wake.instance(&key.namespace, &key.name);
+    }
+}
+
+pub(super) async fn wake_when_told(mut ended: delivery::Ended, wake: Wake) {
+    while let Some(instance) = ended.recv().await {
+        wake.instance(&instance.namespace, &instance.name);
     }
 }
 

@@ -116,6 +116,7 @@ impl Model {
             ..project(name)
         };
         World {
+            notices: super::super::notices::NoticesView::default(),
             finalizer: self.finalizer,
             status: self.status.clone(),
             class: ClassView::Usable(Box::new(self.agent())),

@@ -224,6 +224,7 @@ macro_rules! changed {
 }
 
 // After the macro that it uses.
+mod notice;
 mod recovery;
 mod suspension;
 
