@@ -21,6 +21,7 @@ use crate::{
     keys::Keyring,
     kube_ext::{Clients, Events},
     leader::Leadership,
+    zombies::SweepFlags,
 };
 
 /// Everything a reconciler may use.
@@ -76,6 +77,8 @@ pub struct Settings {
     pub project_period: Duration,
     /// Whether and when agents that fail are recovered.
     pub recovery: RecoveryFlags,
+    /// What is done about things that belong to nobody.
+    pub sweep: SweepFlags,
     /// How long a server has to switch itself off before its plug is pulled.
     pub shutdown_grace: Duration,
     /// URL under which servers reach the phone-home endpoint, if there is one.

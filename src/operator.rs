@@ -25,6 +25,7 @@ use crate::{
     keys::{Keyring, MasterKey},
     kube_ext::{self, Clients, Events},
     leader::{Candidate, Leadership, Timing},
+    zombies,
 };
 use watches::{Watches, wake_when_over, wakes};
 
@@ -229,7 +230,8 @@ async fn lead(
         readiness,
     ));
     tokio::select! {
-        () = watches.control(context, woken, liveness, stop) => Ok(()),
+        () = watches.control(context.clone(), woken, liveness, stop) => Ok(()),
+        () = zombies::run(context) => Ok(()),
         () = leadership.lost() => Err(OperatorError::LeaseLost),
     }
 }
