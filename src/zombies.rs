@@ -12,8 +12,10 @@
 //! Ready is taken here. Firewalls are the classes' work; only those whose class is gone are taken here.
 
 pub mod by_hand;
+pub mod finding;
 pub mod memory;
 mod observe;
+mod past;
 mod perform;
 pub mod plan;
 mod report;
@@ -38,17 +40,20 @@ pub struct SweepFlags {
     pub dry_run: bool,
 }
 
-/// Sweeps for as long as it is polled, which must be only under the Lease (I11). The first sweep comes after one period, so that a restart costs
-/// nothing (I10).
+/// The first sweep comes no later than this after the start: it deletes nothing, costs a request or two (I10), and lets the status speak.
+const FIRST: Duration = Duration::from_mins(1);
+
+/// Sweeps for as long as it is polled, which must be only under the Lease (I11).
 pub async fn run(ctx: Arc<Context>) {
     let period = ctx.settings.sweep.period;
     if period.is_zero() {
         return std::future::pending().await;
     }
     let mut memory = Memory::default();
+    tokio::time::sleep(period.min(FIRST)).await;
     loop {
-        tokio::time::sleep(period).await;
         sweep(&ctx, &mut memory).await;
+        tokio::time::sleep(period).await;
     }
 }
 

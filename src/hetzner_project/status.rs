@@ -141,7 +141,7 @@ fn no_zombies(seen: &Seen) -> Option<Condition> {
 
 fn unknown(kind: ConditionType, stage: &Stage) -> Condition {
     if kind == ConditionType::NoZombies {
-        let message = "the first sweep comes one --zombie-sweep-period after the operator's start";
+        let message = "the first sweep comes within a minute of the operator's start";
         return condition(kind, None, "NotSwept", message);
     }
     let (reason, message) = words(stage);

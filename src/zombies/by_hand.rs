@@ -3,6 +3,8 @@
 //! It deletes nothing, because a person's process knows of no Lease, no earlier sighting and no inventory. What it prints is what a sweep would
 //! think of each thing when it sees it for the second time.
 
+mod reader;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -15,15 +17,16 @@ use kube::{Api, Client as Kubernetes, ResourceExt, api::ListParams};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 
+use self::reader::Reader;
 use super::{
-    perform::ask_all,
+    past::ask_all,
     plan::{Fine, Verdict, hold, verdict},
     world::{Claims, ProjectView, Thing, World},
 };
 use crate::{
     api::{AgentClass, AgentInstance, HetznerProject},
     fleet,
-    hetzner::{self, Budget, Lane, Permit},
+    hetzner::{self, Budget},
     keys::{KeyError, Keyring, MasterKey},
     kube_ext::{self, CallError, call, error_chain},
     labels,
@@ -201,78 +204,6 @@ async fn token(client: &Kubernetes, project: &HetznerProject) -> Result<SecretSt
     let text = text.map(str::trim).filter(|text| !text.is_empty());
     text.map(SecretString::from)
         .ok_or_else(|| format!("Secret {}/{} holds no token", named.namespace, named.name))
-}
-
-/// Reads one project, waiting for its turn where there are few requests left.
-struct Reader {
-    hetzner: hetzner::Client,
-    budget: Budget,
-    selector: String,
-}
-
-impl Reader {
-    async fn permit(&self) -> Permit {
-        loop {
-            match self
-                .budget
-                .try_acquire(Lane::Other, "sweep", Instant::now())
-            {
-                Ok(permit) => return permit,
-                Err(retry) => tokio::time::sleep_until(retry.0.into()).await,
-            }
-        }
-    }
-
-    async fn ssh_keys(&self) -> Result<Vec<i64>, hetzner::Error> {
-        let keys = self
-            .hetzner
-            .ssh_keys_by_label(self.permit().await, &self.selector)
-            .await?;
-        Ok(keys.iter().map(|key| key.id.number()).collect())
-    }
-
-    async fn servers(&self, fleet: &str) -> Result<Vec<Thing>, hetzner::Error> {
-        let (mut all, mut next) = (vec![], Some(1));
-        while let Some(number) = next {
-            let permit = self.permit().await;
-            let page = self
-                .hetzner
-                .servers_page(permit, &self.selector, number)
-                .await?;
-            let things = page.servers.iter();
-            all.extend(things.map(|server| Thing::server(server, fleet, true)));
-            next = page.next_page.filter(|next| *next > number);
-        }
-        Ok(all)
-    }
-
-    async fn firewalls(&self) -> Result<Vec<Thing>, hetzner::Error> {
-        let (mut all, mut next) = (vec![], Some(1));
-        while let Some(number) = next {
-            let permit = self.permit().await;
-            let (page, after) = self
-                .hetzner
-                .firewalls_page(permit, &self.selector, number)
-                .await?;
-            all.extend(page.iter().map(Thing::firewall));
-            next = after.filter(|after| *after > number);
-        }
-        Ok(all)
-    }
-
-    async fn snapshots(&self) -> Result<Vec<Thing>, hetzner::Error> {
-        let (mut all, mut next) = (vec![], Some(1));
-        while let Some(number) = next {
-            let permit = self.permit().await;
-            let (page, after) = self
-                .hetzner
-                .snapshots_page(permit, &self.selector, number)
-                .await?;
-            all.extend(page.iter().map(Thing::snapshot));
-            next = after.filter(|after| *after > number);
-        }
-        Ok(all)
-    }
 }
 
 impl World {

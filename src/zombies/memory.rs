@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    plan::{Finding, Reason},
+    finding::{Finding, Reason},
     world::Kind,
 };
 use crate::hetzner_project::connection::Connection;

@@ -3,41 +3,28 @@
 //! A deletion begins with two questions that no cache answers: to the API server, whether anybody of that name exists, and to Hetzner, whether the
 //! thing is still what it was. Whatever fails here is left to the next sweep.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
-use futures::{StreamExt as _, stream};
 use kube::{Api, api::ListParams};
 
 use super::{
-    plan::{Finding, Plan, Reason, Step, Target, is_still},
-    world::{Claim, Guest, ServerView, What, World},
+    finding::{Finding, Reason},
+    past::ask_all,
+    plan::{Plan, Step, Target, is_still},
+    world::{Claim, ServerView, What, World},
 };
 use crate::{
     api::{AgentClass, AgentInstance},
     context::Context,
-    crash_point,
-    guest::proof::{Accept, Unproven},
     hetzner::{FirewallId, Lane, ServerId},
     hetzner_project::{
         connection::Connection,
         request::{Asked, Failure},
     },
     inventory::Key,
-    keys::Keyring,
     kube_ext::{CallError, call, error_chain},
     labels,
 };
-
-/// How long a guest may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How many guests are asked in one sweep; of the others it is not known that they hold nothing.
-const ASKED: usize = 64;
-/// How many guests are asked side by side.
-const SIDE_BY_SIDE: usize = 8;
 
 /// Asks the guests that a plan wants to be asked; what they say goes into the picture.
 pub async fn ask(ctx: &Context, world: &mut World, steps: &[Step]) {
@@ -48,53 +35,6 @@ pub async fn ask(ctx: &Context, world: &mut World, steps: &[Step]) {
     };
     let servers = world.servers_mut(asked);
     ask_all(&ctx.keyring, ctx.settings.guest_port, servers).await;
-}
-
-/// Asks guests for their past, by the names of their servers.
-pub async fn ask_all(keyring: &Keyring, port: u16, servers: Vec<(&str, &mut ServerView)>) {
-    let numbered = stream::iter(servers).enumerate();
-    numbered
-        .for_each_concurrent(SIDE_BY_SIDE, |(number, (name, server))| async move {
-            server.guest = match server.address {
-                Some(address) if number < ASKED => {
-                    past(keyring, name, server, (address, port)).await
-                }
-                _ => Guest::Silent,
-            };
-        })
-        .await;
-}
-
-/// A guest counts only when it proves its host key, with the key from user-data or the one from its last `configure`.
-async fn past(keyring: &Keyring, name: &str, server: &ServerView, at: (IpAddr, u16)) -> Guest {
-    let Some(master) = keyring.by_id(&server.key_id) else {
-        return Guest::Silent;
-    };
-    let keys = master.server_keys(name);
-    let guest = Unproven {
-        address: SocketAddr::from(at),
-        login: keys.login.clone(),
-        fleet: keyring.fleet().to_owned(),
-        server: name.to_owned(),
-    };
-    let accept = Accept::Either {
-        boot: keys.boot_proof.clone(),
-        resume: keys.resume_proof.clone(),
-    };
-    let proven = guest.prove(&accept, PATIENCE);
-    match crash_point::around("ssh", "hello zombie", proven).await {
-        Ok(proven) if proven.greeting.answer.ever_armed => Guest::Armed,
-        Ok(proven) if proven.greeting.answer.armed.is_some() => Guest::Armed,
-        Ok(_) => Guest::NeverArmed,
-        Err(error) => {
-            tracing::debug!(
-                server = name,
-                error = error_chain(&error),
-                "a guest was not heard"
-            );
-            Guest::Silent
-        }
-    }
 }
 
 /// Deletes what a plan says, one after another; answers what is gone.

@@ -11,9 +11,10 @@ use kube::{
 };
 
 use super::{
+    finding::{Fate, Finding},
     memory::Memory,
     perform::is_of,
-    plan::{Fate, Finding, Plan, Target},
+    plan::{Plan, Target},
     world::World,
 };
 use crate::{context::Context, hetzner_project::world::Zombies};
@@ -116,7 +117,7 @@ fn tally(plan: &Plan, found: &[&Finding]) -> Option<Zombies> {
 mod tests {
     use super::*;
     use crate::zombies::{
-        plan::{Hold, Reason},
+        finding::{Hold, Reason},
         world::Kind,
     };
 
