@@ -160,6 +160,10 @@ struct SweepByHand {
 
 /// Flags of the sweep that the operator makes of itself.
 #[derive(Args)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "each is the name of a flag among those of other things"
+)]
 struct Sweep {
     /// Pause between sweeps of servers and firewalls that belong to nothing; 0s turns them off
     #[arg(long, default_value = "10m", value_parser = duration)]
@@ -194,7 +198,7 @@ async fn main() -> ExitCode {
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
     let ended = match Cli::parse().command {
         Command::Run(flags) => run(*flags).await,
-        Command::Sweep(flags) => show_zombies(flags).await,
+        Command::Sweep(flags) => Box::pin(show_zombies(flags)).await,
         Command::Crds { dir } => write_crds(&dir),
         Command::Render { files, instance } => print_user_data(&files, instance.as_deref()),
     };
@@ -291,7 +295,7 @@ async fn show_zombies(flags: SweepByHand) -> Ended {
         guest_port: flags.guest_port,
         min_age: flags.zombie_min_age,
     };
-    print!("{}", look.all().await?.table());
+    print!("{}", Box::pin(look.all()).await?.table());
     Ok(())
 }
 

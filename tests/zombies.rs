@@ -27,6 +27,8 @@ fn sweeping(min_age: &str, more: &[&str]) -> Options {
 /// A bed in which an instance is Ready, so that the fleet has a server that is claimed; answers that server.
 async fn bed_with(options: Options) -> Outcome<(Bed, u64)> {
     let bed = Bed::with(options).await?;
+    // So that the lists of servers need not wait for their share of it.
+    bed.cloud().set_rate_limit(0, 100_000)?;
     bed.apply_basics().await?;
     let server = bed.create("alive").await?.ready().await?;
     Ok((bed, server))
@@ -75,13 +77,18 @@ async fn swept(bed: &Bed, server: u64) -> Outcome {
         .await
 }
 
-/// Waits until there have been more sweeps than are needed to delete something; each lists the snapshots once, and hardly anybody else does.
+/// Waits until there have been more lists and sweeps than are needed to delete something; each sweep lists the snapshots once, and hardly anybody
+/// else does.
 async fn sweeps(bed: &Bed) -> Outcome {
-    let before = bed.requests_to("GET", "/images");
-    bed.wait_until("there were sweeps", async || {
-        Ok(bed.requests_to("GET", "/images") >= before + 5)
-    })
-    .await
+    for (route, times) in [("/servers", 4), ("/images", 3)] {
+        let before = bed.requests_to("GET", route);
+        let what = format!("{route} was listed {times} times");
+        bed.wait_until(&what, async || {
+            Ok(bed.requests_to("GET", route) >= before + times)
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 async fn told_as_found(bed: &Bed, words: &[&str]) -> Outcome {
@@ -276,13 +283,11 @@ async fn i9_many_unclaimed_servers_are_a_wrong_view_and_stay() -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i9_an_instance_that_the_watch_has_not_shown_is_found_by_the_uncached_look() -> Outcome {
-    let bed = Bed::with(Options {
+    let (bed, _) = bed_with(Options {
         late: true,
         ..sweeping("0s", &[])
     })
     .await?;
-    bed.apply_basics().await?;
-    bed.create("alive").await?.ready().await?;
     bed.late()?.hold();
     bed.create("late").await?;
     let server = left_over(&bed, "late", "Disposable")?;
@@ -298,7 +303,7 @@ async fn i9_an_instance_that_the_watch_has_not_shown_is_found_by_the_uncached_lo
 #[tokio::test(flavor = "multi_thread")]
 async fn i9_with_a_token_of_another_project_nothing_there_is_swept() -> Outcome {
     let other = "token-of-another-project";
-    let bed = Bed::with(Options {
+    let (bed, _) = bed_with(Options {
         cloud: Config {
             tokens: vec![TOKEN.into(), other.into()],
             ..quick_cloud()
@@ -306,8 +311,6 @@ async fn i9_with_a_token_of_another_project_nothing_there_is_swept() -> Outcome 
         ..sweeping("0s", &[])
     })
     .await?;
-    bed.apply_basics().await?;
-    bed.create("alive").await?.ready().await?;
     bed.apply_token(manifests::PROJECT, other).await?;
     bed.condition(PROJECT, "CredentialsValid", "False", "WrongProject")
         .await?;

@@ -169,10 +169,6 @@ impl Look {
     }
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the form that map_err asks for"
-)]
 fn chain(error: impl std::error::Error + 'static) -> String {
     error_chain(&error)
 }
@@ -286,10 +282,10 @@ fn aligned(rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths);
-        let line: String = cells
-            .map(|(cell, width)| format!("{cell:width$}  "))
+        let padded: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
             .collect();
-        format!("{}\n", line.trim_end())
+        format!("{}\n", padded.join("  ").trim_end())
     };
     rows.iter().map(line).collect()
 }

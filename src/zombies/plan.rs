@@ -77,17 +77,20 @@ pub struct Plan {
 
 /// Decides what to do.
 pub fn plan(world: &World, flags: &SweepFlags) -> Plan {
-    let hold = hold(world, flags.min_age);
-    let (mut plan, mut left) = (Plan::default(), flags.fuse);
+    let mut plan = Plan {
+        hold: hold(world, flags.min_age),
+        ..Plan::default()
+    };
+    let mut left = flags.fuse;
     for project in &world.projects {
-        let held = hold.is_some() || project.held;
+        let held = plan.hold.is_some() || project.held;
         for thing in &project.things {
             let target = Target {
                 project: project.name.clone(),
                 kind: thing.kind(),
                 id: thing.id,
             };
-            let (reason, sure) = match verdict(thing, world, flags.min_age) {
+            let (reason, may_go) = match verdict(thing, world, flags.min_age) {
                 Verdict::Fine(_) => continue,
                 Verdict::Ask if !held => {
                     plan.steps.push(Step::Ask(target));
@@ -97,23 +100,23 @@ pub fn plan(world: &World, flags: &SweepFlags) -> Plan {
                 Verdict::Sweep(reason) => (reason, true),
                 Verdict::Person(reason) => (reason, false),
             };
-            let fate = match () {
-                () if !seen_twice(thing, reason) => Fate::SeenOnce,
-                () if !sure => Fate::Stays,
-                () if held => Fate::Held,
-                () if flags.dry_run => Fate::WouldGo,
-                () if left == 0 => Fate::Waits,
-                () => Fate::Goes,
+            let fate = match may_go {
+                _ if !seen_twice(thing, reason) => Fate::SeenOnce,
+                false => Fate::Stays,
+                true if held => Fate::Held,
+                true if flags.dry_run => Fate::WouldGo,
+                true if left == 0 => Fate::Waits,
+                true => Fate::Goes,
             };
             if fate == Fate::Goes {
                 left -= 1;
                 plan.steps.push(Step::Delete(target, reason));
             }
-            plan.findings
-                .push(Finding::of(&project.name, thing, reason, fate));
+            let finding = Finding::of(&project.name, thing, reason, fate);
+            plan.findings.push(finding);
         }
     }
-    Plan { hold, ..plan }
+    plan
 }
 
 fn seen_twice(thing: &Thing, reason: Reason) -> bool {

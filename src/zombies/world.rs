@@ -135,6 +135,10 @@ pub enum What {
 }
 
 /// A server, as its labels and its guest tell.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own; no two of them make a state"
+)]
 #[derive(Clone, Debug, Default)]
 pub struct ServerView {
     /// The instance in its labels; none when they do not name one.

@@ -337,17 +337,14 @@ fn sightings_settle_after_a_period_and_another_list_and_begin_anew_after_a_gap()
         sighting.map(|sighting| sighting.settled)
     };
     memory.sighted(&finding, start);
-    let second = Duration::from_secs(1);
+    let almost = start + PERIOD.saturating_sub(Duration::from_secs(1));
     assert_eq!(settled(&memory, start + PERIOD, start + PERIOD), Some(true));
     assert_eq!(
         settled(&memory, start, start + PERIOD),
         Some(false),
         "the same list"
     );
-    assert_eq!(
-        settled(&memory, start + PERIOD - second, start + PERIOD - second),
-        Some(false)
-    );
+    assert_eq!(settled(&memory, almost, almost), Some(false));
     memory.sighted(&finding, start + PERIOD);
     assert_eq!(
         settled(&memory, start + PERIOD, start + PERIOD),
