@@ -128,7 +128,7 @@ async fn a_disposable_server_without_an_instance_is_gone_within_two_sweeps_and_n
     swept(&bed, zombie).await?;
     // One more before a list shows it, and one that may be under way.
     let took = bed.requests_to("GET", "/images") - before;
-    ensure(took <= 4, || format!("it took {took} sweeps"))?;
+    ensure(took <= 3, || format!("it took {took} sweeps"))?;
     bed.wait_until("its deletion is told", async || {
         Ok(events(&bed, "ZombieDeleted").await?.len() == 1)
     })
