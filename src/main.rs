@@ -295,7 +295,7 @@ async fn show_zombies(flags: SweepByHand) -> Ended {
         guest_port: flags.guest_port,
         min_age: flags.zombie_min_age,
     };
-    print!("{}", Box::pin(look.all()).await?.table());
+    print!("{}", look.all().await?.table());
     Ok(())
 }
 

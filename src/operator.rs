@@ -231,7 +231,7 @@ async fn lead(
     ));
     tokio::select! {
         () = watches.control(context.clone(), woken, liveness, stop) => Ok(()),
-        () = zombies::run(context) => Ok(()),
+        () = Box::pin(zombies::run(context)) => Ok(()),
         () = leadership.lost() => Err(OperatorError::LeaseLost),
     }
 }
