@@ -22,6 +22,7 @@ use crate::{
     kube_ext::{Clients, Events},
     leader::Leadership,
     notification::delivery::Notifications,
+    zombies::SweepFlags,
 };
 
 /// Everything a reconciler may use.
@@ -79,6 +80,8 @@ pub struct Settings {
     pub project_period: Duration,
     /// Whether and when agents that fail are recovered.
     pub recovery: RecoveryFlags,
+    /// What is done about things that belong to nobody.
+    pub sweep: SweepFlags,
     /// How long a server has to switch itself off before its plug is pulled.
     pub shutdown_grace: Duration,
     /// How long the object of a deleted instance waits until the webhook's receiver has taken its last event.

@@ -107,6 +107,15 @@ pub async fn load_or_create(
     }
 }
 
+/// Loads the master key Secret, if there is one.
+///
+/// # Errors
+/// See [`FleetError`].
+pub async fn existing(client: &Client, namespace: &str) -> Result<Option<Fleet>, FleetError> {
+    let secret = load(client, namespace).await?;
+    secret.map(|secret| parse(namespace, secret)).transpose()
+}
+
 async fn load(client: &Client, namespace: &str) -> Result<Option<Secret>, CallError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     call("GET secrets", secrets.get_opt(MASTER_KEY_SECRET)).await

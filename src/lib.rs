@@ -34,6 +34,7 @@
 //! | errors as pauses and words | [`error`], [`trouble`], [`transitions`] |
 //! | the process: Lease, clients, endpoints, logs, crash points | [`operator`], [`leader`], [`kube_ext`], [`http`], [`telemetry`], [`crash_point`] |
 //! | what all reconcilers share | [`context`] |
+//! | zombie: what carries our labels and belongs to nobody; the sweep | [`zombies`] |
 //! | known secrets taken out of what others wrote | [`redact`] |
 //! | `agentfleet render` | [`render`] |
 
@@ -66,3 +67,4 @@ pub mod systemd_unit;
 pub mod telemetry;
 pub mod transitions;
 pub mod trouble;
+pub mod zombies;

@@ -15,6 +15,7 @@ use agentfleet::{
     operator::{self, Options},
     render,
     telemetry::{self, LogFormat},
+    zombies::{SweepFlags, by_hand},
 };
 use clap::{Args, Parser, Subcommand};
 use secrecy::SecretString;
@@ -43,6 +44,8 @@ enum Command {
         #[arg(long, default_value = "crds")]
         dir: PathBuf,
     },
+    /// Show what carries the fleet's labels and belongs to nothing, with your own access to the cluster and its Secrets
+    Sweep(SweepByHand),
     /// Print the user-data that a server of an instance would get; secrets are left out
     Render {
         /// YAML files, or directories of such, with AgentClass and AgentInstance
@@ -139,6 +142,8 @@ struct Run {
     /// How long the object of a deleted instance waits until the receiver has taken its last event
     #[arg(long, default_value = "1m", value_parser = duration)]
     webhook_patience: Duration,
+    #[command(flatten)]
+    sweep: Sweep,
     /// How long others wait for a holder of the Lease that is silent
     #[arg(long, default_value = "15s", value_parser = duration)]
     lease_duration: Duration,
@@ -151,6 +156,50 @@ struct Run {
     /// Level of the log: error, warn, info, debug, trace, or a list of them by module
     #[arg(long, env = "AGENTFLEET_LOG_LEVEL", default_value = "info")]
     log_level: String,
+}
+
+#[derive(Args)]
+struct SweepByHand {
+    /// Only show, which is all that this command does: the operator sweeps by itself
+    #[arg(long)]
+    dry_run: bool,
+    /// Namespace of the operator
+    #[arg(long, env = "POD_NAMESPACE", default_value = "agentfleet-system")]
+    namespace: String,
+    /// Base URL of the Hetzner Cloud API
+    #[arg(
+        long,
+        env = "HCLOUD_ENDPOINT",
+        default_value = "https://api.hetzner.cloud/v1"
+    )]
+    hcloud_endpoint: String,
+    /// Port of SSH on servers
+    #[arg(long, default_value_t = 22)]
+    guest_port: u16,
+    /// What is younger is never swept
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    zombie_min_age: Duration,
+}
+
+/// Flags of the sweep that the operator makes of itself.
+#[derive(Args)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "each is the name of a flag among those of other things"
+)]
+struct Sweep {
+    /// Pause between sweeps of servers and firewalls that belong to nothing; 0s turns them off
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    zombie_sweep_period: Duration,
+    /// What is younger is never swept
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    zombie_min_age: Duration,
+    /// How much one sweep may delete
+    #[arg(long, default_value_t = 5)]
+    zombie_fuse: usize,
+    /// Tell what would be swept, and delete nothing
+    #[arg(long)]
+    zombie_dry_run: bool,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -172,6 +221,7 @@ async fn main() -> ExitCode {
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
     let ended = match Cli::parse().command {
         Command::Run(flags) => run(*flags).await,
+        Command::Sweep(flags) => Box::pin(show_zombies(flags)).await,
         Command::Crds { dir } => write_crds(&dir),
         Command::Render { files, instance } => print_user_data(&files, instance.as_deref()),
     };
@@ -242,6 +292,12 @@ fn settings(flags: Run) -> Settings {
             unreachable: flags.unreachable_max,
             window: flags.breaker_window.max(2 * flags.unreachable_max),
         },
+        sweep: SweepFlags {
+            period: flags.sweep.zombie_sweep_period,
+            min_age: flags.sweep.zombie_min_age,
+            fuse: flags.sweep.zombie_fuse,
+            dry_run: flags.sweep.zombie_dry_run,
+        },
         shutdown_grace: flags.shutdown_grace,
         webhook_patience: flags.webhook_patience,
         phone_home_url: flags.phone_home_url,
@@ -261,6 +317,20 @@ async fn stop_on_signal(stop: CancellationToken) {
     }
     tracing::info!("stopping");
     stop.cancel();
+}
+
+async fn show_zombies(flags: SweepByHand) -> Ended {
+    if !flags.dry_run {
+        return Err("this command only shows: give --dry-run; the operator itself sweeps, every --zombie-sweep-period".into());
+    }
+    let look = by_hand::Look {
+        namespace: flags.namespace,
+        endpoint: flags.hcloud_endpoint,
+        guest_port: flags.guest_port,
+        min_age: flags.zombie_min_age,
+    };
+    print!("{}", look.all().await?.table());
+    Ok(())
 }
 
 fn write_crds(dir: &std::path::Path) -> Ended {

@@ -26,6 +26,7 @@ use crate::{
     kube_ext::{self, Clients, Events},
     leader::{Candidate, Leadership, Timing},
     notification::delivery::{self, Notifications, Receiver, ReceiverError},
+    zombies,
 };
 use watches::{Watches, wake_when_over, wake_when_told, wakes};
 
@@ -241,7 +242,8 @@ async fn lead(
         readiness,
     ));
     tokio::select! {
-        () = watches.control(context, woken, liveness, stop) => Ok(()),
+        () = watches.control(context.clone(), woken, liveness, stop) => Ok(()),
+        () = Box::pin(zombies::run(context)) => Ok(()),
         () = leadership.lost() => Err(OperatorError::LeaseLost),
     }
 }

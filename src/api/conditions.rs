@@ -16,6 +16,8 @@ pub enum ConditionType {
     CredentialsValid,
     /// Hetzner lets the project have more servers.
     QuotaAvailable,
+    /// Nothing in a project carries this fleet's labels without belonging to anything.
+    NoZombies,
     /// A class names valid types, locations and an image, and renders.
     Rendered,
     /// A class's firewall stands in each of its projects as declared.
@@ -42,6 +44,7 @@ impl ConditionType {
             Self::Stalled => "Stalled",
             Self::CredentialsValid => "CredentialsValid",
             Self::QuotaAvailable => "QuotaAvailable",
+            Self::NoZombies => "NoZombies",
             Self::Rendered => "Rendered",
             Self::FirewallReady => "FirewallReady",
             Self::RecoveryHeld => "RecoveryHeld",

@@ -83,7 +83,7 @@ pub struct HetznerProjectStatus {
     #[schemars(length(max = 128))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_hold: Option<String>,
-    /// `Ready`, `CredentialsValid`, `QuotaAvailable`, and `RecoveryHeld` while so many servers vanished that none is replaced.
+    /// `Ready`, `CredentialsValid`, `QuotaAvailable`, `NoZombies`, and `RecoveryHeld` while so many servers vanished that none is replaced.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

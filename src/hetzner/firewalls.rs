@@ -4,7 +4,7 @@ use super::actions::{Action, Actions};
 use super::error::Error;
 use super::servers::ServerId;
 use super::transport::{Call, Client};
-use super::wire::{Meta, PER_PAGE, id, open_enum, or_default};
+use super::wire::{Meta, PER_PAGE, id, open_enum, or_default, parsed};
 use super::{Labels, Permit};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,9 @@ pub struct Firewall {
     /// Its labels.
     #[serde(default, deserialize_with = "or_default")]
     pub labels: Labels,
+    /// When it was made.
+    #[serde(default, deserialize_with = "parsed")]
+    pub created: Option<jiff::Timestamp>,
     /// Its rules.
     #[serde(default, deserialize_with = "or_default")]
     pub rules: Vec<FirewallRule>,

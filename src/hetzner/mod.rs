@@ -23,6 +23,7 @@ mod offer;
 mod redact;
 mod server_calls;
 mod servers;
+mod snapshots;
 mod ssh_keys;
 mod stock;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use servers::{
     AppliedFirewall, ImageRef, Ipv4, Ipv6, NameRef, PrivateNet, Protection, PublicNet, Server,
     ServerId, ServerStatus, TypeRef,
 };
+pub use snapshots::Snapshot;
 pub use ssh_keys::{SshKey, SshKeyId};
 pub use stock::{Next, Place, Stock};
 pub use transport::Client;

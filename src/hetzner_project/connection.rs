@@ -6,13 +6,13 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::JoinSet;
 
-use super::{firewall_list::FirewallList, memory::Memory};
+use super::{firewall_list::FirewallList, memory::Memory, world::Zombies};
 use crate::{
     hetzner::{Budget, Catalogue, Client, CreateFuse, FirewallId, SshKeyId, Stock},
     inventory::Inventory,
@@ -41,6 +41,7 @@ pub struct Connection {
     pub standing: RwLock<Standing>,
     /// The firewalls of this fleet.
     pub firewalls: FirewallList,
+    zombies: Mutex<Zombies>,
     token: SecretString,
     memory: Mutex<Memory>,
     /// End with the connection.
@@ -102,6 +103,7 @@ impl Connection {
             fuse: CreateFuse::default(),
             standing: RwLock::default(),
             firewalls: FirewallList::default(),
+            zombies: Mutex::default(),
             token,
             memory: Mutex::default(),
             tasks: Mutex::default(),
@@ -144,6 +146,28 @@ impl Connection {
     /// What the project's reconciler remembers of it.
     pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ids of the SSH keys that carry our fleet, and when they were listed.
+    pub fn keys(&self) -> Option<(Vec<i64>, Instant)> {
+        let memory = self.memory();
+        let (read_at, keys) = memory.keys.as_ref()?;
+        let ours = keys.iter().filter(|key| key.ours);
+        Some((ours.map(|key| key.id).collect(), *read_at))
+    }
+
+    /// What the last sweep found.
+    pub(super) fn zombies(&self) -> Zombies {
+        self.zombies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Enters what a sweep found, and tells whether that is news.
+    pub fn tell_zombies(&self, found: Zombies) -> bool {
+        let mut told = self.zombies.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *told, found) != *told
     }
 
     /// Runs a task for as long as the connection lives.

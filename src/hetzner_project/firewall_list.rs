@@ -36,6 +36,12 @@ impl FirewallList {
         Some((Arc::clone(&known.firewalls), read_at.elapsed() >= period))
     }
 
+    /// What the last list showed, and when that was begun.
+    pub fn listed(&self) -> Option<(Arc<Vec<Firewall>>, Instant)> {
+        let known = self.lock();
+        Some((Arc::clone(&known.firewalls), known.read_at?))
+    }
+
     /// Enters what a request of our own has changed.
     pub fn change(&self, change: impl FnOnce(&mut Vec<Firewall>)) {
         let mut known = self.lock();

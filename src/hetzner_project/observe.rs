@@ -13,7 +13,7 @@ use super::{
     desired::Desired,
     memory::Memory,
     request::Failure,
-    world::{Claim, FirewallView, Seen, Token, World},
+    world::{Claim, FirewallView, Seen, Token, World, Zombies},
 };
 use crate::{
     api::{AgentClass, AgentInstance, FINALIZER, HetznerProject, TokenSecretRef},
@@ -216,6 +216,11 @@ fn seen(ctx: &Context, connection: &Connection, memory: &Memory, told: Option<i6
             .over_quota_until(now)
             .and_then(|until| Timestamp::now().checked_add(until - now).ok()),
         troubles: memory.troubles.view(now),
+        zombies: if ctx.settings.sweep.period.is_zero() {
+            Zombies::Off
+        } else {
+            connection.zombies()
+        },
     }
 }
 

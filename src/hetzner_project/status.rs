@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     plan::{Plan, Stage},
-    world::{Seen, World},
+    world::{Seen, World, Zombies},
 };
 use crate::api::{ConditionType, HetznerProjectStatus, condition, set_condition};
 
@@ -70,11 +70,12 @@ pub fn status(
 }
 
 /// All conditions; none: as before.
-fn conditions(seen: Option<&Seen>, stage: &Stage) -> [(ConditionType, Option<Condition>); 3] {
+fn conditions(seen: Option<&Seen>, stage: &Stage) -> [(ConditionType, Option<Condition>); 4] {
     [
         (ConditionType::Ready, ready(stage)),
         (ConditionType::CredentialsValid, credentials(stage)),
         (ConditionType::QuotaAvailable, seen.map(quota)),
+        (ConditionType::NoZombies, seen.and_then(no_zombies)),
     ]
 }
 
@@ -123,7 +124,26 @@ fn quota(seen: &Seen) -> Condition {
     }
 }
 
+fn no_zombies(seen: &Seen) -> Option<Condition> {
+    let kind = ConditionType::NoZombies;
+    match &seen.zombies {
+        Zombies::NotSwept => None,
+        Zombies::Off => Some(condition(
+            kind,
+            None,
+            "SweepOff",
+            "--zombie-sweep-period is 0",
+        )),
+        Zombies::None => Some(condition(kind, Some(true), "NoneFound", "")),
+        Zombies::Some(reason, message) => Some(condition(kind, Some(false), reason, message)),
+    }
+}
+
 fn unknown(kind: ConditionType, stage: &Stage) -> Condition {
+    if kind == ConditionType::NoZombies {
+        let message = "the first sweep comes within a minute of the operator's start";
+        return condition(kind, None, "NotSwept", message);
+    }
     let (reason, message) = words(stage);
     condition(kind, None, reason, message)
 }

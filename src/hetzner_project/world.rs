@@ -83,6 +83,22 @@ pub struct Seen {
     pub over_quota: Option<Timestamp>,
     /// Steps that failed last, by kind.
     pub troubles: BTreeMap<String, Trouble>,
+    /// What the sweep found.
+    pub zombies: Zombies,
+}
+
+/// What the sweep found in a project.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Zombies {
+    /// This process has not swept yet.
+    #[default]
+    NotSwept,
+    /// It never does.
+    Off,
+    /// Nothing.
+    None,
+    /// Some: reason and message.
+    Some(&'static str, String),
 }
 
 /// An SSH key in the project.
