@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
-    Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides,
+    Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides, RESTART_ANNOTATION,
+    RETRY_ANNOTATION,
 };
 use crate::hetzner::Place;
 
@@ -49,6 +50,12 @@ pub struct Want {
     pub adopt: Option<i64>,
     /// Whether it shall not run for now.
     pub suspend: bool,
+    /// The generation of the spec.
+    pub generation: Option<i64>,
+    /// The last order to go on with what stands still.
+    pub retry: Option<String>,
+    /// The last order to start the agent's unit again.
+    pub restart: Option<String>,
     /// Whether somebody works on the server, so that it is left alone.
     pub maintenance: bool,
 }
@@ -68,6 +75,9 @@ impl Desired {
             overrides: spec.overrides.unwrap_or_default(),
             adopt: adopted(instance),
             suspend: spec.suspend,
+            generation: instance.metadata.generation,
+            retry: word(instance, RETRY_ANNOTATION),
+            restart: word(instance, RESTART_ANNOTATION),
             maintenance: is_maintained(instance),
         };
         Self::Present(identity, Box::new(want))
@@ -111,6 +121,15 @@ fn adopted(instance: &AgentInstance) -> Option<i64> {
     instance.annotations().get(ADOPT_ANNOTATION)?.parse().ok()
 }
 
+/// How much of an annotation's value is kept to know it again, in bytes.
+const WORD: usize = 128;
+
+/// The value of an annotation that is an order, if it says anything.
+fn word(instance: &AgentInstance, annotation: &str) -> Option<String> {
+    let word = instance.annotations().get(annotation)?;
+    (!word.is_empty()).then(|| word[..word.floor_char_boundary(WORD)].to_owned())
+}
+
 fn is_maintained(instance: &AgentInstance) -> bool {
     let word = instance.annotations().get(MAINTENANCE_ANNOTATION);
     word.is_some_and(|word| !word.is_empty())
@@ -139,6 +158,8 @@ pub struct Agent {
     pub boot_revision: String,
     /// Hash of what the guest applies in place.
     pub config_revision: String,
+    /// Hash of which class and which instance this is made of, by their generations.
+    pub declared: String,
 }
 
 /// What only a new server can take up; its hash is the boot revision.
@@ -192,6 +213,8 @@ impl Agent {
         let spec = effective_spec(&class.spec, want);
         let boot = Boot::of(&class.spec, &spec);
         let (boot_revision, config_revision) = (revision(&boot), config_revision(&spec));
+        let of = &class.metadata;
+        let declared = revision(&(&of.name, &of.uid, of.generation, want.generation));
         Ok(Self {
             class: class.metadata.name.clone().unwrap_or_default(),
             projects: class.spec.projects.clone(),
@@ -203,7 +226,13 @@ impl Agent {
             lifecycle: class.spec.lifecycle.clone(),
             boot_revision,
             config_revision,
+            declared,
         })
+    }
+
+    /// What attempts to create a server are counted for: what is declared, its secrets by their tag, and a person's last word to try again.
+    pub fn basis(&self, secrets_tag: &str, retried: Option<&str>) -> String {
+        revision(&(&self.declared, secrets_tag, retried))
     }
 
     /// What the server's disk is worth.

@@ -11,6 +11,7 @@ mod observe;
 mod perform;
 pub mod phone_home;
 pub mod plan;
+pub mod rollback;
 pub mod status;
 pub mod step;
 pub mod talk;
@@ -226,6 +227,8 @@ fn reported(status: &AgentInstanceStatus) -> Value {
     if let Some(fields) = fields.as_object_mut() {
         fields.remove("provisioning");
         fields.remove("voice");
+        fields.remove("heard");
+        fields.remove("rollbacks");
         fields.remove("recovery");
     }
     fields

@@ -82,7 +82,7 @@ pub async fn observe(
         Desired::Present(_, want) => look.prerequisites(want).await?,
     };
     let mut world = look.world(desired, class, secrets);
-    if desired.want().is_some() && world.ails() {
+    if desired.want().is_some() && (world.ails() || world.is_out_of_reach()) {
         world.hold = look.hold(&world);
     }
     Ok(world)
@@ -124,6 +124,7 @@ impl Look<'_> {
                 shutdown_grace: self.ctx.settings.shutdown_grace,
                 hold: None,
                 fresh_recovery: memory.fresh_recovery,
+                fresh_restart: memory.fresh_restart,
                 trouble: memory.trouble(&basis),
                 status,
                 class,

@@ -108,6 +108,8 @@ mod tests {
             project: "one".into(),
             server_type: "cx23".into(),
             location: "nbg1".into(),
+            attempt: None,
+            basis: None,
             at: MicroTime(at(second)),
         }
     }

@@ -12,7 +12,9 @@ use crate::{
     api::ProvisioningRecord,
     crash_point,
     error::Setback,
-    hetzner::{self, Class, CreatedServer, Lane, Permit, Place, Server, Spend},
+    hetzner::{
+        self, Action, ActionStatus, Class, CreatedServer, Lane, Permit, Place, Server, Spend,
+    },
     hetzner_project::connection::Connection,
     labels,
 };
@@ -84,8 +86,12 @@ impl Performer<'_> {
         let outcome = answer
             .as_ref()
             .map_or_else(creation::outcome, |_| SendOutcome::Created);
-        self.remember(|memory| memory.answered(outcome, before));
-        if matches!(outcome, SendOutcome::OutOfStock | SendOutcome::Refused) {
+        let half_failed = answer.as_ref().ok().and_then(half_failed);
+        self.remember(|memory| {
+            memory.answered(outcome, before);
+            memory.attempt.half_failed = half_failed;
+        });
+        if outcome.is_definite_no() {
             spend.refused();
         }
         take_answer(&connection, record, answer)
@@ -293,6 +299,22 @@ impl Performer<'_> {
         connection.inventory.record_updated(server, Instant::now());
         Ok(())
     }
+}
+
+/// What failed of a creation that was answered well. A server that was only not started is powered on like any other that is off.
+fn half_failed(created: &CreatedServer) -> Option<String> {
+    let actions = created.action.iter().chain(&created.next_actions);
+    let failed = actions.filter(|action| action.status == ActionStatus::Error);
+    let failed = failed.filter(|action| action.command != "start_server");
+    let words = |action: &Action| {
+        let why = action.error.as_ref().map(|error| error.message.as_str());
+        format!(
+            "{} failed at Hetzner: {}",
+            action.command,
+            why.unwrap_or_default()
+        )
+    };
+    failed.map(words).next()
 }
 
 /// What everybody in the project learns from the answer to a create.
