@@ -20,6 +20,8 @@ pub const BOOT_REVISION: &str = "agentfleet.dev/boot-revision";
 pub const DISK: &str = "agentfleet.dev/disk";
 /// The version of the master key that a server's keys come from.
 pub const KEY_ID: &str = "agentfleet.dev/key-id";
+/// On a server that outlived its instance by a person's word: it is nobody's, and to be kept.
+pub const RETAINED: &str = "agentfleet.dev/retained";
 /// The class that a firewall belongs to.
 pub const CLASS: &str = "agentfleet.dev/class";
 /// The operator that acts in a project, on its SSH key.

@@ -100,6 +100,8 @@ async fn i2_servers_that_never_answer_are_bought_as_often_as_allowed_whoever_die
     let mute = Config {
         boot_ssh_s: Spread::exactly(9999.0),
         boot_cloud_init_s: Spread::exactly(9999.0),
+        action_s: Spread::exactly(0.0),
+        time_factor: 1.0,
         ..quick_cloud()
     };
     let lifecycle = json!({"firstContactTimeout": "2s", "maxAttempts": 2});
@@ -205,23 +207,24 @@ fn refused(status: u16, code: &str, times: u64) -> FaultRule {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_creation_and_a_half_failed_one_are_attempts_too() -> Outcome {
+async fn a_refused_creation_is_an_attempt_and_a_server_that_was_not_made_well_is_switched_on()
+-> Outcome {
     let bed = bed(quick_cloud(), json!({}), "true").await?;
     bed.cloud().add_fault(refused(422, "invalid_input", 1));
+    let one = bed.create("one").await?;
+    one.told(&["CreationRefused", "this cannot be"]).await?;
     let half = Fault::Action(ActionFault::fails("create_server", "action_failed"));
     bed.cloud()
         .add_fault(FaultRule::next("POST", "/servers", half));
-    let one = bed.create("one").await?;
-    wait_within(ATTEMPTS, "the third attempt serves", async || {
-        Ok(oracle::condition(&one.status().await?, "Ready")
-            .is_some_and(|ready| ready["status"] == "True")
-            .then_some(()))
-    })
-    .await?;
-    one.serves().await?;
-    let failed = rollbacks(&one).await?;
-    assert_eq!(failed[0][0], "CreationRefused");
-    assert_eq!(bed.cloud().servers().len(), 1);
+    one.ready().await?;
+    assert_eq!(
+        rollbacks(&one).await?,
+        [["CreationRefused", "Retry", "nbg1"].map(str::to_owned)]
+    );
+    assert_eq!(
+        (bed.cloud().lives().len(), bed.cloud().servers().len()),
+        (1, 1)
+    );
     bed.delete_all().await?;
     bed.finish().await
 }

@@ -9,9 +9,9 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::api::{
-    ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
-    Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides, RESTART_ANNOTATION,
-    RETRY_ANNOTATION,
+    ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap,
+    DeletionPolicy, Disk, Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides,
+    RESTART_ANNOTATION, RETRY_ANNOTATION,
 };
 use crate::hetzner::Place;
 
@@ -31,6 +31,8 @@ pub struct Identity {
 pub enum Desired {
     /// The object is being deleted: nothing of it shall be left.
     Absent(Identity),
+    /// The object is being deleted: its agent shall be silent and its server stay.
+    Retained(Identity),
     /// A server that runs the agent.
     Present(Identity, Box<Want>),
 }
@@ -65,7 +67,10 @@ impl Desired {
     pub fn parse(instance: &AgentInstance) -> Self {
         let identity = Identity::of(instance);
         if instance.metadata.deletion_timestamp.is_some() {
-            return Self::Absent(identity);
+            return match instance.spec.deletion_policy {
+                DeletionPolicy::Delete => Self::Absent(identity),
+                DeletionPolicy::Retain => Self::Retained(identity),
+            };
         }
         let spec = instance.spec.clone();
         let want = Want {
@@ -86,7 +91,7 @@ impl Desired {
     /// What is wanted of it, unless it shall go.
     pub fn want(&self) -> Option<&Want> {
         match self {
-            Self::Absent(_) => None,
+            Self::Absent(_) | Self::Retained(_) => None,
             Self::Present(_, want) => Some(want),
         }
     }
@@ -94,7 +99,9 @@ impl Desired {
     /// Who the instance is.
     pub fn identity(&self) -> &Identity {
         match self {
-            Self::Absent(identity) | Self::Present(identity, _) => identity,
+            Self::Absent(identity) | Self::Retained(identity) | Self::Present(identity, _) => {
+                identity
+            }
         }
     }
 }

@@ -78,7 +78,7 @@ pub async fn observe(
         moment,
     };
     let (class, secrets) = match desired {
-        Desired::Absent(_) => (ClassView::Unknown, SecretsView::Unknown),
+        Desired::Absent(_) | Desired::Retained(_) => (ClassView::Unknown, SecretsView::Unknown),
         Desired::Present(_, want) => look.prerequisites(want).await?,
     };
     let mut world = look.world(desired, class, secrets);
@@ -249,6 +249,7 @@ impl Look<'_> {
             location: server.location.name.clone(),
             created_at: server.created,
             power: power(&server.status),
+            retained: server.labels.contains_key(labels::RETAINED),
             blocked: server
                 .public_net
                 .ipv4

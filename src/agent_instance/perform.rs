@@ -75,6 +75,7 @@ impl Performer<'_> {
             Step::LookUp { project, name } => self.look_up(project, name).await,
             Step::ConfirmGone { project, id } => self.confirm_gone(project, *id).await,
             Step::DeleteServer { project, id } => self.delete_server(project, *id).await,
+            Step::Retain { project, id } => self.retain(project, *id).await,
             Step::PowerOn { project, id } => self.power_on(project, *id).await,
             Step::Shutdown { project, id } => self.shutdown(project, *id).await,
             Step::PowerOff { project, id } => self.power_off(project, *id).await,

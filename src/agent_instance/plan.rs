@@ -26,6 +26,7 @@ mod model;
 mod orders;
 mod recovery;
 mod removal;
+mod retention;
 mod rollback;
 mod serving;
 mod suspension;
@@ -160,6 +161,7 @@ pub fn plan(desired: &Desired, world: &World, fleet: &str, now: Timestamp) -> Pl
     };
     let plan = match desired {
         Desired::Absent(_) => look.absent().told_as_deletion(),
+        Desired::Retained(_) => look.retained().told_as_deletion(),
         Desired::Present(_, want) => look.told_as_recovery(look.present(want)),
     };
     match &world.trouble {

@@ -38,6 +38,13 @@ pub enum Step {
         /// Id of the server.
         id: i64,
     },
+    /// Label a server as one that outlives its instance, and tell where it is.
+    Retain {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+    },
     /// Switch a server on.
     PowerOn {
         /// Name of the `HetznerProject`.

@@ -128,6 +128,7 @@ mod tests {
             location: "nbg1".into(),
             created_at: None,
             power: Power::On,
+            retained: false,
             blocked: false,
             listed: true,
             deleting: false,

@@ -133,6 +133,8 @@ pub struct ServerView {
     pub created_at: Option<Timestamp>,
     /// What Hetzner says of its power.
     pub power: Power,
+    /// Whether it is labelled as one that outlives its instance.
+    pub retained: bool,
     /// Whether Hetzner blocked its address.
     pub blocked: bool,
     /// Whether the latest full list held it.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{HealthStatus, OnProvisionFailure};
 
-/// One agent on one server of its own. Creating it buys the server; deleting it deletes the server and its disk.
+/// One agent on one server of its own. Creating it buys the server; deleting it deletes the server and its disk, unless `deletionPolicy` says otherwise.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "agentfleet.dev",
@@ -48,6 +48,11 @@ pub struct AgentInstanceSpec {
     /// billed. Nothing is created for an instance that is suspended from the start.
     #[serde(default, skip_serializing_if = "super::agent_class::is_default")]
     pub suspend: bool,
+    /// What deleting the instance does with its server. `Delete`: it goes, and its disk with it. `Retain`: its agent is silenced and the server
+    /// stays, labelled `agentfleet.dev/retained=true`; Hetzner bills it until somebody deletes it there, or a new instance of this name takes
+    /// it up (annotation `agentfleet.dev/adopt`).
+    #[serde(default, skip_serializing_if = "super::agent_class::is_default")]
+    pub deletion_policy: DeletionPolicy,
     /// Environment of the service beside that of the class, without secrets; it wins where both name a variable.
     #[schemars(extend("maxProperties" = 128))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -55,6 +60,18 @@ pub struct AgentInstanceSpec {
     /// Values that replace those of the class, where its `allowedOverrides` permits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overrides: Option<Overrides>,
+}
+
+/// What deleting an instance does with its server.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "told at the field, where `kubectl explain` shows it"
+)]
+pub enum DeletionPolicy {
+    #[default]
+    Delete,
+    Retain,
 }
 
 /// Values that replace those of the class.

@@ -19,8 +19,8 @@ pub use agent_class::{
     FirewallRule, Lifecycle, Limits, OnProvisionFailure, Override, Protocol, Recovery,
 };
 pub use agent_instance::{
-    AgentInstance, AgentInstanceSpec, AgentInstanceStatus, HeardOrder, HeardOrders, Overrides,
-    ProvisioningRecord, RecoveryAction, RecoveryRecord, RollbackReason, RollbackRecord,
+    AgentInstance, AgentInstanceSpec, AgentInstanceStatus, DeletionPolicy, HeardOrder, HeardOrders,
+    Overrides, ProvisioningRecord, RecoveryAction, RecoveryRecord, RollbackReason, RollbackRecord,
     ServerStatus, Timing, TimingStep, VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};

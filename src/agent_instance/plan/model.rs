@@ -315,7 +315,10 @@ impl Model {
                 (view.hello, view.shut_down) = (None, None);
                 self.switch(*id, false);
             }
-            Step::ConfirmGone { .. } | Step::TakeUp { .. } | Step::Upgrade { .. } => {
+            Step::ConfirmGone { .. }
+            | Step::Retain { .. }
+            | Step::TakeUp { .. }
+            | Step::Upgrade { .. } => {
                 unreachable!("not in this model: {step:?}")
             }
         }

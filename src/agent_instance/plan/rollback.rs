@@ -43,7 +43,7 @@ impl Look<'_> {
     }
 
     /// Whether this is the server of the record in hand, and nobody has given it the voice.
-    fn was_never_armed(&self, server: &ServerView) -> bool {
+    pub(super) fn was_never_armed(&self, server: &ServerView) -> bool {
         let recorded = self.world.record().is_some_and(|record| {
             (&record.server_name, &record.project) == (&server.name, &server.project)
         });

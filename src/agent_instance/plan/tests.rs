@@ -38,7 +38,7 @@ pub(super) fn want() -> Want {
     );
     match Desired::parse(&instance) {
         Desired::Present(_, want) => *want,
-        Desired::Absent(_) => unreachable!("no deletion timestamp"),
+        Desired::Absent(_) | Desired::Retained(_) => unreachable!("no deletion timestamp"),
     }
 }
 
@@ -119,6 +119,7 @@ pub(super) fn server(incarnation: u32) -> ServerView {
         location: "nbg1".into(),
         created_at: Some(at(-30)),
         power: Power::On,
+        retained: false,
         blocked: false,
         listed: true,
         deleting: false,
@@ -228,6 +229,7 @@ macro_rules! changed {
 // After the macro that it uses.
 mod orders;
 mod recovery;
+mod retention;
 mod rollback;
 mod suspension;
 
