@@ -18,10 +18,10 @@ pub const INCARNATION: &str = "agentfleet.dev/incarnation";
 pub const BOOT_REVISION: &str = "agentfleet.dev/boot-revision";
 /// What a server's disk is worth.
 pub const DISK: &str = "agentfleet.dev/disk";
-/// On a server that a person wants kept though its instance is gone; its value says nothing.
-pub const RETAINED: &str = "agentfleet.dev/retained";
 /// The version of the master key that a server's keys come from.
 pub const KEY_ID: &str = "agentfleet.dev/key-id";
+/// On a server that outlived its instance by a person's word: it is nobody's, and to be kept.
+pub const RETAINED: &str = "agentfleet.dev/retained";
 /// The class that a firewall belongs to.
 pub const CLASS: &str = "agentfleet.dev/class";
 /// The operator that acts in a project, on its SSH key.

@@ -101,6 +101,8 @@ pub fn user_data(objects: &[Value], name: Option<&str>) -> Result<UserData, Rend
         project: String::new(),
         server_type: String::new(),
         location: String::new(),
+        attempt: None,
+        basis: None,
         at: MicroTime(jiff::Timestamp::UNIX_EPOCH),
     };
     let master = MasterKey::new(FLEET, &[0; 32])?;

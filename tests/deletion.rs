@@ -2,7 +2,7 @@
 
 use bed::{Bed, Instance, Options, Outcome, SYSTEM, TENANT, TOKEN, manifests, quick_cloud};
 use hetzner_sim::{Config, MachineFaults, SshFault};
-use serde_json::json;
+use serde_json::{Value, json};
 
 async fn nothing_is_left_of(bed: &Bed, one: &Instance<'_>) -> Outcome {
     one.gone().await?;
@@ -197,5 +197,40 @@ async fn class_project_and_token_wait_for_what_is_theirs_and_say_so() -> Outcome
             .is_none())
     })
     .await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_a_retained_server_is_silent_and_labelled_and_a_new_instance_takes_it_up_by_a_persons_word()
+-> Outcome {
+    let bed = Bed::start().await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let retain = json!({"spec": {"deletionPolicy": "Retain"}});
+    bed.cluster
+        .merge("AgentInstance", Some(bed::TENANT), "one", retain)
+        .await?;
+    let root = bed.cloud().machine(server)?.root;
+    one.delete().await?;
+    one.gone().await?;
+    let labels = |bed: &Bed| bed.cloud().servers()[0]["labels"].clone();
+    assert_eq!(labels(&bed)["agentfleet.dev/retained"], "true");
+    assert_eq!(bed.cloud().servers().len(), 1);
+    assert!(
+        !root
+            .join(manifests::SECRET_FILE.trim_start_matches('/'))
+            .exists(),
+        "put away"
+    );
+
+    let again = bed.create("one").await?;
+    again.condition("Stalled", "True", "AdoptOrDelete").await?;
+    again
+        .annotate("agentfleet.dev/adopt", &server.to_string())
+        .await?;
+    assert_eq!(again.ready().await?, server);
+    assert_eq!(labels(&bed)["agentfleet.dev/retained"], Value::Null);
+    assert_eq!(bed.cloud().lives().len(), 1);
+    bed.delete_all().await?;
     bed.finish().await
 }

@@ -101,7 +101,7 @@ fn revisions(class: &AgentClass) -> Option<(String, String)> {
         Instance::Present(_, want) => Agent::of(class, &want)
             .ok()
             .map(|agent| (agent.boot_revision, agent.config_revision)),
-        Instance::Absent(_) => None,
+        Instance::Absent(_) | Instance::Retained(_) => None,
     }
 }
 

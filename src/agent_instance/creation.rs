@@ -249,6 +249,7 @@ pub fn outcome(error: &hetzner::Error) -> SendOutcome {
     match (error.outcome(), error.class()) {
         (Outcome::Unknown, _) | (_, hetzner::Class::NameTaken) => SendOutcome::Unknown,
         (_, hetzner::Class::OutOfStock) => SendOutcome::OutOfStock,
+        (_, hetzner::Class::BlockedUntilPerson) => SendOutcome::Rejected,
         _ => SendOutcome::Refused,
     }
 }

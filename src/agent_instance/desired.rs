@@ -9,8 +9,9 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::api::{
-    ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
-    Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides,
+    ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap,
+    DeletionPolicy, Disk, Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides,
+    RESTART_ANNOTATION, RETRY_ANNOTATION,
 };
 use crate::hetzner::Place;
 
@@ -30,6 +31,8 @@ pub struct Identity {
 pub enum Desired {
     /// The object is being deleted: nothing of it shall be left.
     Absent(Identity),
+    /// The object is being deleted: its agent shall be silent and its server stay.
+    Retained(Identity),
     /// A server that runs the agent.
     Present(Identity, Box<Want>),
 }
@@ -49,6 +52,12 @@ pub struct Want {
     pub adopt: Option<i64>,
     /// Whether it shall not run for now.
     pub suspend: bool,
+    /// The generation of the spec.
+    pub generation: Option<i64>,
+    /// The last order to go on with what stands still.
+    pub retry: Option<String>,
+    /// The last order to start the agent's unit again.
+    pub restart: Option<String>,
     /// Whether somebody works on the server, so that it is left alone.
     pub maintenance: bool,
 }
@@ -58,7 +67,10 @@ impl Desired {
     pub fn parse(instance: &AgentInstance) -> Self {
         let identity = Identity::of(instance);
         if instance.metadata.deletion_timestamp.is_some() {
-            return Self::Absent(identity);
+            return match instance.spec.deletion_policy {
+                DeletionPolicy::Delete => Self::Absent(identity),
+                DeletionPolicy::Retain => Self::Retained(identity),
+            };
         }
         let spec = instance.spec.clone();
         let want = Want {
@@ -68,6 +80,9 @@ impl Desired {
             overrides: spec.overrides.unwrap_or_default(),
             adopt: adopted(instance),
             suspend: spec.suspend,
+            generation: instance.metadata.generation,
+            retry: word(instance, RETRY_ANNOTATION),
+            restart: word(instance, RESTART_ANNOTATION),
             maintenance: is_maintained(instance),
         };
         Self::Present(identity, Box::new(want))
@@ -76,7 +91,7 @@ impl Desired {
     /// What is wanted of it, unless it shall go.
     pub fn want(&self) -> Option<&Want> {
         match self {
-            Self::Absent(_) => None,
+            Self::Absent(_) | Self::Retained(_) => None,
             Self::Present(_, want) => Some(want),
         }
     }
@@ -84,7 +99,9 @@ impl Desired {
     /// Who the instance is.
     pub fn identity(&self) -> &Identity {
         match self {
-            Self::Absent(identity) | Self::Present(identity, _) => identity,
+            Self::Absent(identity) | Self::Retained(identity) | Self::Present(identity, _) => {
+                identity
+            }
         }
     }
 }
@@ -109,6 +126,15 @@ impl Identity {
 /// The server id in the adopt annotation; anything else there is as good as none, and the condition that asks for it shows the right one.
 fn adopted(instance: &AgentInstance) -> Option<i64> {
     instance.annotations().get(ADOPT_ANNOTATION)?.parse().ok()
+}
+
+/// How much of an annotation's value is kept to know it again, in bytes.
+const WORD: usize = 128;
+
+/// The value of an annotation that is an order, if it says anything.
+fn word(instance: &AgentInstance, annotation: &str) -> Option<String> {
+    let word = instance.annotations().get(annotation)?;
+    (!word.is_empty()).then(|| word[..word.floor_char_boundary(WORD)].to_owned())
 }
 
 fn is_maintained(instance: &AgentInstance) -> bool {
@@ -139,6 +165,8 @@ pub struct Agent {
     pub boot_revision: String,
     /// Hash of what the guest applies in place.
     pub config_revision: String,
+    /// Hash of which class and which instance this is made of, by their generations.
+    pub declared: String,
 }
 
 /// What only a new server can take up; its hash is the boot revision.
@@ -192,6 +220,8 @@ impl Agent {
         let spec = effective_spec(&class.spec, want);
         let boot = Boot::of(&class.spec, &spec);
         let (boot_revision, config_revision) = (revision(&boot), config_revision(&spec));
+        let of = &class.metadata;
+        let declared = revision(&(&of.name, &of.uid, of.generation, want.generation));
         Ok(Self {
             class: class.metadata.name.clone().unwrap_or_default(),
             projects: class.spec.projects.clone(),
@@ -203,7 +233,13 @@ impl Agent {
             lifecycle: class.spec.lifecycle.clone(),
             boot_revision,
             config_revision,
+            declared,
         })
+    }
+
+    /// What attempts to create a server are counted for: what is declared, its secrets by their tag, and a person's last word to try again.
+    pub fn basis(&self, secrets_tag: &str, retried: Option<&str>) -> String {
+        revision(&(&self.declared, secrets_tag, retried))
     }
 
     /// What the server's disk is worth.

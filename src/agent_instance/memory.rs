@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use super::{
     notices::NoticesMemory,
     timings,
-    world::{Attempt, GuestView, LookUp, SecretsView, SendOutcome, Trouble},
+    world::{Attempt, Configured, GuestView, LookUp, SecretsView, SendOutcome, Trouble},
 };
 use crate::{
     api::{ProvisioningRecord, TimingStep},
@@ -30,6 +30,8 @@ pub struct Memory {
     pub fresh_epoch: Option<i64>,
     /// When the try to recover was decided that was written ahead and not done yet.
     pub fresh_recovery: Option<Timestamp>,
+    /// When the order to start the agent's unit again was heard that was written ahead and not carried out yet.
+    pub fresh_restart: Option<Timestamp>,
     /// The guests of its servers, by server id.
     pub guests: BTreeMap<i64, GuestMemory>,
     /// Versions of the object that our own writes have replaced: a view of one of them is out of date.
@@ -92,7 +94,7 @@ impl Memory {
 
     /// The answer to that request. After a plain refusal nothing can come of it any more; `before` is what earlier requests left open.
     pub fn answered(&mut self, outcome: SendOutcome, before: Option<Timestamp>) {
-        if matches!(outcome, SendOutcome::OutOfStock | SendOutcome::Refused) {
+        if outcome.is_definite_no() {
             self.attempt.unsettled_until = before;
         }
         self.attempt.outcome = outcome;
@@ -128,6 +130,21 @@ impl Memory {
             stalled: setback.stalled,
             times,
         });
+    }
+
+    /// A person wants what stands still to go on: no pause is waited for any more.
+    pub fn goes_on(&mut self, now: Timestamp) {
+        self.trouble = None;
+        self.attempt.looked_up = None;
+        for guest in self.guests.values_mut() {
+            if let Some(Configured {
+                outcome: Err(failure),
+                ..
+            }) = &mut guest.view.configured
+            {
+                failure.again = Some(now);
+            }
+        }
     }
 
     /// A step has succeeded.

@@ -12,6 +12,7 @@ mod observe;
 mod perform;
 pub mod phone_home;
 pub mod plan;
+pub mod rollback;
 pub mod status;
 pub mod step;
 pub mod talk;
@@ -231,6 +232,8 @@ fn reported(status: &AgentInstanceStatus) -> Value {
     if let Some(fields) = fields.as_object_mut() {
         fields.remove("provisioning");
         fields.remove("voice");
+        fields.remove("heard");
+        fields.remove("rollbacks");
         fields.remove("recovery");
     }
     fields

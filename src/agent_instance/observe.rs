@@ -78,11 +78,11 @@ pub async fn observe(
         moment,
     };
     let (class, secrets) = match desired {
-        Desired::Absent(_) => (ClassView::Unknown, SecretsView::Unknown),
+        Desired::Absent(_) | Desired::Retained(_) => (ClassView::Unknown, SecretsView::Unknown),
         Desired::Present(_, want) => look.prerequisites(want).await?,
     };
     let mut world = look.world(desired, class, secrets);
-    if desired.want().is_some() && world.ails() {
+    if desired.want().is_some() && (world.ails() || world.is_out_of_reach()) {
         world.hold = look.hold(&world);
     }
     Ok(world)
@@ -128,6 +128,7 @@ impl Look<'_> {
                 shutdown_grace: self.ctx.settings.shutdown_grace,
                 hold: None,
                 fresh_recovery: memory.fresh_recovery,
+                fresh_restart: memory.fresh_restart,
                 trouble: memory.trouble(&basis),
                 notices,
                 status,
@@ -253,6 +254,7 @@ impl Look<'_> {
             location: server.location.name.clone(),
             created_at: server.created,
             power: power(&server.status),
+            retained: server.labels.contains_key(labels::RETAINED),
             blocked: server
                 .public_net
                 .ipv4

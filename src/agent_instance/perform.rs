@@ -13,13 +13,14 @@ use super::{
     desired::{Agent, Desired, Identity, Want},
     memory::Memory,
     observe::Moment,
+    rollback,
     step::Step,
     world::{ClassView, World},
 };
 use crate::{
     api::{
-        AgentInstance, AgentInstanceStatus, FINALIZER, ProvisioningRecord, RecoveryAction,
-        RecoveryRecord, VoiceRecord,
+        AgentInstance, AgentInstanceStatus, FINALIZER, HeardOrders, ProvisioningRecord,
+        RecoveryAction, RecoveryRecord, RollbackRecord, VoiceRecord,
     },
     context::Context,
     error::Setback,
@@ -65,13 +66,16 @@ impl Performer<'_> {
             Step::RemoveFinalizer => {
                 Ok(kube_ext::remove_finalizer(&self.api(), self.instance, FINALIZER).await?)
             }
+            Step::Hear(orders) => self.hear(orders).await,
             Step::Announce(record) => self.announce(record).await,
             Step::WriteVoice(voice) => self.write_voice(voice).await,
             Step::WriteRecovery(record) => self.write_recovery(record).await,
+            Step::WriteRollback(record) => self.write_rollback(record).await,
             Step::CreateServer(record) => self.create_server(record).await,
             Step::LookUp { project, name } => self.look_up(project, name).await,
             Step::ConfirmGone { project, id } => self.confirm_gone(project, *id).await,
             Step::DeleteServer { project, id } => self.delete_server(project, *id).await,
+            Step::Retain { project, id } => self.retain(project, *id).await,
             Step::PowerOn { project, id } => self.power_on(project, *id).await,
             Step::Shutdown { project, id } => self.shutdown(project, *id).await,
             Step::PowerOff { project, id } => self.power_off(project, *id).await,
@@ -104,6 +108,25 @@ impl Performer<'_> {
 
     fn remember<T>(&self, what: impl FnOnce(&mut Memory) -> T) -> T {
         self.ctx.memories.with(&self.identity().uid, what)
+    }
+
+    async fn hear(&mut self, orders: &HeardOrders) -> Result<(), Setback> {
+        let former = self.world.status.heard.clone().unwrap_or_default();
+        let records = AgentInstanceStatus {
+            heard: Some(orders.clone()),
+            ..self.records()
+        };
+        self.write_records(&records).await?;
+        let now = self.moment.wall;
+        self.remember(|memory| {
+            if orders.restart != former.restart {
+                memory.fresh_restart = orders.restart.as_ref().map(|order| order.at.0);
+            }
+            if orders.retry != former.retry {
+                memory.goes_on(now);
+            }
+        });
+        Ok(())
     }
 
     async fn announce(&mut self, record: &ProvisioningRecord) -> Result<(), Setback> {
@@ -146,12 +169,32 @@ impl Performer<'_> {
         Ok(())
     }
 
+    async fn write_rollback(&mut self, record: &RollbackRecord) -> Result<(), Setback> {
+        let records = AgentInstanceStatus {
+            rollbacks: rollback::with(&self.world.status.rollbacks, record),
+            ..self.records()
+        };
+        self.write_records(&records).await?;
+        let (reason, action) = (record.reason.as_str(), record.action);
+        let attempt = record.attempt;
+        tracing::warn!(
+            reason,
+            ?action,
+            attempt,
+            message = record.message,
+            "creation failed"
+        );
+        Ok(())
+    }
+
     /// The records as they were seen.
     fn records(&self) -> AgentInstanceStatus {
         let status = &self.world.status;
         AgentInstanceStatus {
             provisioning: status.provisioning.clone(),
             voice: status.voice.clone(),
+            heard: status.heard.clone(),
+            rollbacks: status.rollbacks.clone(),
             recovery: status.recovery.clone(),
             ..AgentInstanceStatus::default()
         }

@@ -25,8 +25,11 @@ mod health;
 #[cfg(test)]
 mod model;
 mod notice;
+mod orders;
 mod recovery;
 mod removal;
+mod retention;
+mod rollback;
 mod serving;
 mod suspension;
 #[cfg(test)]
@@ -76,6 +79,8 @@ pub enum Stage {
     Starting(String),
     /// The probes fail, and nothing is done about it: reason and what the last one said.
     Unhealthy(&'static str, String),
+    /// Its creation failed, and that is undone: message.
+    RollingBack(String),
     /// Something was done for an agent that failed, and it has not served since: reason and message.
     Recovering(&'static str, String),
     /// The agent serves. None: as declared; else why the declared configuration cannot be applied, or why only a new server could.
@@ -129,6 +134,11 @@ impl Plan {
         Self { stage, ..self }
     }
 
+    /// Whether it does anything, and not what may end the pause.
+    fn can_be_held(&self) -> bool {
+        !matches!(self.steps[..], [] | [Step::Hear(_)])
+    }
+
     /// Nothing is done before the pause after a failure is over.
     fn held(self, trouble: &Trouble) -> Self {
         let stage = match self.stage {
@@ -157,10 +167,11 @@ pub fn plan(desired: &Desired, world: &World, fleet: &str, now: Timestamp) -> Pl
     };
     let plan = match desired {
         Desired::Absent(_) => look.absent().told_as_deletion(),
+        Desired::Retained(_) => look.retained().told_as_deletion(),
         Desired::Present(_, want) => look.told_as_recovery(look.present(want)),
     };
     let plan = match &world.trouble {
-        Some(trouble) if trouble.until > now && !plan.steps.is_empty() => plan.held(trouble),
+        Some(trouble) if trouble.until > now && plan.can_be_held() => plan.held(trouble),
         _ => plan,
     };
     look.with_notice(plan)
@@ -183,10 +194,17 @@ impl Look<'_> {
         if let Some(stranger) = self.strangers().next() {
             return self.adoption(stranger, want);
         }
-        match self.current() {
+        let plan = match self.current() {
             Ok(Some(server)) => self.server(server),
             Ok(None) => self.no_server(),
             Err(plan) => plan,
+        };
+        match self.unheard(want) {
+            Some(orders) => Plan {
+                steps: vec![Step::Hear(orders)],
+                ..plan
+            },
+            None => plan,
         }
     }
 

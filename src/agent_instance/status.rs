@@ -41,6 +41,8 @@ pub fn status(
             .map(|server| server_status(world, server))
             .or_else(|| former.server.clone()),
         health: health(world, current, now),
+        heard: former.heard.clone(),
+        rollbacks: former.rollbacks.clone(),
         recovery: former.recovery.clone(),
         boot_revision: current.map_or_else(
             || former.boot_revision.clone(),
@@ -78,6 +80,7 @@ fn phase(stage: &Stage) -> &'static str {
         Stage::Starting(_) => "Starting",
         Stage::Unhealthy(..) => "Unhealthy",
         Stage::Recovering(..) => "Recovering",
+        Stage::RollingBack(_) => "RollingBack",
         Stage::Suspending(_) => "Suspending",
         Stage::Suspended(_) => "Suspended",
         Stage::Serving(_) => "Ready",
@@ -187,6 +190,7 @@ pub fn words(stage: &Stage) -> (&str, String) {
             "the agent is being installed and given its secrets".into(),
         ),
         Stage::InstallFailed(message) => ("InstallFailed", message.clone()),
+        Stage::RollingBack(message) => ("RollingBack", message.clone()),
         Stage::Suspending(message) => ("Suspending", message.clone()),
         Stage::Suspended(message) => ("Suspended", message.clone()),
         Stage::Updating => (

@@ -1,6 +1,8 @@
 //! The effects that a plan may ask for, each of one kind and each harmless when done twice.
 
-use crate::api::{HealthState, ProvisioningRecord, RecoveryRecord, VoiceRecord};
+use crate::api::{
+    HealthState, HeardOrders, ProvisioningRecord, RecoveryRecord, RollbackRecord, VoiceRecord,
+};
 
 /// One effect.
 #[derive(Clone, Debug, PartialEq)]
@@ -9,6 +11,8 @@ pub enum Step {
     AddFinalizer,
     /// Let the object go.
     RemoveFinalizer,
+    /// Write down the orders that are carried out next.
+    Hear(HeardOrders),
     /// Write down the server that is asked for next.
     Announce(ProvisioningRecord),
     /// Ask Hetzner for the server of the record.
@@ -29,6 +33,13 @@ pub enum Step {
     },
     /// Delete a server.
     DeleteServer {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+    },
+    /// Label a server as one that outlives its instance, and tell where it is.
+    Retain {
         /// Name of the `HetznerProject`.
         project: String,
         /// Id of the server.
@@ -109,6 +120,8 @@ pub enum Step {
     },
     /// Write down what is done next for an agent whose probes fail, after all that was done before.
     WriteRecovery(RecoveryRecord),
+    /// Write down a creation that failed, and what becomes of it.
+    WriteRollback(RollbackRecord),
     /// Start the agent's unit again.
     Restart {
         /// Id of the server.

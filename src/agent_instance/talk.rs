@@ -217,6 +217,7 @@ fn greeted(guest: &mut GuestMemory, proven: Option<HostKey>, greeting: &Answered
     guest.view.hello = Some(Hello {
         phase: phase(said),
         armed: said.armed.as_ref().map(|armed| armed.incarnation),
+        ever_armed: said.ever_armed,
         epoch: i64::try_from(said.epoch).unwrap_or(i64::MAX),
         applied: said.applied.as_ref().map(|applied| {
             (

@@ -108,6 +108,8 @@ mod tests {
             project: "one".into(),
             server_type: "cx23".into(),
             location: "nbg1".into(),
+            attempt: None,
+            basis: None,
             at: MicroTime(at(second)),
         }
     }
@@ -126,6 +128,7 @@ mod tests {
             location: "nbg1".into(),
             created_at: None,
             power: Power::On,
+            retained: false,
             blocked: false,
             listed: true,
             deleting: false,

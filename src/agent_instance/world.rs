@@ -41,6 +41,8 @@ pub struct World {
     pub hold: Option<String>,
     /// When the try was decided that this process wrote ahead and has not done yet.
     pub fresh_recovery: Option<Timestamp>,
+    /// When the order to start the agent's unit again was heard that this process wrote ahead and has not carried out yet.
+    pub fresh_restart: Option<Timestamp>,
     /// Why the last step failed, until it may be tried again.
     pub trouble: Option<Trouble>,
     /// What was told outside, and whether anybody listens.
@@ -133,6 +135,8 @@ pub struct ServerView {
     pub created_at: Option<Timestamp>,
     /// What Hetzner says of its power.
     pub power: Power,
+    /// Whether it is labelled as one that outlives its instance.
+    pub retained: bool,
     /// Whether Hetzner blocked its address.
     pub blocked: bool,
     /// Whether the latest full list held it.
@@ -182,6 +186,8 @@ pub struct GuestView {
     pub hello: Option<Hello>,
     /// Whether its program is to become the one that this operator brings.
     pub upgrade: Upgrade,
+    /// When this process began to try to reach it.
+    pub tried_since: Option<Timestamp>,
     /// Why the last try to reach it failed, and when that was.
     pub contact: Option<(ContactProblem, Timestamp)>,
     /// What the last `configure` came to.
@@ -234,6 +240,8 @@ pub struct Hello {
     pub phase: InstallPhase,
     /// The incarnation that it is armed for.
     pub armed: Option<u32>,
+    /// Whether its disk was ever armed, on whichever server.
+    pub ever_armed: bool,
     /// The instance that it was armed for, by UID.
     pub armed_for: Option<String>,
     /// The highest epoch that it has seen.
@@ -304,6 +312,8 @@ pub struct Attempt {
     pub sent: Option<Timestamp>,
     /// What the last request came to.
     pub outcome: SendOutcome,
+    /// What Hetzner said of a server that it made, and whose creation failed.
+    pub half_failed: Option<String>,
     /// Until when a request with an unknown outcome may still take effect.
     pub unsettled_until: Option<Timestamp>,
     /// What a look-up by name, begun after the last request, has found.
@@ -322,8 +332,17 @@ pub enum SendOutcome {
     Created,
     /// This place cannot be had; another may.
     OutOfStock,
-    /// Hetzner said no for a reason that another place cannot cure.
+    /// Hetzner cannot have it now, wherever it is asked for: quota, token, maintenance.
     Refused,
+    /// Hetzner will not have it as it was asked for.
+    Rejected,
+}
+
+impl SendOutcome {
+    /// Whether there surely is no server, and none will come of that request.
+    pub fn is_definite_no(self) -> bool {
+        matches!(self, Self::OutOfStock | Self::Refused | Self::Rejected)
+    }
 }
 
 /// What a look-up by name has found.
@@ -438,6 +457,15 @@ impl World {
         let probed = self.servers.iter();
         let probed = probed.filter_map(|server| server.guest.health.as_ref()?.state);
         self.known == Known::Gone || told.into_iter().chain(probed).any(bad)
+    }
+
+    /// Whether a server that is not the agent yet could not be reached.
+    pub fn is_out_of_reach(&self) -> bool {
+        let mut waiting = self
+            .servers
+            .iter()
+            .filter(|server| self.voice_holder() != Some(server.incarnation));
+        waiting.any(|server| server.guest.contact.is_some())
     }
 
     /// What the server that holds the voice has applied: it runs the agent.

@@ -187,10 +187,18 @@ pub enum Protocol {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Lifecycle {
-    /// How long after its creation a server may take to answer over SSH before its instance says `FirstContactOverdue`.
+    /// How long after its creation a server may take to answer over SSH before its creation has failed.
     pub first_contact_timeout: Duration,
-    /// How long after its creation a server may take to be installed before its instance says `ProvisioningOverdue`.
+    /// How long after its creation a server may take to be installed before its creation has failed.
     pub provision_timeout: Duration,
+    /// What becomes of a server whose creation failed, as long as its agent was never started there. `Retry`: it is deleted, and the next one
+    /// bought in the next place, after a pause that grows. `Keep`: it stays for a look, and no other is bought. `Remove`: it is deleted, and
+    /// no other is bought. Where nothing more is bought the instance is `Stalled` until class, spec or Secret is changed, or the annotation
+    /// `agentfleet.dev/retry` is given a new value.
+    pub on_provision_failure: OnProvisionFailure,
+    /// How many servers `Retry` buys at most before the instance is `Stalled`.
+    #[schemars(range(min = 1, max = 10))]
+    pub max_attempts: i32,
     /// `Preserve`: the disk holds what cannot be had again, so the operator never deletes or replaces the server by its own decision.
     /// `Disposable`: a new server is as good as the old one.
     pub disk: Disk,
@@ -203,6 +211,8 @@ impl Default for Lifecycle {
         Self {
             first_contact_timeout: Duration::from_secs(300),
             provision_timeout: Duration::from_secs(900),
+            on_provision_failure: OnProvisionFailure::default(),
+            max_attempts: 3,
             disk: Disk::default(),
             recovery: Recovery::default(),
         }
@@ -250,6 +260,19 @@ fn reboots() -> i32 {
 
 fn recreations() -> i32 {
     1
+}
+
+/// What becomes of a server whose creation failed.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "told at the field, where `kubectl explain` shows it"
+)]
+pub enum OnProvisionFailure {
+    #[default]
+    Retry,
+    Keep,
+    Remove,
 }
 
 /// What a server's disk is worth.

@@ -7,9 +7,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::HealthStatus;
+use super::{HealthStatus, OnProvisionFailure};
 
-/// One agent on one server of its own. Creating it buys the server; deleting it deletes the server and its disk.
+/// One agent on one server of its own. Creating it buys the server; deleting it deletes the server and its disk, unless `deletionPolicy` says otherwise.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "agentfleet.dev",
@@ -48,6 +48,11 @@ pub struct AgentInstanceSpec {
     /// billed. Nothing is created for an instance that is suspended from the start.
     #[serde(default, skip_serializing_if = "super::agent_class::is_default")]
     pub suspend: bool,
+    /// What deleting the instance does with its server. `Delete`: it goes, and its disk with it. `Retain`: its agent is silenced and the server
+    /// stays, labelled `agentfleet.dev/retained=true`; Hetzner bills it until somebody deletes it there, or a new instance of this name takes
+    /// it up (annotation `agentfleet.dev/adopt`).
+    #[serde(default, skip_serializing_if = "super::agent_class::is_default")]
+    pub deletion_policy: DeletionPolicy,
     /// Environment of the service beside that of the class, without secrets; it wins where both name a variable.
     #[schemars(extend("maxProperties" = 128))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -55,6 +60,18 @@ pub struct AgentInstanceSpec {
     /// Values that replace those of the class, where its `allowedOverrides` permits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overrides: Option<Overrides>,
+}
+
+/// What deleting an instance does with its server.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "told at the field, where `kubectl explain` shows it"
+)]
+pub enum DeletionPolicy {
+    #[default]
+    Delete,
+    Retain,
 }
 
 /// Values that replace those of the class.
@@ -118,6 +135,13 @@ pub struct AgentInstanceStatus {
     /// Tag of the secret files that the server has applied; says nothing about their content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_tag: Option<String>,
+    /// The orders that were given by annotations and heard; written before they are carried out, so that each value acts once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<HeardOrders>,
+    /// The creations that failed last, the newest last; written before anything is done about them.
+    #[schemars(length(max = 5))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rollbacks: Vec<RollbackRecord>,
     /// What was done for an agent whose probes failed, the newest last; written before it is done, so that no crash can do it twice.
     #[schemars(length(max = 10))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -231,8 +255,97 @@ pub struct ProvisioningRecord {
     pub server_type: String,
     /// Location that was asked for.
     pub location: String,
+    /// Which attempt this is to create a server for what class, spec and Secret ask for; a place that is out of stock takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<i64>,
+    /// Hash of what class, spec and Secret asked for, and of the last `agentfleet.dev/retry`: for another one attempts are counted anew.
+    #[schemars(length(max = 64))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<String>,
     /// When the latest request was announced.
     pub at: MicroTime,
+}
+
+/// The orders that were given by annotations and heard.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeardOrders {
+    /// The last `agentfleet.dev/restart`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<HeardOrder>,
+    /// The last `agentfleet.dev/retry`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<HeardOrder>,
+}
+
+/// An order that was heard.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeardOrder {
+    /// The value of the annotation.
+    #[schemars(length(max = 128))]
+    pub value: String,
+    /// When it was heard.
+    pub at: MicroTime,
+}
+
+/// A creation that failed.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackRecord {
+    /// Number of the server within the instance.
+    pub incarnation: i64,
+    /// Which attempt it was.
+    pub attempt: i64,
+    /// Name of the `HetznerProject`.
+    pub project: String,
+    /// Server type.
+    #[serde(rename = "type")]
+    pub server_type: String,
+    /// Location.
+    pub location: String,
+    /// What failed. `CreationRefused`: Hetzner would not have it. `CreationHalfFailed`: Hetzner made a server and said that this failed.
+    /// `FirstContactOverdue`: it did not prove itself over SSH in time. `ProvisionOverdue`: the agent was not installed in time.
+    /// `InstallFailed`: a step of the installation failed.
+    pub reason: RollbackReason,
+    /// What was seen.
+    #[schemars(length(max = 600))]
+    pub message: String,
+    /// What was decided, as `lifecycle.onProvisionFailure` of the class said then.
+    pub action: OnProvisionFailure,
+    /// Hash of what was asked for, as in `provisioning`.
+    #[schemars(length(max = 64))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<String>,
+    /// When it was decided.
+    pub at: MicroTime,
+}
+
+/// What can fail about a creation.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "told at the field, where `kubectl explain` shows it"
+)]
+pub enum RollbackReason {
+    CreationRefused,
+    CreationHalfFailed,
+    FirstContactOverdue,
+    ProvisionOverdue,
+    InstallFailed,
+}
+
+impl RollbackReason {
+    /// The word as it stands in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CreationRefused => "CreationRefused",
+            Self::CreationHalfFailed => "CreationHalfFailed",
+            Self::FirstContactOverdue => "FirstContactOverdue",
+            Self::ProvisionOverdue => "ProvisionOverdue",
+            Self::InstallFailed => "InstallFailed",
+        }
+    }
 }
 
 /// Which server may run the agent.

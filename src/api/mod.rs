@@ -16,12 +16,12 @@ mod service;
 pub use agent::{AgentSpec, EnvFile, PlainFile, SecretFile, SecretKey, Source};
 pub use agent_class::{
     AgentClass, AgentClassSpec, AgentClassStatus, Bootstrap, Direction, Disk, Firewall,
-    FirewallRule, Lifecycle, Limits, Override, Protocol, Recovery,
+    FirewallRule, Lifecycle, Limits, OnProvisionFailure, Override, Protocol, Recovery,
 };
 pub use agent_instance::{
-    AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Notice, NotifiedStatus, Overrides,
-    ProvisioningRecord, RecoveryAction, RecoveryRecord, ServerStatus, Timing, TimingStep,
-    VoiceRecord,
+    AgentInstance, AgentInstanceSpec, AgentInstanceStatus, DeletionPolicy, HeardOrder, HeardOrders,
+    Notice, NotifiedStatus, Overrides, ProvisioningRecord, RecoveryAction, RecoveryRecord,
+    RollbackReason, RollbackRecord, ServerStatus, Timing, TimingStep, VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};
@@ -44,6 +44,12 @@ pub const ADOPT_ANNOTATION: &str = "agentfleet.dev/adopt";
 
 /// Pauses the recovery of an instance, as while somebody works on its server; any value that is not empty does.
 pub const MAINTENANCE_ANNOTATION: &str = "agentfleet.dev/maintenance";
+
+/// Starts the agent's unit again; each new value does so once.
+pub const RESTART_ANNOTATION: &str = "agentfleet.dev/restart";
+
+/// Goes on now with what stands still, with all budgets and attempts anew; each new value does so once.
+pub const RETRY_ANNOTATION: &str = "agentfleet.dev/retry";
 
 /// Ends a hold of recovery on a class or project; each new value does so once.
 pub const RELEASE_HOLD_ANNOTATION: &str = "agentfleet.dev/release-hold";

@@ -8,6 +8,7 @@ use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 use super::{
     super::{
         desired::Agent,
+        rollback,
         world::{ClassView, ProjectView, ServerView},
     },
     Look,
@@ -87,10 +88,20 @@ impl Look<'_> {
             synced: list.is_some(),
             listed_at: list.map(|list| self.moment.on_the_wall(list.started_at)),
             creates_held: self.creates_held(&connection, &standing),
-            place: agent.and_then(|agent| self.place(&connection, &agent.places)),
+            place: agent.and_then(|agent| self.place(&connection, &self.places(agent))),
             firewall: agent.is_some_and(|agent| standing.firewalls.contains_key(&agent.class)),
             unusable: standing.refused,
         })
+    }
+
+    /// The places of the class; after a creation that failed the next one comes first.
+    fn places(&self, agent: &Agent) -> Vec<Place> {
+        let status = self.instance.status.as_ref();
+        let record = status.and_then(|status| status.provisioning.as_ref());
+        let failed = status.and_then(|status| status.rollbacks.last());
+        let failed =
+            failed.filter(|failed| record.is_some_and(|record| record.basis == failed.basis));
+        rollback::places_after(&agent.places, failed)
     }
 
     fn creates_held(

@@ -3,16 +3,23 @@
 use std::{sync::Arc, time::Instant};
 
 use jiff::Timestamp;
+use kube::{
+    Resource as _,
+    runtime::events::{Event, EventType},
+};
 
 use super::{
     super::{creation, desired::Desired, observe::Moment, talk::GuestKey, world::SendOutcome},
     Performer,
 };
 use crate::{
-    api::ProvisioningRecord,
+    api::{ADOPT_ANNOTATION, ProvisioningRecord},
     crash_point,
     error::Setback,
-    hetzner::{self, Class, CreatedServer, Lane, Permit, Place, Server, Spend},
+    hetzner::{
+        self, Action, ActionStatus, Class, CreatedServer, Labels, Lane, Permit, Place, Server,
+        Spend,
+    },
     hetzner_project::connection::Connection,
     labels,
 };
@@ -51,7 +58,7 @@ impl Performer<'_> {
     /// The lane of a question: a deletion ends with it, and must not wait behind creates (I8).
     fn lane(&self, otherwise: Lane) -> Lane {
         match self.desired {
-            Desired::Absent(_) => Lane::Delete,
+            Desired::Absent(_) | Desired::Retained(_) => Lane::Delete,
             Desired::Present(..) => otherwise,
         }
     }
@@ -84,8 +91,12 @@ impl Performer<'_> {
         let outcome = answer
             .as_ref()
             .map_or_else(creation::outcome, |_| SendOutcome::Created);
-        self.remember(|memory| memory.answered(outcome, before));
-        if matches!(outcome, SendOutcome::OutOfStock | SendOutcome::Refused) {
+        let half_failed = answer.as_ref().ok().and_then(half_failed);
+        self.remember(|memory| {
+            memory.answered(outcome, before);
+            memory.attempt.half_failed = half_failed;
+        });
+        if outcome.is_definite_no() {
             spend.refused();
         }
         take_answer(&connection, record, answer)
@@ -274,13 +285,48 @@ impl Performer<'_> {
     }
 
     pub(super) async fn take_up(&self, project: &str, id: i64, uid: &str) -> Result<(), Setback> {
+        self.relabel(project, id, |labels| {
+            labels.insert(labels::UID.into(), uid.into());
+            labels.remove(labels::RETAINED);
+        })
+        .await
+    }
+
+    /// The object goes with its Event; what lasts is the label at Hetzner.
+    pub(super) async fn retain(&self, project: &str, id: i64) -> Result<(), Setback> {
+        self.relabel(project, id, |labels| {
+            labels.insert(labels::RETAINED.into(), "true".into());
+        })
+        .await?;
+        let note = format!(
+            "server {id} in project {project} is kept, its agent is silent, and Hetzner bills it on. A new instance of this name takes it up with the annotation {ADOPT_ANNOTATION}: \"{id}\"; or delete it there"
+        );
+        tracing::info!(note, "server retained");
+        let event = Event {
+            type_: EventType::Normal,
+            reason: "ServerRetained".into(),
+            note: Some(note),
+            action: "Deleting".into(),
+            secondary: None,
+        };
+        let object = self.instance.object_ref(&());
+        self.ctx.events.publish(&object, event);
+        Ok(())
+    }
+
+    async fn relabel(
+        &self,
+        project: &str,
+        id: i64,
+        change: impl FnOnce(&mut Labels),
+    ) -> Result<(), Setback> {
         let connection = self.connection(project)?;
         let snapshot = connection.inventory.snapshot();
         let entry = snapshot.get(id.into()).ok_or_else(|| {
             Setback::passing("ServerNotListed", format!("server {id} is not listed"))
         })?;
         let mut changed = entry.server.labels.clone();
-        changed.insert(labels::UID.into(), uid.into());
+        change(&mut changed);
         let permit = self.permit(&connection, Lane::Other)?;
         let server = crash_point::around(
             "hetzner",
@@ -293,6 +339,22 @@ impl Performer<'_> {
         connection.inventory.record_updated(server, Instant::now());
         Ok(())
     }
+}
+
+/// What failed of a creation that was answered well. A server that was only not started is powered on like any other that is off.
+fn half_failed(created: &CreatedServer) -> Option<String> {
+    let actions = created.action.iter().chain(&created.next_actions);
+    let failed = actions.filter(|action| action.status == ActionStatus::Error);
+    let failed = failed.filter(|action| action.command != "start_server");
+    let words = |action: &Action| {
+        let why = action.error.as_ref().map(|error| error.message.as_str());
+        format!(
+            "{} failed at Hetzner: {}",
+            action.command,
+            why.unwrap_or_default()
+        )
+    };
+    failed.map(words).next()
 }
 
 /// What everybody in the project learns from the answer to a create.

@@ -84,7 +84,12 @@ impl Performer<'_> {
         let server = self.server(id)?;
         let (guest, keys) = self.guest(server)?;
         let pinned = self.pinned(server)?;
-        let seen = self.remember(|memory| memory.guest(id).progress.clone());
+        let now = self.moment.wall;
+        let seen = self.remember(|memory| {
+            let guest = memory.guest(id);
+            guest.view.tried_since.get_or_insert(now);
+            guest.progress.clone()
+        });
         let accept = self.accept(server, &keys);
         let key = GuestKey::new(self.identity(), id);
         let listening = Listening {
@@ -168,7 +173,8 @@ impl Performer<'_> {
             secret_files,
             kept: vec![],
         };
-        self.remember(|memory| memory.fresh_epoch = None);
+        // What is given anew is started anew.
+        self.remember(|memory| (memory.fresh_epoch, memory.fresh_restart) = (None, None));
         let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let key = GuestKey::new(self.identity(), id);
@@ -212,7 +218,7 @@ impl Performer<'_> {
     pub(super) fn restart(&self, id: i64, epoch: i64) -> Result<(), Setback> {
         let pinned = self.known_guest(id)?;
         self.remember(|memory| {
-            memory.fresh_recovery = None;
+            (memory.fresh_recovery, memory.fresh_restart) = (None, None);
             let guest = memory.guest(id);
             guest.starts_again();
             guest.view.restarts = true;

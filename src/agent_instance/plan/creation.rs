@@ -48,7 +48,7 @@ impl Look<'_> {
     }
 
     /// Whether this is the server that ran the agent last: it holds the voice, or the voice was taken from it.
-    fn spoke(&self, incarnation: i64) -> bool {
+    pub(super) fn spoke(&self, incarnation: i64) -> bool {
         let voice = self.world.voice();
         voice.is_some_and(|voice| voice.incarnation.is_none_or(|holder| holder == incarnation))
     }
@@ -96,8 +96,9 @@ impl Look<'_> {
         let attempt = &self.world.attempt;
         let refused = matches!(
             attempt.outcome,
-            SendOutcome::OutOfStock | SendOutcome::Refused
+            SendOutcome::OutOfStock | SendOutcome::Refused | SendOutcome::Rejected
         ) && attempt.sent == Some(record.at.0);
+        let failed = self.failed(record.incarnation).is_some();
         let existed = self
             .world
             .status
@@ -105,7 +106,7 @@ impl Look<'_> {
             .as_ref()
             .is_some_and(|server| server.incarnation >= record.incarnation);
         let overtaken = i64::from(self.world.incarnation()) > record.incarnation;
-        refused || existed || overtaken || attempt.outcome == SendOutcome::Created
+        refused || failed || existed || overtaken || attempt.outcome == SendOutcome::Created
     }
 
     /// Waits until no request of a record can take effect any more, then looks once more (I1).
@@ -215,8 +216,15 @@ impl Look<'_> {
         }
     }
 
-    /// Writes down the next server, in the first project that can have it.
     fn announce_next(&self, agent: &Agent) -> Plan {
+        match self.next_attempt(agent) {
+            Ok(attempt) => self.announce_attempt(agent, attempt),
+            Err(plan) => plan,
+        }
+    }
+
+    /// Writes down the next server, in the first project that can have it.
+    fn announce_attempt(&self, agent: &Agent, attempt: i64) -> Plan {
         let incarnation = self.world.incarnation() + 1;
         let mut refusals = vec![];
         for name in &agent.projects {
@@ -228,6 +236,8 @@ impl Look<'_> {
                         project: project.name.clone(),
                         server_type: place.server_type.clone(),
                         location: place.location.clone(),
+                        attempt: Some(attempt),
+                        basis: self.basis(agent),
                         at: MicroTime(self.now),
                     });
                 }

@@ -24,6 +24,13 @@ impl Look<'_> {
     /// Whether it serves is what the probes say.
     pub(super) fn probed(&self, server: &ServerView, agent: &Agent, note: Note) -> Plan {
         let epoch = self.world.voice().map_or(0, |voice| voice.epoch);
+        if self.is_to_restart() {
+            let server = server.id;
+            return Plan::act(
+                Step::Restart { server, epoch },
+                Stage::Starting(String::new()),
+            );
+        }
         match &server.guest.health {
             Some(view) if (&view.health, view.epoch) == (&agent.health, epoch) => {
                 self.by_probes(server, agent, (view.state, &view.words), note)

@@ -14,11 +14,12 @@ use super::{
 use crate::{
     agent_instance::{
         memory::Memory,
+        rollback,
         status::status,
         world::{Configured, GuestView, RecoveryFlags},
     },
     api::{
-        AgentInstanceStatus,
+        AgentInstanceStatus, OnProvisionFailure,
         RecoveryAction::{Reboot, Recreate, Restart},
         Timing, TimingStep,
     },
@@ -39,8 +40,24 @@ enum Fate {
     OutOfStock,
 }
 
+/// What becomes of a server that was made.
+#[derive(Clone, Copy, Debug, Default)]
+enum Creation {
+    #[default]
+    Good,
+    /// It never answers.
+    Mute,
+    /// Its installation fails.
+    Broken,
+    /// Its installation has no end.
+    Endless,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Guest {
+    creation: Creation,
+    created: Timestamp,
+    spoke: bool,
     off: bool,
     armed: bool,
     epoch: i64,
@@ -57,6 +74,12 @@ struct Model {
     /// Servers that a late request will bring, and when.
     late: Vec<(Timestamp, u32)>,
     fates: Vec<Fate>,
+    creations: Vec<Creation>,
+    level: OnProvisionFailure,
+    /// How many servers there ever were.
+    bought: usize,
+    /// Whether no server may be deleted whose agent has spoken.
+    missed: bool,
     gone: bool,
     /// What every probe says, if not that all is well.
     says: Option<HealthState>,
@@ -77,6 +100,10 @@ impl Model {
             alive: BTreeMap::new(),
             late: vec![],
             fates,
+            creations: vec![],
+            level: OnProvisionFailure::Retry,
+            bought: 0,
+            missed: false,
             gone: false,
             says: None,
             disk: Disk::Preserve,
@@ -97,10 +124,11 @@ impl Model {
                 if let (Some(view), Some(state)) = (&mut guest.health, self.says) {
                     view.state = Some(state);
                 }
-                let off = self.alive.get(&number).is_some_and(|guest| guest.off);
+                let machine = self.alive.get(&number).cloned().unwrap_or_default();
                 ServerView {
                     guest,
-                    power: if off { Power::Off } else { Power::On },
+                    power: if machine.off { Power::Off } else { Power::On },
+                    created_at: Some(machine.created),
                     ..server(number)
                 }
             })
@@ -130,6 +158,7 @@ impl Model {
             shutdown_grace: Duration::from_mins(1),
             hold: self.held.then(|| "AgentClass small".into()),
             fresh_recovery: self.memory.fresh_recovery,
+            fresh_restart: self.memory.fresh_restart,
             trouble: None,
         }
     }
@@ -137,6 +166,7 @@ impl Model {
     fn agent(&self) -> Agent {
         let mut agent = super::tests::agent();
         agent.lifecycle.disk = self.disk;
+        agent.lifecycle.on_provision_failure = self.level;
         agent
     }
 
@@ -166,6 +196,8 @@ impl Model {
             provisioning: written.provisioning,
             voice: written.voice,
             recovery: written.recovery,
+            rollbacks: written.rollbacks,
+            heard: written.heard,
             ..next
         };
         self.pass(1);
@@ -184,8 +216,21 @@ impl Model {
             .map(|(_, number)| number)
             .collect();
         for number in due {
-            self.alive.entry(number).or_default();
+            self.appear(number);
         }
+    }
+
+    fn appear(&mut self, number: u32) {
+        if self.alive.contains_key(&number) {
+            return;
+        }
+        self.bought += 1;
+        let guest = Guest {
+            creation: self.creations.pop().unwrap_or_default(),
+            created: self.now,
+            ..Guest::default()
+        };
+        self.alive.insert(number, guest);
     }
 
     fn perform(&mut self, step: &Step) {
@@ -211,10 +256,19 @@ impl Model {
                 assert!(!self.held, "rebooted while held");
                 self.carry_out(*id);
             }
+            Step::WriteRollback(failed) => {
+                self.status.rollbacks = rollback::with(&self.status.rollbacks, failed);
+            }
+            Step::Hear(orders) => {
+                self.status.heard = Some(orders.clone());
+                self.memory.goes_on(self.now);
+            }
             Step::LookUp { .. } => self.memory.looked_up(self.now, None),
             Step::DeleteServer { id, .. } => {
                 assert!(!self.held, "deleted while held");
-                self.alive.remove(&u32::try_from(id - 40).unwrap());
+                let guest = self.alive.remove(&u32::try_from(id - 40).unwrap());
+                let spoke = guest.is_some_and(|guest| guest.spoke);
+                assert!(!(self.missed && spoke), "its disk was lost");
             }
             Step::Hello {
                 server,
@@ -245,6 +299,8 @@ impl Model {
                 let guest = self.alive.get_mut(incarnation).unwrap();
                 *guest = Guest {
                     epoch: *epoch,
+                    created: guest.created,
+                    spoke: true,
                     ..Guest::default()
                 };
                 let view = &mut self.memory.guest(*server).view;
@@ -260,7 +316,10 @@ impl Model {
                 (view.hello, view.shut_down) = (None, None);
                 self.switch(*id, false);
             }
-            Step::ConfirmGone { .. } | Step::TakeUp { .. } | Step::Upgrade { .. } => {
+            Step::ConfirmGone { .. }
+            | Step::Retain { .. }
+            | Step::TakeUp { .. }
+            | Step::Upgrade { .. } => {
                 unreachable!("not in this model: {step:?}")
             }
         }
@@ -280,7 +339,7 @@ impl Model {
                     .unwrap(),
                 number,
             )),
-            Fate::Answered | Fate::AnswerLost => drop(self.alive.entry(number).or_default()),
+            Fate::Answered | Fate::AnswerLost => self.appear(number),
             Fate::RequestLost => {}
         }
         if matches!(fate, Fate::Answered) && !taken {
@@ -292,13 +351,26 @@ impl Model {
         let Some(guest) = self.alive.get(&incarnation).cloned() else {
             return;
         };
+        let now = self.now;
         let view = &mut self.memory.guest(server).view;
+        view.tried_since.get_or_insert(now);
+        let phase = match guest.creation {
+            Creation::Mute => {
+                view.contact = Some((ContactProblem::Silent("no route".into()), now));
+                return;
+            }
+            Creation::Good => InstallPhase::Done,
+            Creation::Broken => InstallPhase::Failed("step install 1 failed".into()),
+            Creation::Endless => InstallPhase::Running,
+        };
         view.proven = Some("key".into());
         view.hello = Some(Hello {
+            phase,
             armed: guest.armed.then_some(incarnation),
             epoch: guest.epoch,
             applied: guest.applied,
-            ..Hello::default()
+            ever_armed: guest.spoke,
+            armed_for: None,
         });
     }
 
@@ -309,9 +381,11 @@ impl Model {
         let sent = (super::tests::agent().config_revision, "tag".to_owned());
         *guest = Guest {
             armed: true,
+            spoke: true,
             epoch,
             applied: Some(sent.clone()),
             off: false,
+            ..guest.clone()
         };
         let view = &mut self.memory.guest(server).view;
         view.health = None;
@@ -361,6 +435,16 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
         Just(Fate::OutOfStock),
     ];
     prop::collection::vec(fate, 0..6)
+}
+
+fn creations() -> impl Strategy<Value = Vec<Creation>> {
+    let creation = prop_oneof![
+        Just(Creation::Good),
+        Just(Creation::Mute),
+        Just(Creation::Broken),
+        Just(Creation::Endless),
+    ];
+    prop::collection::vec(creation, 0..5)
 }
 
 proptest! {
@@ -464,5 +548,40 @@ proptest! {
         prop_assert_eq!(plan.stage, Stage::Serving(None));
         prop_assert_eq!(model.alive.len(), 1);
         prop_assert!(disposable || model.alive.keys().eq(&first), "its disk was lost");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn whatever_fails_and_is_forgotten_no_more_servers_are_bought_than_allowed_and_none_that_spoke_is_deleted(
+        fates in fates(), creations in creations(), level in 0_usize..3, forget in prop::collection::vec(0_usize..300, 0..12),
+    ) {
+        let level = [OnProvisionFailure::Retry, OnProvisionFailure::Keep, OnProvisionFailure::Remove][level];
+        let mut model = Model { creations, level, missed: true, ..Model::new(fates) };
+        let desired = |retry| Desired::Present(identity(), Box::new(Want { retry, ..want() }));
+        for round in 0..300 {
+            if forget.contains(&round) {
+                model.forget();
+            }
+            model.look(&desired(None));
+            model.pass(10);
+        }
+        let plan = model.look(&desired(None));
+        let allowed = if level == OnProvisionFailure::Retry { 3 } else { 1 };
+        prop_assert!(model.bought <= allowed, "{:?}", model.status.rollbacks);
+        match plan.stage {
+            Stage::Serving(None) => prop_assert!(model.alive.values().all(|guest| guest.armed) && model.alive.len() == 1),
+            Stage::Stalled("ProvisionFailed", _) => {
+                prop_assert_eq!(model.alive.len(), usize::from(level == OnProvisionFailure::Keep));
+                prop_assert!(!model.status.rollbacks.is_empty());
+            }
+            stage => prop_assert!(false, "{:?}", stage),
+        }
+        model.creations.clear();
+        model.settle(&desired(Some("again".into())), &[]);
+        prop_assert_eq!(model.alive.len(), 1);
+        prop_assert!(model.bought <= allowed + 1);
     }
 }

@@ -206,8 +206,11 @@ impl Look<'_> {
             Some(ready) => ready.last_transition_time.0,
             None => Timestamp::MIN,
         };
+        let retried = self.retried_at();
+        let tries = &self.world.status.recovery;
+        let before = tries.partition_point(|done| Some(done.at.0) < retried);
         History {
-            tries: &self.world.status.recovery,
+            tries: &tries[before..],
             served_until,
         }
     }
@@ -237,10 +240,10 @@ impl Look<'_> {
             .map_or(self.now, |told| told.since.0)
     }
 
-    /// Whether what the status tells of an agent's health is from before the last try.
+    /// Whether what the status tells of an agent's health is from before the last try, or the last order to start it again.
     pub(super) fn was_tried_since(&self, told: Timestamp) -> bool {
-        let last = self.world.status.recovery.last();
-        last.is_some_and(|last| last.at.0 >= told)
+        let last = self.world.status.recovery.last().map(|last| last.at.0);
+        last.max(self.restarted_at()).is_some_and(|at| at >= told)
     }
 }
 

@@ -10,6 +10,11 @@ impl Look<'_> {
         if let Some(server) = self.own().next() {
             return self.remove(server);
         }
+        self.without_server()
+    }
+
+    /// No server in sight has to be dealt with any more.
+    pub(super) fn without_server(&self) -> Plan {
         match (self.world.known, &self.world.status.server) {
             (Known::Unseen, Some(server)) => self.confirm_gone(&server.project, server.id),
             (Known::Relabelled, Some(server)) => {

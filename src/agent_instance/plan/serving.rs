@@ -1,16 +1,20 @@
 //! An instance with a server: from its first boot to an agent that serves.
 
 use super::{
-    Agent, Bootstrap, CONTACT, ConfigureFailure, Configured, ContactProblem, Cure, InstallPhase,
-    Look, Plan, Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, Upgrade, VoiceRecord,
-    armed_here, delete,
+    Agent, CONTACT, ConfigureFailure, Configured, ContactProblem, Cure, InstallPhase, Look, Plan,
+    Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, Upgrade, VoiceRecord, armed_here,
+    delete, rollback::rolling_back,
 };
 
 impl Look<'_> {
     pub(super) fn server(&self, server: &ServerView) -> Plan {
         if server.deleting {
             // Its successor is asked for when it is surely gone (I13).
-            return self.await_end(server, Stage::Creating);
+            let failed = self.failed(server.incarnation.into());
+            let stage = failed.map_or(Stage::Creating, |failed| {
+                rolling_back(failed.reason, &failed.message)
+            });
+            return self.await_end(server, stage);
         }
         if server.blocked && !self.is_suspended() {
             return Plan::wait(Stage::Stalled(
@@ -24,7 +28,7 @@ impl Look<'_> {
         let plan = if self.is_suspended() {
             self.suspend(server)
         } else {
-            self.towards_serving(server)
+            self.on_trial(server, self.towards_serving(server))
         };
         let steps = if server.listed {
             plan.steps.into_iter().chain(self.surplus(server)).collect()
@@ -115,11 +119,7 @@ impl Look<'_> {
         if server.guest.proven.is_some() {
             return Plan::wait(Stage::Installing);
         }
-        let waits_for_call = self
-            .class()
-            .is_ok_and(|agent| agent.boot.bootstrap == Bootstrap::PhoneHome)
-            && self.is_booting(server);
-        if waits_for_call {
+        if self.waits_for_call(server) {
             return Plan::wait(Stage::Booting(
                 "waits for the server to post its host key".into(),
             ))
@@ -129,7 +129,7 @@ impl Look<'_> {
     }
 
     /// Whether the record in hand is this server's, so that the proof it was born with counts.
-    fn is_booting(&self, server: &ServerView) -> bool {
+    pub(super) fn is_booting(&self, server: &ServerView) -> bool {
         self.world
             .record()
             .is_some_and(|record| record.server_name == server.name)

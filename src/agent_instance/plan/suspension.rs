@@ -53,7 +53,7 @@ impl Look<'_> {
     }
 
     /// What there is to do until its agent is silent, or cannot be told to be.
-    fn silence(&self, server: &ServerView) -> Option<Plan> {
+    pub(super) fn silence(&self, server: &ServerView) -> Option<Plan> {
         self.world.pinned(server)?;
         let voice = self.world.voice()?;
         if server.guest.busy {
@@ -88,7 +88,7 @@ impl Look<'_> {
     }
 
     /// Asked politely once, then the plug is pulled.
-    fn switch_off(&self, server: &ServerView) -> Plan {
+    pub(super) fn switch_off(&self, server: &ServerView) -> Plan {
         let (project, id) = (server.project.clone(), server.id);
         let step = match server.guest.shut_down {
             None => Step::Shutdown { project, id },

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 async fn create<'a>(bed: &'a Bed, name: &str, agent: &[(&str, Value)]) -> Outcome<Instance<'a>> {
     let mut class = bed.class();
     class["metadata"]["name"] = json!(name);
+    class["spec"]["lifecycle"] = json!({"onProvisionFailure": "Keep"});
     for (field, value) in agent {
         class["spec"]["agent"][*field] = value.clone();
     }
@@ -48,7 +49,7 @@ async fn a_failed_step_is_told_with_its_last_lines_and_the_next_run_goes_on_from
     ];
     packages.told(&told).await?;
     packages
-        .condition("Stalled", "True", "InstallFailed")
+        .condition("Stalled", "True", "ProvisionFailed")
         .await?;
     clones
         .told(&[
@@ -57,7 +58,9 @@ async fn a_failed_step_is_told_with_its_last_lines_and_the_next_run_goes_on_from
             &format!("unable to access '{url}/'"),
         ])
         .await?;
-    clones.condition("Stalled", "True", "InstallFailed").await?;
+    clones
+        .condition("Stalled", "True", "ProvisionFailed")
+        .await?;
     clones
         .shell("test ! -e /home/agent/app/installed.txt")
         .await?;
@@ -99,7 +102,7 @@ async fn a_failed_command_is_told_and_a_reboot_in_the_middle_of_the_next_is_gone
         "this is missing: mended",
     ])
     .await?;
-    one.condition("Stalled", "True", "InstallFailed").await?;
+    one.condition("Stalled", "True", "ProvisionFailed").await?;
 
     one.shell("touch /home/agent/mended && systemctl start --no-block agentfleet-install")
         .await?;
