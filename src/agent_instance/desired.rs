@@ -10,9 +10,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Disk,
-    Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides,
+    Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides, RECREATE_ANNOTATION,
 };
 use crate::hetzner::Place;
+
+/// How much of a word in an annotation counts.
+const WORD: usize = 128;
 
 /// Who an instance is, whatever its spec says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub struct Want {
     pub overrides: Overrides,
     /// The server that a person asked to take up.
     pub adopt: Option<i64>,
+    /// What a person wrote to have its server replaced.
+    pub recreate: Option<String>,
     /// Whether it shall not run for now.
     pub suspend: bool,
     /// Whether somebody works on the server, so that it is left alone.
@@ -67,6 +72,7 @@ impl Desired {
             environment: spec.environment,
             overrides: spec.overrides.unwrap_or_default(),
             adopt: adopted(instance),
+            recreate: ordered(instance, RECREATE_ANNOTATION),
             suspend: spec.suspend,
             maintenance: is_maintained(instance),
         };
@@ -109,6 +115,12 @@ impl Identity {
 /// The server id in the adopt annotation; anything else there is as good as none, and the condition that asks for it shows the right one.
 fn adopted(instance: &AgentInstance) -> Option<i64> {
     instance.annotations().get(ADOPT_ANNOTATION)?.parse().ok()
+}
+
+/// A word that a person wrote, as far as it is remembered.
+fn ordered(instance: &AgentInstance, annotation: &str) -> Option<String> {
+    let word = instance.annotations().get(annotation)?;
+    Some(word.chars().take(WORD).collect()).filter(|word: &String| !word.is_empty())
 }
 
 fn is_maintained(instance: &AgentInstance) -> bool {

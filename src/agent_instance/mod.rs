@@ -6,6 +6,7 @@
 mod creation;
 mod description;
 pub mod desired;
+mod line_up;
 pub mod memory;
 mod observe;
 mod perform;
@@ -182,8 +183,7 @@ fn next_status(
     moment: Moment,
 ) -> AgentInstanceStatus {
     let uid = &desired.identity().uid;
-    let own = world.servers.iter().filter(|server| server.uid == *uid);
-    let current = own.max_by_key(|server| server.incarnation);
+    let current = world.front(uid);
     let generation = instance.metadata.generation;
     status::status(world, current, &plan.stage, generation, moment.wall)
 }
@@ -227,6 +227,7 @@ fn reported(status: &AgentInstanceStatus) -> Value {
         fields.remove("provisioning");
         fields.remove("voice");
         fields.remove("recovery");
+        fields.remove("recreation");
     }
     fields
 }

@@ -67,6 +67,13 @@ impl Performer<'_> {
             }
             Step::Announce(record) => self.announce(record).await,
             Step::WriteVoice(voice) => self.write_voice(voice).await,
+            Step::WriteRecreation(record) => {
+                let records = AgentInstanceStatus {
+                    recreation: Some(record.clone()),
+                    ..self.records()
+                };
+                self.write_records(&records).await
+            }
             Step::WriteRecovery(record) => self.write_recovery(record).await,
             Step::CreateServer(record) => self.create_server(record).await,
             Step::LookUp { project, name } => self.look_up(project, name).await,
@@ -153,6 +160,7 @@ impl Performer<'_> {
             provisioning: status.provisioning.clone(),
             voice: status.voice.clone(),
             recovery: status.recovery.clone(),
+            recreation: status.recreation.clone(),
             ..AgentInstanceStatus::default()
         }
     }

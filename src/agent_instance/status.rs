@@ -42,6 +42,7 @@ pub fn status(
             .or_else(|| former.server.clone()),
         health: health(world, current, now),
         recovery: former.recovery.clone(),
+        recreation: former.recreation.clone(),
         boot_revision: current.map_or_else(
             || former.boot_revision.clone(),
             |server| server.boot_revision.clone(),

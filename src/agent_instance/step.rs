@@ -1,6 +1,6 @@
 //! The effects that a plan may ask for, each of one kind and each harmless when done twice.
 
-use crate::api::{HealthState, ProvisioningRecord, RecoveryRecord, VoiceRecord};
+use crate::api::{HealthState, ProvisioningRecord, RecoveryRecord, RecreationRecord, VoiceRecord};
 
 /// One effect.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +109,8 @@ pub enum Step {
     },
     /// Write down what is done next for an agent whose probes fail, after all that was done before.
     WriteRecovery(RecoveryRecord),
+    /// Write down which servers a person asked to be replaced.
+    WriteRecreation(RecreationRecord),
     /// Start the agent's unit again.
     Restart {
         /// Id of the server.

@@ -20,7 +20,8 @@ pub use agent_class::{
 };
 pub use agent_instance::{
     AgentInstance, AgentInstanceSpec, AgentInstanceStatus, Overrides, ProvisioningRecord,
-    RecoveryAction, RecoveryRecord, ServerStatus, Timing, TimingStep, VoiceRecord,
+    RecoveryAction, RecoveryRecord, RecreationRecord, ServerStatus, Timing, TimingStep,
+    VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};
@@ -40,6 +41,9 @@ pub const FINALIZER: &str = "agentfleet.dev/finalizer";
 
 /// Asks the operator to take up a server of this fleet, namespace and name that it did not create for this object; the value is the server's id.
 pub const ADOPT_ANNOTATION: &str = "agentfleet.dev/adopt";
+
+/// Replaces the server of an instance by a new one, whatever is on its disk; each new value does so once.
+pub const RECREATE_ANNOTATION: &str = "agentfleet.dev/recreate";
 
 /// Pauses the recovery of an instance, as while somebody works on its server; any value that is not empty does.
 pub const MAINTENANCE_ANNOTATION: &str = "agentfleet.dev/maintenance";

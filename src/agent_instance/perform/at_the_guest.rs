@@ -160,7 +160,7 @@ impl Performer<'_> {
             .map_err(|error| unusable(&error))?;
         let description = description::describe(agent, self.identity(), incarnation)
             .map_err(|error| unusable(&error))?;
-        let configure = Configure {
+        let mut configure = Configure {
             epoch: epoch.unsigned_abs(),
             resume_key: keys.resume_proof.clone(),
             description,
@@ -168,7 +168,11 @@ impl Performer<'_> {
             secret_files,
             kept: vec![],
         };
-        self.remember(|memory| memory.fresh_epoch = None);
+        configure.bring_along(self.remember(|memory| {
+            memory.fresh_epoch = None;
+            memory.guest(id).is_given_voice();
+            memory.kept_elsewhere(id)
+        }));
         let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let key = GuestKey::new(self.identity(), id);
