@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::api::{
     ADOPT_ANNOTATION, AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap,
     DeletionPolicy, Disk, Health, Lifecycle, MAINTENANCE_ANNOTATION, Override, Overrides,
-    RESTART_ANNOTATION, RETRY_ANNOTATION,
+    RECREATE_ANNOTATION, RESTART_ANNOTATION, RETRY_ANNOTATION,
 };
 use crate::hetzner::Place;
 
@@ -50,6 +50,8 @@ pub struct Want {
     pub overrides: Overrides,
     /// The server that a person asked to take up.
     pub adopt: Option<i64>,
+    /// What a person wrote to have its server replaced.
+    pub recreate: Option<String>,
     /// Whether it shall not run for now.
     pub suspend: bool,
     /// The generation of the spec.
@@ -79,6 +81,7 @@ impl Desired {
             environment: spec.environment,
             overrides: spec.overrides.unwrap_or_default(),
             adopt: adopted(instance),
+            recreate: word(instance, RECREATE_ANNOTATION),
             suspend: spec.suspend,
             generation: instance.metadata.generation,
             retry: word(instance, RETRY_ANNOTATION),

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     api::{ProvisioningRecord, TimingStep},
     error::Setback,
+    guest::answers::KeptFile,
 };
 
 /// What is remembered of one instance.
@@ -51,6 +52,8 @@ pub struct GuestMemory {
     pub view: GuestView,
     /// The progress that it told last.
     pub progress: String,
+    /// What its agent had changed when the voice was taken from it.
+    pub kept: Vec<KeptFile>,
 }
 
 impl Memory {
@@ -110,6 +113,19 @@ impl Memory {
         self.guests.entry(server).or_default()
     }
 
+    /// What the agent had changed on the servers that it spoke on before.
+    pub fn kept_elsewhere(&self, server: i64) -> Vec<KeptFile> {
+        let others = self.guests.iter().filter(|(id, _)| **id != server);
+        others.flat_map(|(_, guest)| guest.kept.clone()).collect()
+    }
+
+    /// All of that has been brought along.
+    pub fn drop_kept(&mut self) {
+        self.guests
+            .values_mut()
+            .for_each(|guest| guest.kept.clear());
+    }
+
     /// The trouble that still matters: a lasting one ends when what it was based on (spec, class, Secret) changes.
     pub fn trouble(&mut self, basis: &str) -> Option<Trouble> {
         if self.basis != basis {
@@ -154,6 +170,14 @@ impl Memory {
 }
 
 impl GuestMemory {
+    /// It is about to be given the voice: what it said before that no longer holds.
+    pub fn is_given_voice(&mut self) {
+        self.view.released = None;
+        if let Some(hello) = &mut self.view.hello {
+            hello.ever_armed = true;
+        }
+    }
+
     /// Its agent, or the whole server, is being started again: what was said of the unit before is of no use any more.
     pub fn starts_again(&mut self) {
         if let Some(configured) = &mut self.view.configured

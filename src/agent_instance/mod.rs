@@ -6,6 +6,7 @@
 mod creation;
 mod description;
 pub mod desired;
+mod line_up;
 pub mod memory;
 pub mod notices;
 mod observe;
@@ -188,8 +189,7 @@ fn next_status(
     moment: Moment,
 ) -> AgentInstanceStatus {
     let uid = &desired.identity().uid;
-    let own = world.servers.iter().filter(|server| server.uid == *uid);
-    let current = own.max_by_key(|server| server.incarnation);
+    let current = world.front(uid);
     let generation = instance.metadata.generation;
     status::status(world, current, &plan.stage, generation, moment.wall)
 }
@@ -235,6 +235,7 @@ fn reported(status: &AgentInstanceStatus) -> Value {
         fields.remove("heard");
         fields.remove("rollbacks");
         fields.remove("recovery");
+        fields.remove("recreation");
     }
     fields
 }

@@ -16,12 +16,13 @@ pub use secrets::{instance_keys, read_secret};
 
 use super::{
     desired::{Agent, Desired, Identity, Want},
+    line_up::misfit,
     memory::Memory,
     notices, talk,
     world::{ClassView, Known, Power, SecretsView, ServerView, World},
 };
 use crate::{
-    api::{AgentInstance, FINALIZER},
+    api::{AgentInstance, AgentInstanceStatus, FINALIZER},
     context::Context,
     health::{breaker::Verdict, holds},
     hetzner::{Server, ServerStatus},
@@ -113,7 +114,7 @@ impl Look<'_> {
             let notices =
                 notices::observe(self.ctx, self.identity, about, memory, self.moment.wall);
             let servers = self.servers(&connections, memory);
-            let wants_place = matches!(desired, Desired::Present(..)) && servers.is_empty();
+            let wants_place = self.wants_place(desired, &class, &status, &servers);
             World {
                 finalizer: self
                     .instance
@@ -137,6 +138,24 @@ impl Look<'_> {
                 servers,
             }
         })
+    }
+
+    /// Whether a server may have to be asked for: there is none, or none that is as the class asks.
+    fn wants_place(
+        &self,
+        desired: &Desired,
+        class: &ClassView,
+        status: &AgentInstanceStatus,
+        servers: &[ServerView],
+    ) -> bool {
+        let (Desired::Present(identity, _), ClassView::Usable(agent)) = (desired, class) else {
+            return false;
+        };
+        let own = servers.iter().filter(|server| server.uid == identity.uid);
+        let ordered = status.recreation.as_ref();
+        own.filter(|server| misfit(agent, ordered, server).is_none())
+            .next()
+            .is_none()
     }
 
     async fn prerequisites(&self, want: &Want) -> Result<(ClassView, SecretsView), CallError> {

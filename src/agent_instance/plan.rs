@@ -21,6 +21,7 @@ use crate::hetzner::Place;
 use crate::notification::event::Event;
 
 mod creation;
+use creation::server_lost;
 mod health;
 #[cfg(test)]
 mod model;
@@ -28,6 +29,7 @@ mod notice;
 mod orders;
 mod recovery;
 mod removal;
+mod replacement;
 mod retention;
 mod rollback;
 mod serving;
@@ -194,6 +196,9 @@ impl Look<'_> {
         if let Some(stranger) = self.strangers().next() {
             return self.adoption(stranger, want);
         }
+        if let Some(plan) = self.order() {
+            return plan;
+        }
         let plan = match self.current() {
             Ok(Some(server)) => self.server(server),
             Ok(None) => self.no_server(),
@@ -268,10 +273,7 @@ impl Look<'_> {
     }
 
     fn own(&self) -> impl Iterator<Item = &ServerView> {
-        self.world
-            .servers
-            .iter()
-            .filter(|server| server.uid == self.identity.uid)
+        self.world.own(&self.identity.uid)
     }
 
     /// A server of the same namespace and name but another object blocks everything until a person says which (I9, I12).
@@ -302,21 +304,17 @@ impl Look<'_> {
 
     /// The server that is, or is to become, the agent (I12, I13).
     ///
-    /// While the record of the voice and the newest server agree, that is all. Otherwise every server is asked, and the armed one with the
-    /// highest epoch is the agent.
+    /// While the record of the voice explains all servers that there are, it is the one in front. Otherwise every server is asked, and the armed one
+    /// with the highest epoch is the agent.
     fn current(&self) -> Result<Option<&ServerView>, Plan> {
-        let Some(newest) = self.own().max_by_key(|server| server.incarnation) else {
+        let Some(front) = self.world.front(&self.identity.uid) else {
             return Ok(None);
         };
-        let others = self.own().count() > 1;
-        let recorded = self.world.voice_holder() == Some(newest.incarnation);
-        let booting = !others
-            && self
-                .world
-                .voice_holder()
-                .is_none_or(|holder| holder <= newest.incarnation);
-        if recorded || booting {
-            return Ok(Some(newest));
+        if let Some(plan) = self.holder_out_of_sight(front) {
+            return Err(plan);
+        }
+        if self.is_explained(front) {
+            return Ok(Some(front));
         }
         if let Some(unasked) = self.own().find(|server| server.guest.hello.is_none()) {
             return Err(self.contact(unasked, "must say whether it is the agent"));
@@ -325,7 +323,46 @@ impl Look<'_> {
             .own()
             .filter(|server| armed_here(server))
             .max_by_key(|server| server.guest.hello.as_ref().map(|hello| hello.epoch));
-        Ok(Some(armed.unwrap_or(newest)))
+        Ok(Some(armed.unwrap_or(front)))
+    }
+
+    /// Whether what is written down tells what each server is: nobody above the last that was announced, nobody who says that he was given the
+    /// voice later.
+    fn is_explained(&self, front: &ServerView) -> bool {
+        let Some(voice) = self.world.voice() else {
+            return self.own().count() == 1;
+        };
+        let announced = self.world.record().map_or(0, |record| record.incarnation);
+        let holder = self.world.voice_holder();
+        let in_place = holder.is_none_or(|holder| {
+            holder == front.incarnation || (holder < front.incarnation && self.own().count() == 1)
+        });
+        let contradicts = |server: &ServerView| {
+            let hello = server.guest.hello.as_ref();
+            let above = i64::from(server.incarnation) > announced.max(i64::from(front.incarnation));
+            above || (armed_here(server) && hello.is_some_and(|hello| hello.epoch > voice.epoch))
+        };
+        in_place
+            && !self
+                .own()
+                .any(|server| server.id != front.id && contradicts(server))
+    }
+
+    /// While the server that spoke last is not surely gone, no other one may speak.
+    fn holder_out_of_sight(&self, front: &ServerView) -> Option<Plan> {
+        let told = self.world.status.server.as_ref()?;
+        if told.id == front.id || self.own().any(|server| server.id == told.id) {
+            return None;
+        }
+        match self.world.known {
+            Known::Unseen => Some(self.unseen(told)),
+            Known::Relabelled => Some(Plan::wait(Stage::Stalled(
+                "LabelsChanged",
+                relabelled(told),
+            ))),
+            Known::Gone if self.is_lost(told) => Some(Plan::wait(server_lost(told))),
+            Known::Present | Known::Gone => None,
+        }
     }
 }
 

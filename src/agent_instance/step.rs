@@ -1,7 +1,8 @@
 //! The effects that a plan may ask for, each of one kind and each harmless when done twice.
 
 use crate::api::{
-    HealthState, HeardOrders, ProvisioningRecord, RecoveryRecord, RollbackRecord, VoiceRecord,
+    HealthState, HeardOrders, ProvisioningRecord, RecoveryRecord, RecreationRecord, RollbackRecord,
+    VoiceRecord,
 };
 
 /// One effect.
@@ -122,6 +123,8 @@ pub enum Step {
     WriteRecovery(RecoveryRecord),
     /// Write down a creation that failed, and what becomes of it.
     WriteRollback(RollbackRecord),
+    /// Write down which servers a person asked to be replaced.
+    WriteRecreation(RecreationRecord),
     /// Start the agent's unit again.
     Restart {
         /// Id of the server.

@@ -30,7 +30,7 @@ use crate::{
     error::Setback,
     guest::{
         acts::Acts,
-        answers::{Greeting, Phase, Step, StepState},
+        answers::{Greeting, KeptFile, Phase, Step, StepState},
         host_key::HostKey,
         protocol::Answered,
     },
@@ -81,8 +81,8 @@ pub enum Outcome {
     Configured(Configured, Option<u64>),
     /// An `upgrade`; whether it was done.
     Upgraded(bool),
-    /// A `release` with this epoch; whether it was done.
-    Released(i64, bool),
+    /// A `release` with this epoch; what the agent had changed, if it was done.
+    Released(i64, Option<Vec<KeptFile>>),
     /// A `restart`; why it was not done, if it was not.
     Restarted(Option<String>),
 }
@@ -172,11 +172,14 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
         Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
         Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::Done,
         Outcome::Upgraded(false) => memory.guest(server).view.upgrade = Upgrade::Tried,
-        Outcome::Released(epoch, done) => {
+        Outcome::Released(epoch, kept) => {
             let guest = &mut memory.guest(server).view;
-            guest.released = Some((epoch, done));
-            if done {
+            guest.released = Some((epoch, kept.is_some()));
+            if let Some(kept) = kept {
                 (guest.configured, guest.hello) = (None, None);
+                if memory.guests.len() > 1 {
+                    memory.guest(server).kept = kept;
+                }
             }
         }
         Outcome::Restarted(failed) => {
@@ -188,6 +191,7 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
         Outcome::Configured(configured, stored) => {
             if configured.outcome.is_ok() {
                 memory.succeeded();
+                memory.drop_kept();
             }
             let guest = memory.guest(server);
             if let (Some(epoch), Some(hello)) = (stored, &mut guest.view.hello) {

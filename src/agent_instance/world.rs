@@ -408,14 +408,15 @@ impl World {
         self.projects.iter().find(|project| project.name == name)
     }
 
-    /// The host key that is pinned for a server.
-    pub fn pinned(&self, server: &ServerView) -> Option<&str> {
-        self.status
-            .server
-            .as_ref()
-            .filter(|known| known.id == server.id)?
-            .host_key
-            .as_deref()
+    /// The host key that is pinned for a server; of one beside that in the status, the key that it has proven to this process.
+    pub fn pinned<'a>(&'a self, server: &'a ServerView) -> Option<&'a str> {
+        let told = self.status.server.as_ref();
+        match told.filter(|known| known.id == server.id) {
+            Some(known) => known.host_key.as_deref(),
+            // The status has room for one.
+            None if told.is_some() => server.guest.proven.as_deref(),
+            None => None,
+        }
     }
 
     /// The config revision and secrets tag that a server has, by its own last word or else by the status.

@@ -21,7 +21,8 @@ pub use agent_class::{
 pub use agent_instance::{
     AgentInstance, AgentInstanceSpec, AgentInstanceStatus, DeletionPolicy, HeardOrder, HeardOrders,
     Notice, NotifiedStatus, Overrides, ProvisioningRecord, RecoveryAction, RecoveryRecord,
-    RollbackReason, RollbackRecord, ServerStatus, Timing, TimingStep, VoiceRecord,
+    RecreationRecord, RollbackReason, RollbackRecord, ServerStatus, Timing, TimingStep,
+    VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};
@@ -41,6 +42,9 @@ pub const FINALIZER: &str = "agentfleet.dev/finalizer";
 
 /// Asks the operator to take up a server of this fleet, namespace and name that it did not create for this object; the value is the server's id.
 pub const ADOPT_ANNOTATION: &str = "agentfleet.dev/adopt";
+
+/// Replaces the server of an instance by a new one, whatever is on its disk; each new value does so once.
+pub const RECREATE_ANNOTATION: &str = "agentfleet.dev/recreate";
 
 /// Pauses the recovery of an instance, as while somebody works on its server; any value that is not empty does.
 pub const MAINTENANCE_ANNOTATION: &str = "agentfleet.dev/maintenance";

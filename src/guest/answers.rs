@@ -242,9 +242,9 @@ pub struct KeptFile {
     pub owner: Text,
     /// The tag of the declared content that it grew from.
     pub declared_tag: Text,
-    /// The content in base64.
-    #[serde(deserialize_with = "secret", serialize_with = "expose")]
-    pub content: SecretString,
+    /// The content in base64; none where it is too large to be brought along.
+    #[serde(deserialize_with = "secret", serialize_with = "expose_if_any")]
+    pub content: Option<SecretString>,
 }
 
 /// Answer to `upgrade`.
@@ -254,11 +254,18 @@ pub struct Upgraded {
     pub upgraded: bool,
 }
 
-fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<SecretString, D::Error> {
-    String::deserialize(from).map(SecretString::from)
+fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.map(SecretString::from))
 }
 
 /// Writes a secret into a request that is itself kept secret.
 pub(super) fn expose<S: Serializer>(value: &SecretString, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(value.expose_secret())
+}
+
+fn expose_if_any<S: Serializer>(value: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => expose(value, to),
+        None => to.serialize_none(),
+    }
 }

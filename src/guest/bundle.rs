@@ -159,6 +159,10 @@ impl Configure {
         for file in kept {
             let declared =
                 |secret: &&SecretFile| secret.agent_may_change && secret.path == file.path.as_str();
+            if file.content.is_none() {
+                tracing::warn!(path = file.path.as_str(), "too large to be brought along");
+                continue;
+            }
             if let Some(secret) = self.secret_files.iter().find(declared) {
                 self.kept.push(KeptFile {
                     mode: Text::new(&secret.mode),
@@ -368,7 +372,7 @@ pub(crate) mod tests {
             mode: Text::new("4777"),
             owner: Text::new("root"),
             declared_tag: Text::new("00"),
-            content: "eA==".into(),
+            content: Some("eA==".into()),
         };
         let mut asked = configure();
         asked.secret_files[1].agent_may_change = false;

@@ -116,7 +116,9 @@ impl Performer<'_> {
         connection: &Connection,
         record: &ProvisioningRecord,
     ) -> Result<Permit, Setback> {
-        let lane = if record.incarnation > 1 {
+        let lane = if !self.world.servers.is_empty() {
+            Lane::Rollout
+        } else if record.incarnation > 1 {
             Lane::ReplaceVanished
         } else {
             Lane::Create

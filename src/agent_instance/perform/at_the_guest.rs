@@ -165,7 +165,7 @@ impl Performer<'_> {
             .map_err(|error| unusable(&error))?;
         let description = description::describe(agent, self.identity(), incarnation)
             .map_err(|error| unusable(&error))?;
-        let configure = Configure {
+        let mut configure = Configure {
             epoch: epoch.unsigned_abs(),
             resume_key: keys.resume_proof.clone(),
             description,
@@ -173,8 +173,12 @@ impl Performer<'_> {
             secret_files,
             kept: vec![],
         };
-        // What is given anew is started anew.
-        self.remember(|memory| (memory.fresh_epoch, memory.fresh_restart) = (None, None));
+        configure.bring_along(self.remember(|memory| {
+            // What is given anew is started anew.
+            (memory.fresh_epoch, memory.fresh_restart) = (None, None);
+            memory.guest(id).is_given_voice();
+            memory.kept_elsewhere(id)
+        }));
         let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let key = GuestKey::new(self.identity(), id);

@@ -2,6 +2,8 @@
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 
+use crate::api::RECREATE_ANNOTATION;
+
 use super::{
     Agent, Attempt, Disk, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW,
     SecretsView, SendOutcome, ServerStatus, Stage, Step, relabelled,
@@ -12,20 +14,32 @@ impl Look<'_> {
         match (self.world.known, &self.world.status.server) {
             (Known::Unseen, Some(server)) => self.unseen(server),
             (Known::Relabelled, Some(server)) => stalled_relabelled(server),
-            (Known::Gone, Some(server)) if self.spoke(server.incarnation) => match self.class() {
-                Ok(agent) if agent.disk() == Disk::Disposable && self.is_suspended() => {
-                    Self::suspended_without_server()
+            (Known::Gone, Some(server)) if self.is_lost(server) => Plan::wait(server_lost(server)),
+            (Known::Gone, Some(server))
+                if self.spoke(server.incarnation)
+                    && !self.is_suspended()
+                    && !self.is_given_up(server.incarnation) =>
+            {
+                match self.class() {
+                    Ok(agent) => self.replace(server, agent),
+                    Err(_) => Plan::wait(server_lost(server)),
                 }
-                Ok(agent) if agent.disk() == Disk::Disposable => self.replace(server, agent),
-                _ => Plan::wait(server_lost(server)),
-            },
+            }
             _ if self.is_suspended() => Self::suspended_without_server(),
             _ => self.create(),
         }
     }
 
+    /// Whether a server that is gone took with it what nobody may give up but a person (I14).
+    pub(super) fn is_lost(&self, server: &ServerStatus) -> bool {
+        let kept = self
+            .class()
+            .is_ok_and(|agent| agent.disk() == Disk::Disposable);
+        self.spoke(server.incarnation) && !kept && !self.is_given_up(server.incarnation)
+    }
+
     /// Of a server that nothing shows yet nothing is said; one that is out of sight because its project is, is reported as it was.
-    fn unseen(&self, server: &ServerStatus) -> Plan {
+    pub(super) fn unseen(&self, server: &ServerStatus) -> Plan {
         if self
             .world
             .project(&server.project)
@@ -319,7 +333,7 @@ pub(super) fn server_lost(server: &ServerStatus) -> Stage {
     Stage::Stalled(
         "ServerLost",
         format!(
-            "server {} in project {} is gone, and its disk with it; to start again with an empty one, delete this instance and create it anew",
+            "server {} in project {} is gone, and its disk with it; to start again with an empty one, an admin sets the annotation {RECREATE_ANNOTATION}",
             server.id, server.project
         ),
     )

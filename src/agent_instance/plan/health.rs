@@ -1,7 +1,7 @@
 //! A configured agent: whether it serves is what its probes say (I6).
 
 use super::{Agent, HealthState, Look, Plan, ServerView, Stage, Step, recovery::Cause};
-use crate::health::ladder::Ailment;
+use crate::{api::RECREATE_ANNOTATION, health::ladder::Ailment};
 
 /// Why less is served than is declared.
 type Note = Option<(&'static str, String)>;
@@ -9,14 +9,12 @@ type Note = Option<(&'static str, String)>;
 impl Look<'_> {
     /// Configured as declared.
     pub(super) fn serving(&self, server: &ServerView, agent: &Agent) -> Plan {
-        let booted = server.boot_revision.as_deref();
-        let outdated = booted.is_some_and(|revision| revision != agent.boot_revision);
-        let note = outdated.then(|| {
-            (
-                "NeedsNewServer",
-                "the class changed in what only a new server can take up; this one is kept"
-                    .to_owned(),
-            )
+        let note = self.world.misfit(server).map(|misfit| {
+            let words = format!(
+                "{}; this one is kept as its disk is: an admin replaces it by the annotation {RECREATE_ANNOTATION}",
+                misfit.words()
+            );
+            ("NeedsNewServer", words)
         });
         self.probed(server, agent, note)
     }

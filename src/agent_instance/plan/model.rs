@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{
-    tests::{FLEET, identity, project, server, want},
+    tests::{FLEET, UID, identity, project, server, want},
     *,
 };
 use crate::{
@@ -86,6 +86,12 @@ struct Model {
     disk: Disk,
     /// Whether recovery is held.
     held: bool,
+    /// The boot revision that the class asks for.
+    boot: String,
+    /// The boot revision that a server was born with, by incarnation.
+    born: BTreeMap<u32, String>,
+    /// Whether the next releases are answered, the last first; then all are.
+    answers: Vec<bool>,
     /// The tries to recover that were carried out, by when they were written down.
     done: Vec<Timestamp>,
 }
@@ -108,6 +114,9 @@ impl Model {
             says: None,
             disk: Disk::Preserve,
             held: false,
+            boot: super::tests::agent().boot_revision,
+            born: BTreeMap::new(),
+            answers: vec![],
             done: vec![],
         }
     }
@@ -127,6 +136,7 @@ impl Model {
                 let machine = self.alive.get(&number).cloned().unwrap_or_default();
                 ServerView {
                     guest,
+                    boot_revision: self.born.get(&number).cloned(),
                     power: if machine.off { Power::Off } else { Power::On },
                     created_at: Some(machine.created),
                     ..server(number)
@@ -167,6 +177,7 @@ impl Model {
         let mut agent = super::tests::agent();
         agent.lifecycle.disk = self.disk;
         agent.lifecycle.on_provision_failure = self.level;
+        agent.boot_revision.clone_from(&self.boot);
         agent
     }
 
@@ -185,7 +196,7 @@ impl Model {
     fn look(&mut self, desired: &Desired) -> Plan {
         let world = self.world();
         let plan = plan(desired, &world, FLEET, self.now);
-        let current = world.servers.iter().max_by_key(|server| server.incarnation);
+        let current = world.front(UID);
         let next = status(&world, current, &plan.stage, Some(1), self.now);
         self.memory.attempt.timings.clone_from(&next.timings);
         for step in &plan.steps {
@@ -198,6 +209,7 @@ impl Model {
             recovery: written.recovery,
             rollbacks: written.rollbacks,
             heard: written.heard,
+            recreation: written.recreation,
             ..next
         };
         self.pass(1);
@@ -251,6 +263,7 @@ impl Model {
                 self.status.recovery = ladder::with(&self.status.recovery, record);
                 self.memory.fresh_recovery = Some(record.at.0);
             }
+            Step::WriteRecreation(record) => self.status.recreation = Some(record.clone()),
             Step::Restart { server, .. } => self.carry_out(*server),
             Step::Reboot { id, .. } => {
                 assert!(!self.held, "rebooted while held");
@@ -297,15 +310,20 @@ impl Model {
                 epoch,
             } => {
                 let guest = self.alive.get_mut(incarnation).unwrap();
-                *guest = Guest {
-                    epoch: *epoch,
-                    created: guest.created,
-                    spoke: true,
-                    ..Guest::default()
-                };
+                let answers = self.answers.pop().unwrap_or(true);
+                if answers {
+                    *guest = Guest {
+                        epoch: *epoch,
+                        created: guest.created,
+                        spoke: true,
+                        ..Guest::default()
+                    };
+                }
                 let view = &mut self.memory.guest(*server).view;
-                view.released = Some((*epoch, true));
-                (view.configured, view.hello, view.health) = (None, None, None);
+                view.released = Some((*epoch, answers));
+                if answers {
+                    (view.configured, view.hello, view.health) = (None, None, None);
+                }
             }
             Step::Shutdown { id, .. } | Step::PowerOff { id, .. } => {
                 self.memory.guest(*id).view.shut_down = Some(self.now);
@@ -329,6 +347,7 @@ impl Model {
         let number = u32::try_from(record.incarnation).unwrap();
         let before = self.memory.attempt.unsettled_until;
         self.memory.sends(record, self.now, SETTLE);
+        self.born.entry(number).or_insert_with(|| self.boot.clone());
         let fate = self.fates.pop().unwrap_or(Fate::Answered);
         let taken = self.alive.contains_key(&number);
         match fate {
@@ -376,6 +395,7 @@ impl Model {
 
     fn configure(&mut self, server: i64, incarnation: u32, epoch: i64) {
         self.memory.fresh_epoch = None;
+        self.memory.guest(server).is_given_voice();
         let guest = self.alive.get_mut(&incarnation).unwrap();
         assert!(epoch >= guest.epoch, "an epoch never goes back");
         let sent = (super::tests::agent().config_revision, "tag".to_owned());
@@ -518,6 +538,39 @@ proptest! {
         let plan = model.settle(&runs, &again);
         prop_assert_eq!(plan.stage, Stage::Serving(None));
         prop_assert!(model.alive.len() == 1 && model.alive.values().all(|guest| guest.armed));
+    }
+
+    #[test]
+    fn whatever_is_lost_or_forgotten_a_server_is_replaced_and_one_speaks(
+        fates in fates(), forget in prop::collection::vec(0_usize..60, 0..5), answers in prop::collection::vec(any::<bool>(), 0..3),
+        ordered: bool, back in prop::option::of(0_usize..40),
+    ) {
+        let mut desired = Desired::Present(identity(), Box::new(want()));
+        let mut model = Model::new(vec![]);
+        model.disk = if ordered { Disk::Preserve } else { Disk::Disposable };
+        model.settle(&desired, &[]);
+        let former = model.boot.clone();
+        (model.fates, model.answers) = (fates, answers);
+        if ordered {
+            desired = Desired::Present(identity(), Box::new(Want { recreate: Some("now".into()), ..want() }));
+        } else {
+            model.boot = "another".into();
+        }
+        if let Some(looks) = back.filter(|_| !ordered) {
+            for _ in 0..looks {
+                model.look(&desired);
+            }
+            model.boot = former;
+        }
+        model.settle(&desired, &forget);
+        model.pass(2 * LATEST);
+        let plan = model.settle(&desired, &[]);
+        prop_assert_eq!(plan.stage, Stage::Serving(None));
+        prop_assert_eq!(model.alive.len(), 1, "{:?}", model.alive);
+        let (number, guest) = model.alive.first_key_value().unwrap();
+        prop_assert!(guest.armed);
+        prop_assert_eq!(model.born.get(number), Some(&model.boot));
+        prop_assert!(!ordered || *number > 1, "the server that was given up is kept");
     }
 
     #[test]

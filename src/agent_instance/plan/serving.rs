@@ -3,7 +3,7 @@
 use super::{
     Agent, CONTACT, ConfigureFailure, Configured, ContactProblem, Cure, InstallPhase, Look, Plan,
     Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, Upgrade, VoiceRecord, armed_here,
-    delete, rollback::rolling_back,
+    rollback::rolling_back,
 };
 
 impl Look<'_> {
@@ -27,11 +27,15 @@ impl Look<'_> {
         }
         let plan = if self.is_suspended() {
             self.suspend(server)
+        } else if let Some(plan) = self.replaced(server) {
+            plan
         } else {
             self.on_trial(server, self.towards_serving(server))
         };
+        let serves = matches!(plan.stage, Stage::Serving(_));
         let steps = if server.listed {
-            plan.steps.into_iter().chain(self.surplus(server)).collect()
+            let surplus = self.surplus(server, serves);
+            plan.steps.into_iter().chain(surplus).collect()
         } else {
             // What lives is not called dead by a list: nothing else is done or said before Hetzner was asked for it.
             self.confirm_gone(&server.project, server.id).steps
@@ -39,21 +43,7 @@ impl Look<'_> {
         Plan { steps, ..plan }
     }
 
-    /// Servers of this object below the recorded holder of the voice: a late answer's, never the agent (I2).
-    fn surplus(&self, current: &ServerView) -> Vec<Step> {
-        if self.world.voice_holder() != Some(current.incarnation) {
-            return vec![];
-        }
-        let below = self.own().filter(|server| {
-            server.incarnation < current.incarnation && !server.deleting && server.listed
-        });
-        below
-            .filter(|server| self.usable(&server.project).is_ok())
-            .map(delete)
-            .collect()
-    }
-
-    fn towards_serving(&self, server: &ServerView) -> Plan {
+    pub(super) fn towards_serving(&self, server: &ServerView) -> Plan {
         if server.power == Power::Off {
             return self.power_on(server);
         }
@@ -334,6 +324,15 @@ impl Look<'_> {
                 stage: self.applying(server),
                 ..self.contact(server, "")
             };
+        }
+        let told = self.world.status.server.as_ref();
+        if told.is_none_or(|told| told.id != server.id) {
+            // Its host key is pinned by the status first.
+            return Plan::wait(self.applying(server));
+        }
+        let before = self.world.voice().is_some_and(|voice| voice.epoch > 1);
+        if let Some(plan) = self.hush_others(server).filter(|_| before) {
+            return plan;
         }
         let voice = self
             .world

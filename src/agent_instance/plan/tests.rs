@@ -10,6 +10,7 @@ use crate::{
 };
 
 pub(super) const FLEET: &str = "fleet";
+pub(super) const UID: &str = "uid-1";
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()

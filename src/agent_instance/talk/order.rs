@@ -100,15 +100,16 @@ async fn brought(server: &Pinned, program: &Program, epoch: u64) -> Result<(), G
     Ok(())
 }
 
-/// Takes the voice away from a guest, briefly: its server is about to go, whatever it says.
+/// Takes the voice away from a guest, and what its agent has changed with it.
 pub async fn release(server: Pinned, epoch: i64) -> Outcome {
     let release = protocol::Release {
         epoch: epoch.unsigned_abs(),
     };
     let answered = crash_point::around("ssh", "release", server.run(&release, BRIEF)).await;
+    let released = answered.ok().filter(|answered| answered.answer.released);
     Outcome::Released(
         epoch,
-        answered.is_ok_and(|answered| answered.answer.released),
+        released.map(|answered| answered.answer.kept.into_iter().collect()),
     )
 }
 

@@ -535,6 +535,15 @@ impl Bed {
         self.finish_after_a_late_server().await
     }
 
+    /// Like [`Self::finish`], after servers were replaced by others that were prepared beside them.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub async fn finish_after_replacements(self) -> Outcome {
+        oracle::one_server_each(&self.cloud().lives())?;
+        self.finish_after_a_late_server().await
+    }
+
     /// Like [`Self::finish`], after a request that took effect later than anybody waits: then there were two servers for a while, of which only
     /// one ever spoke.
     ///

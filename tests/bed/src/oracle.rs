@@ -24,20 +24,31 @@ pub fn condition<'a>(status: &'a Value, kind: &str) -> Option<&'a Value> {
         .find(|condition| condition["type"] == kind)
 }
 
-/// Fails when the operator ever had two live servers for one incarnation of an instance, or for one instance (I1).
+/// Fails when the operator ever had two live servers for one instance (I1).
 ///
 /// # Errors
 /// As said.
 pub fn one_server(lives: &[Life]) -> Outcome {
-    let mut by_instance: BTreeMap<_, Vec<&Life>> = BTreeMap::new();
+    one_at_once(lives, &["fleet", "namespace", "name"])
+}
+
+/// Fails when the operator ever had two live servers for one incarnation of an instance (I1).
+///
+/// # Errors
+/// As said.
+pub fn one_server_each(lives: &[Life]) -> Outcome {
+    one_at_once(lives, &["fleet", "namespace", "name", "incarnation"])
+}
+
+/// Fails when two servers that the operator made, and that carry the same of these labels, lived at once.
+fn one_at_once(lives: &[Life], same: &[&str]) -> Outcome {
+    let mut groups: BTreeMap<Vec<_>, Vec<&Life>> = BTreeMap::new();
     for life in lives.iter().filter(|life| life.origin == Origin::Api) {
-        let label = |key: &str| life.labels.get(&format!("agentfleet.dev/{key}"));
-        by_instance
-            .entry((label("fleet"), label("namespace"), label("name")))
-            .or_default()
-            .push(life);
+        let label = |key: &&str| life.labels.get(&format!("agentfleet.dev/{key}"));
+        let group = same.iter().map(label).collect();
+        groups.entry(group).or_default().push(life);
     }
-    for lives in by_instance.values_mut() {
+    for lives in groups.values_mut() {
         lives.sort_by_key(|life| life.created);
         for pair in lives.windows(2) {
             let apart = pair[0].deleted.is_some_and(|end| end <= pair[1].created);

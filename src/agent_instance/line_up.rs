@@ -1,0 +1,110 @@
+//! Which of an instance's servers is the agent's, which one is to be, and why; pure.
+//!
+//! Most instances have one server. A second one stands beside it while it is replaced: booted and installed first, so that the agent is silent for
+//! as long as it takes to hand the voice over, and no longer.
+
+use super::{
+    desired::Agent,
+    world::{ClassView, ServerView, World},
+};
+use crate::api::RecreationRecord;
+
+/// Why a server is not the one that is wanted any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// A person asked for a new one.
+    Ordered,
+    /// It was born with what the class no longer says.
+    Boot,
+    /// The class no longer lists its project or location.
+    Place,
+}
+
+impl Misfit {
+    /// What is the matter, for a condition.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Ordered => "a new server was asked for",
+            Self::Boot => "the class changed in what only a new server can take up",
+            Self::Place => "the class no longer lists the project or the location of the server",
+        }
+    }
+}
+
+/// Why a server is not the one that is wanted, if it is not.
+pub fn misfit(
+    agent: &Agent,
+    ordered: Option<&RecreationRecord>,
+    server: &ServerView,
+) -> Option<Misfit> {
+    let booted = server.boot_revision.as_ref();
+    let listed = agent.projects.contains(&server.project)
+        && agent
+            .places
+            .iter()
+            .any(|place| place.location == server.location);
+    if ordered.is_some_and(|ordered| ordered.covers(server.incarnation)) {
+        Some(Misfit::Ordered)
+    } else if booted.is_some_and(|revision| *revision != agent.boot_revision) {
+        Some(Misfit::Boot)
+    } else {
+        (!listed).then_some(Misfit::Place)
+    }
+}
+
+impl World {
+    /// The servers of one object.
+    pub fn own<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a ServerView> {
+        self.servers.iter().filter(move |server| server.uid == uid)
+    }
+
+    /// Why a server is not the one that is wanted; unknown, and so never, while the class cannot be used.
+    pub fn misfit(&self, server: &ServerView) -> Option<Misfit> {
+        match &self.class {
+            ClassView::Usable(agent) => misfit(agent, self.status.recreation.as_ref(), server),
+            _ => None,
+        }
+    }
+
+    /// The server that the agent runs on, or is about to: the holder of the voice; while nobody has it, the one that had it last, until that is
+    /// surely silent and another is ready to be given it.
+    pub fn front<'a>(&'a self, uid: &'a str) -> Option<&'a ServerView> {
+        let newest = || self.own(uid).max_by_key(|server| server.incarnation);
+        if self.voice().is_none() {
+            return newest();
+        }
+        if let Some(holder) = self.voice_holder() {
+            let holding = self.own(uid).find(|server| server.incarnation == holder);
+            return holding.or_else(newest);
+        }
+        let told = self.status.server.as_ref().map(|server| server.id);
+        let Some(last) = self.own(uid).find(|server| Some(server.id) == told) else {
+            return newest();
+        };
+        if self.is_silent(last) {
+            return self.successor(uid, last).or(Some(last));
+        }
+        Some(last)
+    }
+
+    /// The server that is to take the place of another, as far as there is one.
+    pub fn successor<'a>(&'a self, uid: &'a str, of: &ServerView) -> Option<&'a ServerView> {
+        let (id, misfit) = (of.id, self.misfit(of));
+        misfit?;
+        self.own(uid)
+            .filter(|server| server.id != id && !server.deleting && self.misfit(server).is_none())
+            .max_by_key(|server| server.incarnation)
+    }
+
+    /// Whether a server has said that its agent is silent since nobody, or another one, has the voice.
+    pub fn is_silent(&self, server: &ServerView) -> bool {
+        let told = server.guest.released;
+        told.is_some_and(|(epoch, done)| done && epoch >= self.taken_at())
+    }
+
+    /// The epoch with which the voice was taken from whoever had it before. Who is given it gets the next one.
+    pub fn taken_at(&self) -> i64 {
+        let given = |voice: &crate::api::VoiceRecord| i64::from(voice.incarnation.is_some());
+        self.voice().map_or(0, |voice| voice.epoch - given(voice))
+    }
+}

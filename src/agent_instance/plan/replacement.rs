@@ -1,0 +1,221 @@
+//! A server that another one takes the place of: the other is booted and installed beside it, the voice is handed over, and when the agent
+//! serves again the first one goes.
+//!
+//! The record of the voice says each move before it is made (I13): nobody has it while it is taken from the old server, and the new one is given it
+//! only when every other server that ever had it has said that its agent is silent, or is gone. One that cannot be silenced is deleted; that is
+//! why only a `Disposable` server, or one that a person gave up, is ever replaced (I14).
+
+use super::{
+    Agent, ContactProblem, Disk, InstallPhase, Look, Plan, Power, ServerView, Stage, Step,
+    VoiceRecord, armed_here, delete,
+};
+use crate::{
+    agent_instance::{line_up::Misfit, status},
+    api::RecreationRecord,
+};
+
+/// Whether a server itself has said that it was given the voice.
+fn is_known_to_speak(server: &ServerView) -> bool {
+    let configured = server.guest.configured.as_ref();
+    armed_here(server) || configured.is_some_and(|configured| configured.outcome.is_ok())
+}
+
+impl Look<'_> {
+    /// What a person asked for is written down once, before anything is done about it.
+    pub(super) fn order(&self) -> Option<Plan> {
+        let value = self.want?.recreate.as_ref()?;
+        let written = self.world.status.recreation.as_ref();
+        if written.is_some_and(|written| written.value == *value) {
+            return None;
+        }
+        let record = RecreationRecord {
+            value: value.clone(),
+            incarnation: i64::from(self.world.incarnation()),
+        };
+        Some(Plan::act(Step::WriteRecreation(record), Stage::Updating))
+    }
+
+    /// Whether a person gave a server up, with all that is on it.
+    pub(super) fn is_given_up(&self, incarnation: i64) -> bool {
+        let ordered = self.world.status.recreation.as_ref();
+        ordered.is_some_and(|ordered| incarnation <= ordered.incarnation)
+    }
+
+    /// Why a server is to be replaced, if it is, and may be.
+    pub(super) fn outdated(&self, server: &ServerView, agent: &Agent) -> Option<Misfit> {
+        let misfit = self.world.misfit(server)?;
+        let allowed = misfit == Misfit::Ordered
+            || (agent.disk() == Disk::Disposable && self.hands_off().is_none());
+        allowed.then_some(misfit)
+    }
+
+    /// What is done for a server that is to be replaced; none if it stays.
+    pub(super) fn replaced(&self, front: &ServerView) -> Option<Plan> {
+        let agent = self.class().ok()?;
+        let misfit = self.outdated(front, agent)?;
+        // What does not speak is first brought to it: only then it is known what it is worth.
+        let speaks = self.world.voice()?.incarnation == Some(i64::from(front.incarnation));
+        let next = self.world.successor(&self.identity.uid, front);
+        let next = next.filter(|next| speaks || next.guest.contact.is_none());
+        match next {
+            Some(next) if self.is_installed(next) => Some(self.hand_over(front, next)),
+            Some(next) if speaks => {
+                Some(self.beside(front, agent, misfit, self.towards_serving(next)))
+            }
+            Some(next) => Some(Plan {
+                stage: Stage::Updating,
+                ..self.towards_serving(next)
+            }),
+            None => speaks.then(|| self.beside(front, agent, misfit, self.create())),
+        }
+    }
+
+    fn is_installed(&self, server: &ServerView) -> bool {
+        let hello = server.guest.hello.as_ref();
+        let installed = hello.is_some_and(|hello| hello.phase == InstallPhase::Done);
+        installed && self.world.pinned(server).is_some() && server.power == Power::On
+    }
+
+    /// The old server serves while the new one is being prepared; what that needs for itself comes first.
+    fn beside(&self, front: &ServerView, agent: &Agent, misfit: Misfit, other: Plan) -> Plan {
+        let (_, words) = status::words(&other.stage);
+        let note = format!(
+            "{}, and is prepared beside this one: {words}",
+            misfit.words()
+        );
+        let own = if front.guest.busy {
+            Plan::wait(self.health(front, Some(("Replacing", note))))
+        } else {
+            self.probed(front, agent, Some(("Replacing", note)))
+        };
+        let only_probes = own
+            .steps
+            .iter()
+            .all(|step| matches!(step, Step::Probe { .. }));
+        let steps = if only_probes {
+            own.steps.into_iter().chain(other.steps).collect()
+        } else {
+            own.steps
+        };
+        let look_again = own.look_again.into_iter().chain(other.look_again).min();
+        Plan {
+            steps,
+            look_again,
+            ..own
+        }
+    }
+
+    /// Nobody has the voice from here on, until the old server is silent.
+    fn hand_over(&self, front: &ServerView, next: &ServerView) -> Plan {
+        if self.world.voice_holder().is_none() {
+            // Once nobody else may speak, the next one is in front.
+            return self
+                .hush_others(next)
+                .unwrap_or_else(|| Plan::wait(Stage::Updating));
+        }
+        if front.guest.busy {
+            return Plan::wait(Stage::Updating);
+        }
+        let voice = VoiceRecord {
+            incarnation: None,
+            epoch: self.epoch(front).max(self.epoch(next)) + 1,
+        };
+        Plan::act(Step::WriteVoice(voice), Stage::Updating)
+    }
+
+    /// What there is to do until no other server of the instance can speak. What never spoke cannot, and goes by itself.
+    pub(super) fn hush_others(&self, but: &ServerView) -> Option<Plan> {
+        let other = |server: &&ServerView| {
+            let hello = server.guest.hello.as_ref();
+            let never_spoke = hello.is_some_and(|hello| !hello.ever_armed);
+            server.id != but.id && !self.world.is_silent(server) && !never_spoke
+        };
+        let other = self.own().find(other)?;
+        Some(self.hush(other))
+    }
+
+    fn hush(&self, server: &ServerView) -> Plan {
+        let stage = Stage::Updating;
+        if server.deleting {
+            return self.await_end(server, stage);
+        }
+        if server.guest.busy {
+            return Plan::wait(stage);
+        }
+        let taken = self.world.taken_at();
+        let refused = server.guest.released.is_some_and(|(told, _)| told >= taken);
+        let out_of_reach = server.guest.contact.is_some();
+        if refused || out_of_reach {
+            return self.give_up(server);
+        }
+        if self.world.pinned(server).is_none() {
+            return Plan {
+                stage,
+                ..self.contact(server, "must be told to be silent")
+            };
+        }
+        let release = Step::Release {
+            server: server.id,
+            incarnation: server.incarnation,
+            epoch: self.world.voice().map_or(0, |voice| voice.epoch),
+        };
+        Plan::act(release, stage)
+    }
+
+    /// A server that cannot be silenced is deleted, if it may be: merely switched off it would speak when somebody switches it on.
+    fn give_up(&self, server: &ServerView) -> Plan {
+        let disposable = self
+            .class()
+            .is_ok_and(|agent| agent.disk() == Disk::Disposable);
+        if disposable || self.is_given_up(i64::from(server.incarnation)) {
+            return self.at_hetzner(&server.project, delete(server), Stage::Updating);
+        }
+        let words = match &server.guest.contact {
+            Some((ContactProblem::Silent(why), _)) => why.as_str(),
+            _ => "it does not do as told",
+        };
+        Plan::wait(Stage::Stalled(
+            "CannotRelease",
+            format!(
+                "server {} may still run the agent and cannot be told to be silent ({words}); bring it back, or delete it at Hetzner, before another \
+                 one is given the voice",
+                server.id
+            ),
+        ))
+    }
+
+    /// Servers of this object that are neither the agent's nor about to be: a late answer's, or one that was replaced (I2).
+    pub(super) fn surplus(&self, front: &ServerView, serves: bool) -> Vec<Step> {
+        if self.world.voice_holder() != Some(front.incarnation) {
+            return vec![];
+        }
+        let first = self.world.voice().is_some_and(|voice| voice.epoch <= 1);
+        let next = self
+            .class()
+            .ok()
+            .and_then(|agent| self.outdated(front, agent))
+            .filter(|_| !self.is_suspended())
+            .and_then(|_| self.world.successor(&self.identity.uid, front));
+        let unneeded = |server: &&ServerView| {
+            let hello = server.guest.hello.as_ref();
+            let never_spoke = first || hello.is_some_and(|hello| !hello.ever_armed);
+            let above = server.incarnation > front.incarnation;
+            let known = never_spoke
+                || if above {
+                    is_known_to_speak(front)
+                } else {
+                    serves
+                };
+            server.id != front.id
+                && next.is_none_or(|next| next.id != server.id)
+                && known
+                && !server.deleting
+                && server.listed
+        };
+        self.own()
+            .filter(unneeded)
+            .filter(|server| self.usable(&server.project).is_ok())
+            .map(delete)
+            .collect()
+    }
+}
