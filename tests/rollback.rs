@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const RETRY: &str = "agentfleet.dev/retry";
 const RESTART: &str = "agentfleet.dev/restart";
 /// Two attempts with the pauses before and after them; used up by a failure only.
-const ATTEMPTS: Duration = Duration::from_secs(120);
+const ATTEMPTS: Duration = Duration::from_mins(2);
 
 /// A bed whose class says this of the lifecycle and is installed by this command.
 async fn bed(cloud: Config, lifecycle: Value, install: &str) -> Outcome<Bed> {

@@ -110,6 +110,10 @@ pub struct ProjectView {
 
 /// A server that carries this instance's fleet, namespace and name.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and any of them may be true together"
+)]
 pub struct ServerView {
     /// The project that holds it.
     pub project: String,

@@ -28,7 +28,7 @@ impl Look<'_> {
         }
         let plan = match server.power {
             Power::Busy => Plan::wait(stage.clone()).until(self.now + CONTACT),
-            Power::Off => self.label(server),
+            Power::Off => label(server),
             Power::On => self.silence(server).unwrap_or_else(|| self.leave(server)),
         };
         Plan { stage, ..plan }
@@ -45,16 +45,16 @@ impl Look<'_> {
         // Another process has released it; what it said before this one did anything counts.
         let disarmed = says && guest.released.is_none() && guest.configured.is_none();
         if told || disarmed || self.was_never_armed(server) {
-            self.label(server)
+            label(server)
         } else {
             self.switch_off(server)
         }
     }
+}
 
-    fn label(&self, server: &ServerView) -> Plan {
-        let (project, id) = (server.project.clone(), server.id);
-        Plan::act(Step::Retain { project, id }, retaining(server))
-    }
+fn label(server: &ServerView) -> Plan {
+    let (project, id) = (server.project.clone(), server.id);
+    Plan::act(Step::Retain { project, id }, retaining(server))
 }
 
 fn retaining(server: &ServerView) -> Stage {
