@@ -59,6 +59,7 @@ pub mod naming;
 pub mod operator;
 pub mod redact;
 pub mod render;
+pub mod rollout;
 pub mod secret_files;
 pub mod systemd_unit;
 pub mod telemetry;

@@ -25,6 +25,7 @@ use crate::{
     keys::{Keyring, MasterKey},
     kube_ext::{self, Clients, Events},
     leader::{Candidate, Leadership, Timing},
+    rollout::Rollouts,
 };
 use watches::{Watches, wake_when_over, wakes};
 
@@ -196,7 +197,7 @@ async fn lead(
     );
     let (talks, [greeted, obeyed]) = Talks::new(HELLOS_AT_ONCE, ORDERS_AT_ONCE, probes);
     let (wake, woken) = wakes();
-    let watches = Watches::new(&clients.read, &liveness);
+    let watches = Watches::new(&clients.read, &options.settings.namespace, &liveness);
     let phone_home = options.phone_home.take();
     let context = Arc::new(Context {
         settings: options.settings,
@@ -207,6 +208,7 @@ async fn lead(
         connections: hetzner_project::connection::Connections::default(),
         memories: agent_instance::memory::Memories::default(),
         classes: agent_class::memory::Memories::default(),
+        rollouts: Rollouts::default(),
         talks,
         canaries,
         pace: Pace::per_minute(options.recoveries_per_minute),

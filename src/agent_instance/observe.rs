@@ -21,7 +21,7 @@ use super::{
     world::{ClassView, Known, Power, SecretsView, ServerView, World},
 };
 use crate::{
-    api::{AgentInstance, FINALIZER},
+    api::{AgentClass, AgentInstance, FINALIZER},
     context::Context,
     health::{breaker::Verdict, holds},
     hetzner::{Server, ServerStatus},
@@ -29,6 +29,7 @@ use crate::{
     inventory::{Key, Presence},
     kube_ext::CallError,
     labels,
+    rollout::{self, Share},
 };
 
 /// One moment by both clocks: the wall's for records, the monotonic one for pauses.
@@ -77,15 +78,24 @@ pub async fn observe(
         identity: desired.identity(),
         moment,
     };
-    let (class, secrets) = match desired {
-        Desired::Absent(_) => (ClassView::Unknown, SecretsView::Unknown),
+    let prerequisites = match desired {
+        Desired::Absent(_) => Prerequisites::default(),
         Desired::Present(_, want) => look.prerequisites(want).await?,
     };
-    let mut world = look.world(desired, class, secrets);
+    let mut world = look.world(desired, prerequisites);
     if desired.want().is_some() && world.ails() {
         world.hold = look.hold(&world);
     }
     Ok(world)
+}
+
+/// What an instance needs before it can have a server.
+#[derive(Default)]
+struct Prerequisites {
+    class: ClassView,
+    rollout: Share,
+    may_move: bool,
+    secrets: SecretsView,
 }
 
 struct Look<'a> {
@@ -96,7 +106,13 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn world(&self, desired: &Desired, class: ClassView, secrets: SecretsView) -> World {
+    fn world(&self, desired: &Desired, prerequisites: Prerequisites) -> World {
+        let Prerequisites {
+            class,
+            rollout,
+            may_move,
+            secrets,
+        } = prerequisites;
         let connections = self.ctx.connections.all();
         let basis = format!(
             "{:?} {class:?} {secrets:?}",
@@ -127,35 +143,40 @@ impl Look<'_> {
                 trouble: memory.trouble(&basis),
                 status,
                 class,
+                rollout,
+                may_move,
                 secrets,
                 servers,
             }
         })
     }
 
-    async fn prerequisites(&self, want: &Want) -> Result<(ClassView, SecretsView), CallError> {
+    async fn prerequisites(&self, want: &Want) -> Result<Prerequisites, CallError> {
         let class = self.ctx.stores.classes.get(&ObjectRef::new(&want.class));
         let Some(class) =
             class.filter(|class| class.metadata.deletion_timestamp.is_none() || self.has_server())
         else {
             let message = format!("there is no AgentClass {}", want.class);
-            return Ok((
-                ClassView::Refused("ClassMissing", message),
-                SecretsView::Unknown,
-            ));
+            return Ok(Prerequisites {
+                class: ClassView::Refused("ClassMissing", message),
+                ..Prerequisites::default()
+            });
         };
+        let given = rollout::share(self.ctx, &class, self.instance, want, self.moment.wall);
         let view = match self.refusal(&class).await? {
             Some((reason, message)) if !self.has_server() => ClassView::Refused(reason, message),
-            _ => match Agent::of(&class, want) {
-                Ok(agent) => ClassView::Usable(Box::new(agent)),
-                Err(refused) => ClassView::Refused("OverrideNotAllowed", refused.to_string()),
-            },
+            _ => class_view(&class, given.class, want),
         };
         let secrets = match &view {
             ClassView::Usable(agent) => self.secrets(agent, want).await?,
             _ => SecretsView::Unknown,
         };
-        Ok((view, secrets))
+        Ok(Prerequisites {
+            class: view,
+            rollout: given.share,
+            may_move: given.may_move,
+            secrets,
+        })
     }
 
     /// Who says, or is about to say, that no server is touched to bring agents back.
@@ -289,6 +310,21 @@ impl Look<'_> {
                 },
             ) => Known::Relabelled,
             _ => Known::Unseen,
+        }
+    }
+}
+
+/// The class at the revision that the instance shall have.
+fn class_view(class: &AgentClass, given: Option<AgentClass>, want: &Want) -> ClassView {
+    match given.map(|class| Agent::of(&class, want)) {
+        Some(Ok(agent)) => ClassView::Usable(Box::new(agent)),
+        Some(Err(refused)) => ClassView::Refused("OverrideNotAllowed", refused.to_string()),
+        None => {
+            let message = format!(
+                "the revision that it has is kept no more; it is left as it is until it is its turn to get the one that AgentClass {} has now",
+                class.name_any()
+            );
+            ClassView::Refused("RevisionLost", message)
         }
     }
 }

@@ -11,7 +11,7 @@ use k8s_openapi::{
 use super::{
     plan::Stage,
     timings::timings,
-    world::{ServerView, World},
+    world::{ClassView, ServerView, World},
 };
 use crate::api::{
     AgentInstanceStatus, ConditionType, HealthState, HealthStatus, ServerStatus, condition,
@@ -50,6 +50,10 @@ pub fn status(
             .as_ref()
             .map(|(config, _)| config.clone())
             .or_else(|| kept(&former.config_revision)),
+        class_revision: class_revision(world, applied.as_ref())
+            .or_else(|| kept(&former.class_revision)),
+        good_revision: former.good_revision.clone(),
+        refused_revision: refused_revision(world, current),
         secrets_tag: applied
             .map(|(_, tag)| tag)
             .or_else(|| kept(&former.secrets_tag)),
@@ -59,8 +63,32 @@ pub fn status(
         set_condition(&mut next.conditions, found, generation, now);
     }
     let ready = is_true(&next.conditions, ConditionType::Ready);
+    if ready && next.class_revision.is_some() {
+        next.good_revision.clone_from(&next.class_revision);
+    }
     next.timings = timings(world, current, ready, now);
     next
+}
+
+/// The revision of the class that was applied. What was applied before it got another one keeps its name.
+fn class_revision(world: &World, applied: Option<&(String, String)>) -> Option<String> {
+    let (config, _) = applied?;
+    match &world.class {
+        ClassView::Usable(agent) if agent.config_revision == *config => {
+            Some(world.rollout.revision.clone()).filter(|revision| !revision.is_empty())
+        }
+        _ => world.status.class_revision.clone(),
+    }
+}
+
+/// The try of a revision that failed here, as long as it is the one that the class has.
+fn refused_revision(world: &World, current: Option<&ServerView>) -> Option<String> {
+    let refuses = current.is_some_and(|server| world.refuses(server));
+    match &world.class {
+        ClassView::Usable(_) if refuses => world.rollout.attempt.clone(),
+        ClassView::Usable(_) => world.rollout.refused.clone(),
+        _ => world.status.refused_revision.clone(),
+    }
 }
 
 /// One word for people.
@@ -143,7 +171,12 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
             }
             stage => found(Healthy, serves, "ProbeGood", stage),
         },
-        found(UpToDate, as_declared, "AsDeclared", stage),
+        match &world.rollout.why {
+            Some((reason, message)) if as_declared => {
+                condition(UpToDate, Some(false), reason, message.clone())
+            }
+            _ => found(UpToDate, as_declared, "AsDeclared", stage),
+        },
         match stage {
             Stage::Stalled(..) | Stage::InstallFailed(_) | Stage::ConfigureFailed(..) => {
                 let (reason, message) = words(stage);

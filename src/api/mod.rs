@@ -11,6 +11,7 @@ mod conditions;
 mod duration;
 mod health;
 mod hetzner_project;
+mod rollout;
 mod service;
 
 pub use agent::{AgentSpec, EnvFile, PlainFile, SecretFile, SecretKey, Source};
@@ -28,6 +29,7 @@ pub use health::{ExecProbe, Health, HealthState, HealthStatus, HttpProbe, System
 pub use hetzner_project::{
     HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef,
 };
+pub use rollout::{Day, OnRolloutFailure, Rollout, RolloutStrategy, RolloutWindow};
 pub use service::{KillMode, ProtectHome, ProtectSystem, Restart, Service};
 
 use kube::CustomResourceExt as _;
@@ -43,6 +45,9 @@ pub const ADOPT_ANNOTATION: &str = "agentfleet.dev/adopt";
 
 /// Pauses the recovery of an instance, as while somebody works on its server; any value that is not empty does.
 pub const MAINTENANCE_ANNOTATION: &str = "agentfleet.dev/maintenance";
+
+/// On a class: lets a revision whose rollout failed be tried once more; each new value does so once.
+pub const RETRY_ANNOTATION: &str = "agentfleet.dev/retry";
 
 /// Ends a hold of recovery on a class or project; each new value does so once.
 pub const RELEASE_HOLD_ANNOTATION: &str = "agentfleet.dev/release-hold";

@@ -225,6 +225,7 @@ macro_rules! changed {
 
 // After the macro that it uses.
 mod recovery;
+mod rollout;
 mod suspension;
 
 #[test]
@@ -732,6 +733,7 @@ fn refused(mut world: World, tag: &str, cure: Cure, again: Option<Timestamp>) ->
         reason: "Refused".into(),
         message: "why".into(),
         cure,
+        of_content: true,
         as_before: cure != Cure::Change,
         times: 2,
         again,
