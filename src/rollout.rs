@@ -54,6 +54,18 @@ pub struct Standing {
     turns: HashMap<String, Turn>,
 }
 
+impl Standing {
+    fn without_turns(&self) -> Self {
+        Self {
+            basis: self.basis.clone(),
+            course: self.course.clone(),
+            goal: self.goal.clone(),
+            newcomers: self.newcomers.clone(),
+            turns: HashMap::new(),
+        }
+    }
+}
+
 /// A look at the rollout of a class, for its status and its steps.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
@@ -216,7 +228,7 @@ pub fn share(
     now: Timestamp,
 ) -> Given {
     let name = class.name_any();
-    let standing = {
+    let (standing, turn) = {
         let mut all = ctx.rollouts.lock();
         if all
             .get(&name)
@@ -226,10 +238,7 @@ pub fn share(
         }
         let known = all.get(&name);
         let turn = known.and_then(|known| known.turns.get(&instance.uid()?).cloned());
-        let own = known.map(|known| Standing {
-            turns: HashMap::new(),
-            ..known.clone()
-        });
+        let own = known.map(Standing::without_turns);
         (own.unwrap_or_default(), turn)
     };
     let has = members::has(ctx, class, instance, want);
@@ -240,7 +249,7 @@ pub fn share(
         good: status.good_revision,
         refused: status.refused_revision,
     };
-    own.share(&standing.0, standing.1, |revision| {
+    own.share(&standing, turn, |revision| {
         revisions::class_at(ctx, class, revision)
     })
 }
@@ -272,13 +281,13 @@ impl Own<'_> {
             .refused
             .as_ref()
             .filter(|try_| **try_ == course.attempt);
-        let refuses = refused.is_some() && goal.name == *target && self.has != Has::Nothing;
+        let goes_back = refused.is_some() && goal.name == *target && self.has != Has::Nothing;
         let back = self.good.as_ref().filter(|good| *good != target);
         let back = back.and_then(|good| Some((good.clone(), kept(good)?)));
         let (class, revision, why, may_move) = match (turn, &self.has, back.clone()) {
-            (_, _, Some((good, class))) if refuses => {
-                let why = words::went_back(&self.class.name_any(), target, &good);
-                (Some(class), good, Some(why), false)
+            (_, _, Some((good, class))) if goes_back => {
+                let why = words::went_back(target, &good, "");
+                (Some(class), good, Some((words::WENT_BACK, why)), false)
             }
             (_, Has::Nothing, _) | (None, ..) => {
                 let revision = &standing.newcomers.name;

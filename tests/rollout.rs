@@ -11,7 +11,7 @@ const MOTTO: &str = "/home/agent/motto";
 /// A class whose agents are asked each second, with this said of its rollouts, and a motto that its agents carry.
 fn class(motto: &str, rollout: &Value) -> Value {
     let mut class = manifests::class();
-    class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
+    class["spec"]["health"] = json!({"interval": "1s", "timeout": "10s", "failureThreshold": 2});
     class["spec"]["lifecycle"] = json!({"rollout": rollout});
     class["spec"]["agent"]["files"] = json!([{"path": MOTTO, "content": motto}]);
     class
@@ -190,7 +190,8 @@ async fn a_bad_revision_stops_after_the_first_failures_and_newcomers_get_the_goo
     let late = bed.create("late").await?;
     late.ready().await?;
     late.has_in_file(MOTTO, "good").await?;
-    late.condition("UpToDate", "False", "RolledBack").await?;
+    late.condition("UpToDate", "False", "RolloutStopped")
+        .await?;
 
     // A good one begins anew.
     bed.cluster.apply(&probed_class("better", &rollout)).await?;

@@ -13,9 +13,12 @@ use super::{
     timings::timings,
     world::{ClassView, ServerView, World},
 };
-use crate::api::{
-    AgentInstanceStatus, ConditionType, HealthState, HealthStatus, ServerStatus, condition,
-    is_true, set_condition,
+use crate::{
+    api::{
+        AgentInstanceStatus, ConditionType, HealthState, HealthStatus, ServerStatus, condition,
+        is_true, set_condition,
+    },
+    rollout::words::{WENT_BACK, went_back},
 };
 
 /// The status to be, records left as they are.
@@ -141,9 +144,7 @@ fn health(world: &World, current: Option<&ServerView>, now: Timestamp) -> Option
 }
 
 fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Condition; 7] {
-    use ConditionType::{
-        Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate,
-    };
+    use ConditionType::{Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled};
     let serves = matches!(stage, Stage::Serving(_));
     let probed = matches!(
         stage,
@@ -171,12 +172,7 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
             }
             stage => found(Healthy, serves, "ProbeGood", stage),
         },
-        match &world.rollout.why {
-            Some((reason, message)) if as_declared => {
-                condition(UpToDate, Some(false), reason, message.clone())
-            }
-            _ => found(UpToDate, as_declared, "AsDeclared", stage),
-        },
+        up_to_date(world, current, stage, as_declared),
         match stage {
             Stage::Stalled(..) | Stage::InstallFailed(_) | Stage::ConfigureFailed(..) => {
                 let (reason, message) = words(stage);
@@ -185,6 +181,32 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
             _ => condition(Stalled, Some(false), "NotStalled", ""),
         },
     ]
+}
+
+/// Why an instance went back is known only when it does, and stays told until another revision counts.
+fn up_to_date(
+    world: &World,
+    current: Option<&ServerView>,
+    stage: &Stage,
+    as_declared: bool,
+) -> Condition {
+    use ConditionType::UpToDate;
+    let former = world.status.conditions.iter().find(|told| {
+        told.type_ == UpToDate.as_str() && told.reason == WENT_BACK && told.status == "False"
+    });
+    match (&world.rollout.why, former) {
+        _ if current.is_some_and(|server| world.refuses(server)) => {
+            let (share, (_, cause)) = (&world.rollout, words(stage));
+            let good = share.former.as_deref().unwrap_or_default();
+            let message = went_back(&share.revision, good, &cause);
+            condition(UpToDate, Some(false), WENT_BACK, message)
+        }
+        (Some((WENT_BACK, _)), Some(former)) => former.clone(),
+        (Some((reason, message)), _) if as_declared || *reason == WENT_BACK => {
+            condition(UpToDate, Some(false), reason, message.clone())
+        }
+        _ => found(UpToDate, as_declared, "AsDeclared", stage),
+    }
 }
 
 /// True for the given reason, or else false for the stage's own.

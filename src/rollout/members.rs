@@ -114,7 +114,8 @@ fn member(
     (instance, want): (&AgentInstance, &Want),
     turn: Option<&Turn>,
 ) -> Member {
-    let status = instance.status.clone().unwrap_or_default();
+    let none = AgentInstanceStatus::default();
+    let status = instance.status.as_ref().unwrap_or(&none);
     let health = status.health.as_ref().map(|health| health.state);
     let given = match turn {
         Some(Turn::Takes { revision, moves }) => Some((revision.clone(), *moves)),
@@ -129,15 +130,15 @@ fn member(
         ),
         has: has(ctx, class, instance, want),
         boot: status.boot_revision.clone(),
-        fits: fits(class, &status, want),
-        ready: ready_since(&status),
+        fits: fits(class, status, want),
+        ready: ready_since(status),
         health,
         stalled: is_true(&status.conditions, ConditionType::Stalled),
-        out_of_reach: health == Some(HealthState::Unknown) || holds::is_missing(ctx, &status),
-        moving: given.as_ref().is_some_and(|(_, moves)| *moves) || next_is_under_way(&status),
+        out_of_reach: health == Some(HealthState::Unknown) || holds::is_missing(ctx, status),
+        moving: given.as_ref().is_some_and(|(_, moves)| *moves) || next_is_under_way(status),
         granted: given.map(|(revision, _)| revision),
-        good: status.good_revision,
-        refused: status.refused_revision,
+        good: status.good_revision.clone(),
+        refused: status.refused_revision.clone(),
     }
 }
 

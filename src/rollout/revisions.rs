@@ -1,4 +1,4 @@
-//! Former revisions of a class, kept as ControllerRevisions in the operator's namespace and named after their content.
+//! Former revisions of a class, kept as `ControllerRevision`s in the operator's namespace and named after their content.
 //!
 //! A lost one is no disaster: it is written again while the class still describes it, and an instance that has one which is not kept any more
 //! goes on as it is until it gets another.

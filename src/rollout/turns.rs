@@ -36,6 +36,10 @@ pub enum Has {
 }
 
 /// An instance of the class.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and tests write them down one by one"
+)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Member {
     /// UID.
@@ -276,7 +280,7 @@ impl Look<'_> {
             (
                 member.ready.is_some(),
                 member.health != Some(HealthState::Failed),
-                &member.uid,
+                &member.name,
             )
         });
         for at in queue {

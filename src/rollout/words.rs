@@ -35,14 +35,15 @@ pub fn keeps(class: &str, target: &str, why: &Why) -> (&'static str, String) {
     )
 }
 
-/// Why an instance went back: reason and message.
-pub fn went_back(class: &str, target: &str, good: &str) -> (&'static str, String) {
-    (
-        "WentBack",
-        format!(
-            "revision {target} of AgentClass {class} failed here, so it goes on with {good}; {}",
-            cure()
-        ),
+/// Reason of an instance that went back.
+pub const WENT_BACK: &str = "WentBack";
+
+/// Why an instance went back from a revision; the cause may not be known any more.
+pub fn went_back(target: &str, good: &str, cause: &str) -> String {
+    let colon = if cause.is_empty() { "" } else { ": " };
+    format!(
+        "revision {target} of the class failed here, so it goes on with {good} ({}){colon}{cause}",
+        cure()
     )
 }
 

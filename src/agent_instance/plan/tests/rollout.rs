@@ -41,6 +41,18 @@ fn an_agent_that_fails_with_what_it_never_served_with_goes_back_and_nothing_else
     let told = reported(&world);
     assert_eq!(told.refused_revision.as_deref(), Some("r2.ab12"));
     assert_eq!(told.good_revision.as_deref(), Some("r1"));
+    let says = |told: &AgentInstanceStatus| {
+        let found = told.conditions.iter().find(|told| told.type_ == "UpToDate");
+        found.is_some_and(|told| told.reason == "WentBack" && told.message.ends_with("says why"))
+    };
+    assert!(says(&told), "{:?}", told.conditions);
+
+    // The cause stays told while it goes back.
+    let mut back = world.clone();
+    back.status = told;
+    back.rollout.attempt = None;
+    back.rollout.why = Some(("WentBack", "no cause".into()));
+    assert!(says(&reported(&back)));
 
     // It was Ready with it before, or it has nothing to go back to: then it is brought back as ever.
     for former in [None, Some("r1".to_owned())] {
