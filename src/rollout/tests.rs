@@ -36,6 +36,10 @@ fn standing(goal: &str) -> Standing {
     }
 }
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "as it is looked up, beside what was never decided"
+)]
 fn takes(revision: &str, moves: bool) -> Option<Turn> {
     Some(Turn::Takes {
         revision: revision.into(),
