@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::channel::mpsc;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Secret};
 use kube::{
     core::PartialObjectMeta,
     runtime::reflector::{ObjectRef, Store},
@@ -22,6 +22,7 @@ use crate::{
     kube_ext::{Clients, Events},
     leader::Leadership,
     notification::delivery::Notifications,
+    rollout::Rollouts,
     zombies::SweepFlags,
 };
 
@@ -45,6 +46,8 @@ pub struct Context {
     pub memories: Memories,
     /// What is remembered of classes.
     pub classes: agent_class::memory::Memories,
+    /// Where the rollouts of classes stand.
+    pub rollouts: Rollouts,
     /// Acts over SSH that are under way.
     pub talks: Talks,
     /// What answers whatever becomes of one class.
@@ -108,6 +111,8 @@ pub struct Stores {
     pub projects: Store<HetznerProject>,
     /// All Secrets, without their content.
     pub secrets: Store<PartialObjectMeta<Secret>>,
+    /// Former revisions of classes.
+    pub revisions: Store<ControllerRevision>,
     /// Done when all of them have had their first list: what is absent before that may still exist (I9).
     pub synced: CancellationToken,
 }

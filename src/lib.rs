@@ -28,6 +28,7 @@
 //! | labels and names at Hetzner | [`labels`], [`naming`] |
 //! | guest: SSH, proof of host keys, protocol, the program | [`guest`] |
 //! | health: probes of agents, the circuit that sums them up, the ladder of what is tried, the breaker and canary that hold it | [`health`] |
+//! | rollout: revisions of a class, whose turn it is, going back | [`rollout`] |
 //! | what a server is born with, and what it is given later | [`cloud_init`], [`systemd_unit`], [`secret_files`], [`bootstrap`] |
 //! | master key and all that is derived from it | [`fleet`], [`keys`] |
 //! | notification: events about instances, for one receiver outside | [`notification`] |
@@ -62,6 +63,7 @@ pub mod notification;
 pub mod operator;
 pub mod redact;
 pub mod render;
+pub mod rollout;
 pub mod secret_files;
 pub mod systemd_unit;
 pub mod telemetry;

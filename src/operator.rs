@@ -26,6 +26,7 @@ use crate::{
     kube_ext::{self, Clients, Events},
     leader::{Candidate, Leadership, Timing},
     notification::delivery::{self, Notifications, Receiver, ReceiverError},
+    rollout::Rollouts,
     zombies,
 };
 use watches::{Watches, wake_when_over, wake_when_told, wakes};
@@ -207,7 +208,7 @@ async fn lead(
     );
     let (talks, [greeted, obeyed]) = Talks::new(HELLOS_AT_ONCE, ORDERS_AT_ONCE, probes);
     let (wake, woken) = wakes();
-    let watches = Watches::new(&clients.read, &liveness);
+    let watches = Watches::new(&clients.read, &options.settings.namespace, &liveness);
     let phone_home = options.phone_home.take();
     let context = Arc::new(Context {
         settings: options.settings,
@@ -218,6 +219,7 @@ async fn lead(
         connections: hetzner_project::connection::Connections::default(),
         memories: agent_instance::memory::Memories::default(),
         classes: agent_class::memory::Memories::default(),
+        rollouts: Rollouts::default(),
         talks,
         canaries,
         pace: Pace::per_minute(options.recoveries_per_minute),

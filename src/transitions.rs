@@ -7,7 +7,7 @@ use crate::kube_ext::Events;
 
 const READY: &str = "Ready";
 /// Reasons of what is not yet as it should be because it is under way.
-const PROGRESS: [&str; 7] = [
+const PROGRESS: [&str; 12] = [
     "Suspending",
     "Creating",
     "Booting",
@@ -15,6 +15,12 @@ const PROGRESS: [&str; 7] = [
     "Starting",
     "Updating",
     "Deleting",
+    "WaitsForTurn",
+    "RollingOut",
+    "RolloutPaused",
+    "OutsideWindow",
+    // What its class tells once is not told for each of its instances.
+    "RolloutStopped",
 ];
 
 /// Tells each condition that has another status, or is false for another reason, than before.

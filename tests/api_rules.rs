@@ -188,6 +188,36 @@ fn hardened() -> Value {
     )
 }
 
+fn rollouts_that_are_refused() -> Vec<Refused> {
+    vec![
+        (
+            class_with(
+                "/spec/lifecycle",
+                json!({"rollout": {"maxUnavailable": "0%"}}),
+            ),
+            "lifecycle.rollout.maxUnavailable is 1 or more, or a part such as 10%",
+        ),
+        (
+            class_with("/spec/lifecycle", json!({"rollout": {"maxSurge": 0}})),
+            "lifecycle.rollout.maxSurge is 1 or more, or a part such as 10%",
+        ),
+        (
+            class_with(
+                "/spec/lifecycle",
+                json!({"rollout": {"windows": [{"start": "02:00", "duration": "1s"}]}}),
+            ),
+            "lifecycle.rollout.windows: duration is between 1m and 168h",
+        ),
+        (
+            class_with(
+                "/spec/lifecycle",
+                json!({"rollout": {"windows": [{"start": "24:00", "duration": "1h"}]}}),
+            ),
+            "spec.lifecycle.rollout.windows[0].start",
+        ),
+    ]
+}
+
 fn other_objects_that_are_refused() -> Vec<Refused> {
     let long = "a".repeat(64);
     vec![
@@ -268,6 +298,7 @@ async fn what_a_rule_refuses_is_told_in_a_sentence_that_says_what_to_write() -> 
         firewalls_that_are_refused(),
         agents_that_are_refused(),
         probes_that_are_refused(),
+        rollouts_that_are_refused(),
         services_that_are_refused(),
         other_objects_that_are_refused(),
     ];

@@ -82,6 +82,7 @@ fn next(ctx: &Context, desired: &Desired, plan: &Plan, written: bool) -> Action 
     match plan.steps.first() {
         Some(Step::RemoveFinalizer) => {
             ctx.classes.forget(&desired.name);
+            ctx.rollouts.forget(&desired.name);
             Action::await_change()
         }
         Some(Step::AddFinalizer) => Action::requeue(PATIENCE),
@@ -173,7 +174,7 @@ async fn report(
         &former.conditions,
         &next.conditions,
     );
-    if (former.instances, former.ready_instances) != (next.instances, next.ready_instances) {
+    if observe::counts(former) != observe::counts(&next) {
         ctx.classes.with(&class.name_any(), |memory| {
             memory.counted_at = Some(Instant::now());
         });

@@ -15,7 +15,6 @@ use super::{
     world::{Checked, FirewallView, NetworkView, ObjectView, ProjectView, World},
 };
 use crate::{
-    agent_instance::desired::{Agent, Desired as Instance},
     api::{AgentClass, AgentClassStatus, AgentInstance, ConditionType, FINALIZER, is_true},
     context::Context,
     health::holds,
@@ -24,6 +23,7 @@ use crate::{
     inventory::Presence,
     kube_ext::COUNTS_PERIOD,
     labels,
+    rollout::{self, revisions},
 };
 
 /// How long what the catalogue said is believed.
@@ -66,8 +66,20 @@ pub fn observe(ctx: &Context, class: &AgentClass, desired: &Desired) -> World {
         owners,
         now: Instant::now(),
     };
-    let hold = holds::of_class(ctx, class, Timestamp::now());
+    let wall = Timestamp::now();
+    let hold = holds::of_class(ctx, class, wall);
+    let mut rollout = rollout::look(ctx, class, wall);
+    let rollout_wait = rollout
+        .look_again
+        .map(|at| Duration::try_from(at.duration_since(wall)).unwrap_or_default());
+    let updated = count(rollout.progress.updated);
+    let plain = revisions::plain(class);
     ctx.classes.with(&desired.name, |memory| World {
+        rollout: {
+            rollout.housekeeping = memory.not_done(rollout.housekeeping, look.now);
+            rollout
+        },
+        rollout_wait,
         finalizer: class
             .finalizers()
             .iter()
@@ -76,9 +88,9 @@ pub fn observe(ctx: &Context, class: &AgentClass, desired: &Desired) -> World {
         ready_instances: ready,
         counts_wait: look.counts_wait(
             memory,
-            (status.instances, status.ready_instances) == (Some(named), Some(ready)),
+            counts(&status) == (Some(named), Some(ready), Some(updated)),
         ),
-        revisions: revisions(class),
+        revisions: plain.map(|plain| (plain.boot_revision, plain.config_revision)),
         checked: look.checked(memory, &status, class.metadata.generation),
         projects: look.projects(memory),
         troubles: memory.troubles.view(look.now),
@@ -87,22 +99,17 @@ pub fn observe(ctx: &Context, class: &AgentClass, desired: &Desired) -> World {
     })
 }
 
-fn count(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
+/// The counts that are told.
+pub fn counts(status: &AgentClassStatus) -> (Option<i64>, Option<i64>, Option<i64>) {
+    (
+        status.instances,
+        status.ready_instances,
+        status.updated_instances,
+    )
 }
 
-/// The revisions of an instance that asks for nothing of its own.
-fn revisions(class: &AgentClass) -> Option<(String, String)> {
-    let plain = AgentInstance::new(
-        "",
-        serde_json::from_value(serde_json::json!({"className": class.name_any()})).ok()?,
-    );
-    match Instance::parse(&plain) {
-        Instance::Present(_, want) => Agent::of(class, &want)
-            .ok()
-            .map(|agent| (agent.boot_revision, agent.config_revision)),
-        Instance::Absent(_) | Instance::Retained(_) => None,
-    }
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 struct Look<'a> {

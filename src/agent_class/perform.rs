@@ -3,7 +3,11 @@
 use std::time::Instant;
 
 use jiff::Timestamp;
-use kube::Api;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, PostParams},
+};
 
 use super::{
     desired::Desired,
@@ -23,8 +27,9 @@ use crate::{
         connection::Connection,
         request::{Asked, Failure},
     },
-    kube_ext::{CallError, add_finalizer, remove_finalizer},
+    kube_ext::{CallError, add_finalizer, call, remove_finalizer},
     naming,
+    rollout::revisions::{self, Housekeeping},
 };
 
 /// Does a step; what a request has told is remembered.
@@ -39,7 +44,12 @@ pub async fn perform(
 ) -> Result<(), Failure> {
     let api: Api<AgentClass> = Api::all(ctx.clients.write.clone());
     match step {
-        Step::AddFinalizer | Step::RemoveFinalizer if !ctx.leadership.holds() => {
+        Step::AddFinalizer
+        | Step::RemoveFinalizer
+        | Step::KeepRevision(_)
+        | Step::DropRevision(_)
+            if !ctx.leadership.holds() =>
+        {
             Err(Failure::NotLeading)
         }
         Step::AddFinalizer => {
@@ -50,6 +60,8 @@ pub async fn perform(
             Err(CallError::Gone { .. }) => Ok(()),
             outcome => Ok(outcome?),
         },
+        Step::KeepRevision(revision) => keep_revision(ctx, class, revision).await,
+        Step::DropRevision(name) => drop_revision(ctx, desired, name).await,
         Step::CheckCatalogue(project) => match ctx.connections.get(project) {
             Some(Ok(connection)) => check_catalogue(ctx, &connection, class, desired).await,
             _ => Ok(()),
@@ -68,6 +80,46 @@ pub async fn perform(
             _ => Ok(()),
         },
     }
+}
+
+/// One of that name that is there already has the same content: it is named after it.
+async fn keep_revision(ctx: &Context, class: &AgentClass, revision: &str) -> Result<(), Failure> {
+    let namespace = &ctx.settings.namespace;
+    let api: Api<ControllerRevision> = Api::namespaced(ctx.clients.write.clone(), namespace);
+    let object = revisions::object(class, revision, namespace, revisions::newest(ctx, class));
+    let params = PostParams::default();
+    let made = call("POST controllerrevisions", api.create(&params, &object)).await;
+    match made {
+        Err(CallError::Stale { .. }) | Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let done = Housekeeping {
+        write: Some(revision.to_owned()),
+        drop: vec![],
+    };
+    ctx.classes.with(&class.name_any(), |memory| {
+        memory.did(done, Instant::now());
+    });
+    Ok(())
+}
+
+async fn drop_revision(ctx: &Context, desired: &Desired, name: &str) -> Result<(), Failure> {
+    let namespace = &ctx.settings.namespace;
+    let api: Api<ControllerRevision> = Api::namespaced(ctx.clients.write.clone(), namespace);
+    let params = DeleteParams::default();
+    let gone = call("DELETE controllerrevisions", api.delete(name, &params)).await;
+    match gone {
+        Err(CallError::Gone { .. }) | Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let done = Housekeeping {
+        write: None,
+        drop: vec![name.to_owned()],
+    };
+    ctx.classes.with(&desired.name, |memory| {
+        memory.did(done, Instant::now());
+    });
+    Ok(())
 }
 
 async fn check_catalogue(

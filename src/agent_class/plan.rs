@@ -84,6 +84,13 @@ struct Look<'a> {
 
 impl Look<'_> {
     fn present(&mut self) {
+        let housekeeping = &self.world.rollout.housekeeping;
+        let kept = housekeeping.write.iter().cloned().map(Step::KeepRevision);
+        let dropped = housekeeping.drop.iter().cloned().map(Step::DropRevision);
+        self.plan.steps.extend(kept.chain(dropped));
+        if let Some(wait) = self.world.rollout_wait {
+            self.again(wait);
+        }
         for project in &self.world.projects {
             let wanted = project.named && project.object != ObjectView::Deleting;
             let found = if wanted {

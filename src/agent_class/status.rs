@@ -7,7 +7,10 @@ use super::{
     plan::{Finding, Plan},
     world::World,
 };
-use crate::api::{AgentClassStatus, ConditionType, condition, set_condition};
+use crate::{
+    api::{AgentClassStatus, ConditionType, condition, set_condition},
+    rollout::words,
+};
 
 /// The status to be.
 pub fn status(
@@ -18,6 +21,8 @@ pub fn status(
 ) -> AgentClassStatus {
     let former = &world.status;
     let held = world.counts_wait.is_some();
+    let course = &world.rollout.course;
+    let updated = i64::try_from(world.rollout.progress.updated).unwrap_or(i64::MAX);
     let (boot_revision, config_revision) = world.revisions.clone().unzip();
     let mut next = AgentClassStatus {
         observed_generation: match (&plan.rendered, &plan.firewall, former.observed_generation) {
@@ -28,6 +33,13 @@ pub fn status(
         },
         boot_revision,
         config_revision,
+        revision: Some(course.target.name.clone()).filter(|name| !name.is_empty()),
+        good_revision: match &world.rollout {
+            look if look.progress.proven => Some(look.goal.name.clone()),
+            _ => former.good_revision.clone(),
+        },
+        failed_revision: (world.rollout.progress.failed).then(|| course.attempt.clone()),
+        updated_instances: former.updated_instances.filter(|_| held).or(Some(updated)),
         instances: former.instances.filter(|_| held).or(Some(world.instances)),
         ready_instances: former
             .ready_instances
@@ -56,8 +68,19 @@ pub fn status(
             ),
         }
     }
+    set_condition(&mut next.conditions, rollout(world, held), generation, now);
     world.hold.tell(&mut next.conditions, generation, now);
     next
+}
+
+/// Where the rollout stands. The numbers in its message wait for their turn as all counts do.
+fn rollout(world: &World, held: bool) -> Condition {
+    let found = words::told(&world.rollout);
+    let told = world.status.conditions.iter().find(|told| {
+        let same = (&told.type_, &told.status, &told.reason);
+        held && same == (&found.type_, &found.status, &found.reason)
+    });
+    told.cloned().unwrap_or(found)
 }
 
 /// A condition as it is now, or what is being found out.
@@ -111,6 +134,7 @@ fn ready(plan: &Plan) -> Found {
 mod tests {
     use super::*;
     use crate::health::breaker::{Hold, Verdict};
+    use crate::rollout::turns::Progress;
     use std::time::Duration;
 
     fn at(second: i64) -> Timestamp {
@@ -144,12 +168,9 @@ mod tests {
     #[test]
     fn every_condition_exists_from_the_first_visit() {
         let told = told(&World::default(), &open());
-        let (held, others) = reasons(&told)
-            .split_last()
-            .map(|(last, others)| (*last, others.to_vec()))
-            .unwrap();
-        assert_eq!(others, [("Unknown", "Checking"); 3]);
-        assert_eq!(held, ("False", "NotHeld"));
+        let told = reasons(&told);
+        assert_eq!(told[..3], [("Unknown", "Checking"); 3]);
+        assert_eq!(told[3..], [("True", "Updated"), ("False", "NotHeld")]);
     }
 
     #[test]
@@ -242,6 +263,70 @@ mod tests {
         assert_eq!(observed(&open(), 3), Some(2));
         assert_eq!(observed(&Plan::default(), 3), Some(3));
         assert_eq!(observed(&Plan::default(), 1), Some(2));
+    }
+
+    /// The look at a rollout that has come so far.
+    fn rolling(updated: usize, failed: bool) -> World {
+        let mut world = World::default();
+        world.rollout.course.target.name = "r2".into();
+        world.rollout.course.attempt = "r2.ab12".into();
+        world.rollout.goal.name = "r2".into();
+        world.rollout.progress = Progress {
+            of: 20,
+            updated,
+            failed,
+            proven: updated == 20,
+            ..Progress::default()
+        };
+        world
+    }
+
+    #[test]
+    fn revisions_that_proved_good_or_bad_are_told_and_the_good_one_is_remembered() {
+        let mut world = rolling(3, false);
+        world.status.good_revision = Some("r1".into());
+        let revisions = |world: &World| {
+            let told = told(world, &Plan::default());
+            (
+                told.revision,
+                told.good_revision,
+                told.failed_revision,
+                told.updated_instances,
+            )
+        };
+        let name = |name: &str| Some(name.to_owned());
+        assert_eq!(revisions(&world), (name("r2"), name("r1"), None, Some(3)));
+        world.rollout.progress.failed = true;
+        assert_eq!(
+            revisions(&world),
+            (name("r2"), name("r1"), name("r2.ab12"), Some(3))
+        );
+        assert_eq!(
+            revisions(&rolling(20, false)),
+            (name("r2"), name("r2"), None, Some(20))
+        );
+    }
+
+    #[test]
+    fn numbers_of_a_rollout_wait_and_another_reason_does_not() {
+        let mut world = rolling(3, false);
+        world.status = told(&world, &Plan::default());
+        let message = |world: &World| {
+            let told = told(world, &Plan::default());
+            told.conditions[3].message.clone()
+        };
+        let held = |world: World| World {
+            counts_wait: Some(Duration::from_secs(3)),
+            ..world
+        };
+        let status = world.status;
+        let later = |updated, failed| World {
+            status: status.clone(),
+            ..rolling(updated, failed)
+        };
+        assert!(message(&later(5, false)).starts_with("5 of 20"));
+        assert!(message(&held(later(5, false))).starts_with("3 of 20"));
+        assert!(message(&held(later(5, true))).starts_with("5 of 20"));
     }
 
     #[test]

@@ -7,6 +7,10 @@ pub enum Step {
     AddFinalizer,
     /// Let the object go.
     RemoveFinalizer,
+    /// Keep a revision, so that it can be gone back to.
+    KeepRevision(String),
+    /// Delete the object of a former revision that nobody has.
+    DropRevision(String),
     /// Check types, locations and image against what a project offers.
     CheckCatalogue(String),
     /// One effect in a project.
@@ -43,6 +47,8 @@ impl Step {
         match self {
             Self::AddFinalizer => "AddFinalizer".into(),
             Self::RemoveFinalizer => "RemoveFinalizer".into(),
+            Self::KeepRevision(_) => "KeepRevision".into(),
+            Self::DropRevision(_) => "DropRevision".into(),
             Self::CheckCatalogue(project) => format!("CheckCatalogue {project}"),
             Self::In(project, step) => format!("{} {project}", step.kind()),
         }

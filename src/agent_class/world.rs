@@ -8,7 +8,7 @@ use crate::{
     health::breaker::Hold,
     hetzner::{Firewall, Labels},
     hetzner_project::connection::Refusal,
-    labels, naming,
+    labels, naming, rollout,
     trouble::Trouble,
 };
 
@@ -33,6 +33,10 @@ pub struct World {
     pub projects: Vec<ProjectView>,
     /// Whether recovery of its agents is held.
     pub hold: Hold,
+    /// Where the rollout of its newest revision stands.
+    pub rollout: rollout::Look,
+    /// In what time that changes by itself, if it does.
+    pub rollout_wait: Option<std::time::Duration>,
     /// Steps that failed, by key.
     pub troubles: BTreeMap<String, Trouble>,
 }

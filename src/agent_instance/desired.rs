@@ -245,6 +245,11 @@ impl Agent {
         revision(&(&self.declared, secrets_tag, retried))
     }
 
+    /// Hash of both revisions; of an agent that asks for nothing of its own, the revision of its class.
+    pub fn class_revision(&self) -> String {
+        revision(&(&self.boot_revision, &self.config_revision))
+    }
+
     /// What the server's disk is worth.
     pub fn disk(&self) -> Disk {
         self.lifecycle.disk

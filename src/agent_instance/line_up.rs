@@ -16,7 +16,7 @@ pub enum Misfit {
     Ordered,
     /// It was born with what the class no longer says.
     Boot,
-    /// The class no longer lists its project or location.
+    /// The class no longer lists its project, type or location.
     Place,
 }
 
@@ -26,7 +26,9 @@ impl Misfit {
         match self {
             Self::Ordered => "a new server was asked for",
             Self::Boot => "the class changed in what only a new server can take up",
-            Self::Place => "the class no longer lists the project or the location of the server",
+            Self::Place => {
+                "the class no longer lists the project, the type or the location of the server"
+            }
         }
     }
 }
@@ -39,10 +41,9 @@ pub fn misfit(
 ) -> Option<Misfit> {
     let booted = server.boot_revision.as_ref();
     let listed = agent.projects.contains(&server.project)
-        && agent
-            .places
-            .iter()
-            .any(|place| place.location == server.location);
+        && agent.places.iter().any(|place| {
+            (&place.server_type, &place.location) == (&server.server_type, &server.location)
+        });
     if ordered.is_some_and(|ordered| ordered.covers(server.incarnation)) {
         Some(Misfit::Ordered)
     } else if booted.is_some_and(|revision| *revision != agent.boot_revision) {

@@ -22,7 +22,7 @@ use super::{
     world::{ClassView, Known, Power, SecretsView, ServerView, World},
 };
 use crate::{
-    api::{AgentInstance, AgentInstanceStatus, FINALIZER},
+    api::{AgentClass, AgentInstance, AgentInstanceStatus, FINALIZER},
     context::Context,
     health::{breaker::Verdict, holds},
     hetzner::{Server, ServerStatus},
@@ -30,6 +30,7 @@ use crate::{
     inventory::{Key, Presence},
     kube_ext::CallError,
     labels,
+    rollout::{self, Share},
 };
 
 /// One moment by both clocks: the wall's for records, the monotonic one for pauses.
@@ -78,15 +79,24 @@ pub async fn observe(
         identity: desired.identity(),
         moment,
     };
-    let (class, secrets) = match desired {
-        Desired::Absent(_) | Desired::Retained(_) => (ClassView::Unknown, SecretsView::Unknown),
+    let prerequisites = match desired {
+        Desired::Absent(_) | Desired::Retained(_) => Prerequisites::default(),
         Desired::Present(_, want) => look.prerequisites(want).await?,
     };
-    let mut world = look.world(desired, class, secrets);
+    let mut world = look.world(desired, prerequisites);
     if desired.want().is_some() && (world.ails() || world.is_out_of_reach()) {
         world.hold = look.hold(&world);
     }
     Ok(world)
+}
+
+/// What an instance needs before it can have a server.
+#[derive(Default)]
+struct Prerequisites {
+    class: ClassView,
+    rollout: Share,
+    may_move: bool,
+    secrets: SecretsView,
 }
 
 struct Look<'a> {
@@ -97,7 +107,13 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn world(&self, desired: &Desired, class: ClassView, secrets: SecretsView) -> World {
+    fn world(&self, desired: &Desired, prerequisites: Prerequisites) -> World {
+        let Prerequisites {
+            class,
+            rollout,
+            may_move,
+            secrets,
+        } = prerequisites;
         let connections = self.ctx.connections.all();
         let basis = format!(
             "{:?} {class:?} {secrets:?}",
@@ -134,6 +150,8 @@ impl Look<'_> {
                 notices,
                 status,
                 class,
+                rollout,
+                may_move,
                 secrets,
                 servers,
             }
@@ -151,36 +169,38 @@ impl Look<'_> {
         let (Desired::Present(identity, _), ClassView::Usable(agent)) = (desired, class) else {
             return false;
         };
-        let own = servers.iter().filter(|server| server.uid == identity.uid);
         let ordered = status.recreation.as_ref();
-        own.filter(|server| misfit(agent, ordered, server).is_none())
-            .next()
-            .is_none()
+        !servers
+            .iter()
+            .any(|server| server.uid == identity.uid && misfit(agent, ordered, server).is_none())
     }
 
-    async fn prerequisites(&self, want: &Want) -> Result<(ClassView, SecretsView), CallError> {
+    async fn prerequisites(&self, want: &Want) -> Result<Prerequisites, CallError> {
         let class = self.ctx.stores.classes.get(&ObjectRef::new(&want.class));
         let Some(class) =
             class.filter(|class| class.metadata.deletion_timestamp.is_none() || self.has_server())
         else {
             let message = format!("there is no AgentClass {}", want.class);
-            return Ok((
-                ClassView::Refused("ClassMissing", message),
-                SecretsView::Unknown,
-            ));
+            return Ok(Prerequisites {
+                class: ClassView::Refused("ClassMissing", message),
+                ..Prerequisites::default()
+            });
         };
+        let given = rollout::share(self.ctx, &class, self.instance, want, self.moment.wall);
         let view = match self.refusal(&class).await? {
             Some((reason, message)) if !self.has_server() => ClassView::Refused(reason, message),
-            _ => match Agent::of(&class, want) {
-                Ok(agent) => ClassView::Usable(Box::new(agent)),
-                Err(refused) => ClassView::Refused("OverrideNotAllowed", refused.to_string()),
-            },
+            _ => class_view(&class, given.class, want),
         };
         let secrets = match &view {
             ClassView::Usable(agent) => self.secrets(agent, want).await?,
             _ => SecretsView::Unknown,
         };
-        Ok((view, secrets))
+        Ok(Prerequisites {
+            class: view,
+            rollout: given.share,
+            may_move: given.may_move,
+            secrets,
+        })
     }
 
     /// Who says, or is about to say, that no server is touched to bring agents back.
@@ -315,6 +335,21 @@ impl Look<'_> {
                 },
             ) => Known::Relabelled,
             _ => Known::Unseen,
+        }
+    }
+}
+
+/// The class at the revision that the instance shall have.
+fn class_view(class: &AgentClass, given: Option<AgentClass>, want: &Want) -> ClassView {
+    match given.map(|class| Agent::of(&class, want)) {
+        Some(Ok(agent)) => ClassView::Usable(Box::new(agent)),
+        Some(Err(refused)) => ClassView::Refused("OverrideNotAllowed", refused.to_string()),
+        None => {
+            let message = format!(
+                "the revision that it has is kept no more; it is left as it is until it is its turn to get the one that AgentClass {} has now",
+                class.name_any()
+            );
+            ClassView::Refused("RevisionLost", message)
         }
     }
 }

@@ -11,11 +11,14 @@ use k8s_openapi::{
 use super::{
     plan::Stage,
     timings::timings,
-    world::{ServerView, World},
+    world::{ClassView, ServerView, World},
 };
-use crate::api::{
-    AgentInstanceStatus, ConditionType, HealthState, HealthStatus, ServerStatus, condition,
-    is_true, set_condition,
+use crate::{
+    api::{
+        AgentInstanceStatus, ConditionType, HealthState, HealthStatus, ServerStatus, condition,
+        is_true, set_condition,
+    },
+    rollout::words::{WENT_BACK, went_back},
 };
 
 /// The status to be, records left as they are.
@@ -53,6 +56,10 @@ pub fn status(
             .as_ref()
             .map(|(config, _)| config.clone())
             .or_else(|| kept(&former.config_revision)),
+        class_revision: class_revision(world, applied.as_ref())
+            .or_else(|| kept(&former.class_revision)),
+        good_revision: former.good_revision.clone(),
+        refused_revision: refused_revision(world, current),
         secrets_tag: applied
             .map(|(_, tag)| tag)
             .or_else(|| kept(&former.secrets_tag)),
@@ -67,8 +74,32 @@ pub fn status(
         set_condition(&mut next.conditions, found, generation, now);
     }
     let ready = is_true(&next.conditions, ConditionType::Ready);
+    if ready && next.class_revision.is_some() {
+        next.good_revision.clone_from(&next.class_revision);
+    }
     next.timings = timings(world, current, ready, now);
     next
+}
+
+/// The revision of the class that was applied. What was applied before it got another one keeps its name.
+fn class_revision(world: &World, applied: Option<&(String, String)>) -> Option<String> {
+    let (config, _) = applied?;
+    match &world.class {
+        ClassView::Usable(agent) if agent.config_revision == *config => {
+            Some(world.rollout.revision.clone()).filter(|revision| !revision.is_empty())
+        }
+        _ => world.status.class_revision.clone(),
+    }
+}
+
+/// The try of a revision that failed here, as long as it is the one that the class has.
+fn refused_revision(world: &World, current: Option<&ServerView>) -> Option<String> {
+    let refuses = current.is_some_and(|server| world.refuses(server));
+    match &world.class {
+        ClassView::Usable(_) if refuses => world.rollout.attempt.clone(),
+        ClassView::Usable(_) => world.rollout.refused.clone(),
+        _ => world.status.refused_revision.clone(),
+    }
 }
 
 /// One word for people.
@@ -122,9 +153,7 @@ fn health(world: &World, current: Option<&ServerView>, now: Timestamp) -> Option
 }
 
 fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Condition; 7] {
-    use ConditionType::{
-        Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled, UpToDate,
-    };
+    use ConditionType::{Bootstrapped, Configured, Healthy, Ready, ServerCreated, Stalled};
     let serves = matches!(stage, Stage::Serving(_));
     let probed = matches!(
         stage,
@@ -152,7 +181,7 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
             }
             stage => found(Healthy, serves, "ProbeGood", stage),
         },
-        found(UpToDate, as_declared, "AsDeclared", stage),
+        up_to_date(world, current, stage, as_declared),
         match stage {
             Stage::Stalled(..) | Stage::InstallFailed(_) | Stage::ConfigureFailed(..) => {
                 let (reason, message) = words(stage);
@@ -161,6 +190,32 @@ fn conditions(world: &World, current: Option<&ServerView>, stage: &Stage) -> [Co
             _ => condition(Stalled, Some(false), "NotStalled", ""),
         },
     ]
+}
+
+/// Why an instance went back is known only when it does, and stays told until another revision counts.
+fn up_to_date(
+    world: &World,
+    current: Option<&ServerView>,
+    stage: &Stage,
+    as_declared: bool,
+) -> Condition {
+    use ConditionType::UpToDate;
+    let former = world.status.conditions.iter().find(|told| {
+        told.type_ == UpToDate.as_str() && told.reason == WENT_BACK && told.status == "False"
+    });
+    match (&world.rollout.why, former) {
+        _ if current.is_some_and(|server| world.refuses(server)) => {
+            let (share, (_, cause)) = (&world.rollout, words(stage));
+            let good = share.former.as_deref().unwrap_or_default();
+            let message = went_back(&share.revision, good, &cause);
+            condition(UpToDate, Some(false), WENT_BACK, message)
+        }
+        (Some((WENT_BACK, _)), Some(former)) => former.clone(),
+        (Some((reason, message)), _) if as_declared || *reason == WENT_BACK => {
+            condition(UpToDate, Some(false), reason, message.clone())
+        }
+        _ => found(UpToDate, as_declared, "AsDeclared", stage),
+    }
 }
 
 /// True for the given reason, or else false for the stage's own.

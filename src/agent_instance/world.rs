@@ -11,6 +11,7 @@ use super::{desired::Agent, notices::NoticesView};
 use crate::api::{AgentInstanceStatus, HealthState, ProvisioningRecord, Timing, VoiceRecord};
 use crate::health::HealthView;
 use crate::hetzner::Place;
+use crate::rollout::Share;
 
 /// Everything that a plan for one instance may depend on.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,10 @@ pub struct World {
     pub status: AgentInstanceStatus,
     /// The class, as far as it can be used.
     pub class: ClassView,
+    /// Which revision of the class that is, and why.
+    pub rollout: Share,
+    /// Whether it is this instance's turn to be given a new server by the operator's own decision, beside the old one.
+    pub may_move: bool,
     /// The instance's Secret.
     pub secrets: SecretsView,
     /// The projects of the class in its order, and any other that holds a server of this instance.
@@ -286,12 +291,24 @@ pub struct ConfigureFailure {
     pub message: String,
     /// What can help.
     pub cure: Cure,
+    /// Whether it is for what was sent, in all likelihood, that it failed.
+    pub of_content: bool,
     /// Whether the agent that spoke before goes on with what it had.
     pub as_before: bool,
     /// How many times in a row; the pause grows with it.
     pub times: u32,
     /// When the same is tried again; none: not before class or Secret change.
     pub again: Option<Timestamp>,
+}
+
+/// What may be the network's fault must happen so often before the content is blamed.
+const BLAMED_FROM: u32 = 2;
+
+impl ConfigureFailure {
+    /// Whether it is believed that the same would fail again.
+    fn blames_content(&self) -> bool {
+        self.of_content && (self.cure == Cure::Change || self.times >= BLAMED_FROM)
+    }
 }
 
 /// What a `configure` that did not succeed waits for.
@@ -471,6 +488,27 @@ impl World {
             .iter()
             .filter(|server| self.voice_holder() != Some(server.incarnation));
         waiting.any(|server| server.guest.contact.is_some())
+    }
+
+    /// Whether the newest revision of the class has failed here, before the agent ever served with it, and there is one to go back to.
+    pub fn refuses(&self, server: &ServerView) -> bool {
+        let (ClassView::Usable(agent), Some(_), Some(_)) =
+            (&self.class, &self.rollout.attempt, &self.rollout.former)
+        else {
+            return false;
+        };
+        let guest = &server.guest;
+        let of_this = |sent: &(String, String)| sent.0 == agent.config_revision;
+        let refused = guest.configured.as_ref().is_some_and(|configured| {
+            let blamed = configured
+                .outcome
+                .as_ref()
+                .is_err_and(ConfigureFailure::blames_content);
+            of_this(&configured.sent) && blamed
+        });
+        let health = guest.health.as_ref().and_then(|health| health.state);
+        let applied = self.spoken(server);
+        refused || (health == Some(HealthState::Failed) && applied.as_ref().is_some_and(of_this))
     }
 
     /// What the server that holds the voice has applied: it runs the agent.

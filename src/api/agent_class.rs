@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AgentSpec, Duration, Health};
+use super::{AgentSpec, Duration, Health, Rollout};
 
 /// A kind of agent: the software, the machine it runs on, and what instances may ask for. An `AgentInstance` names its class.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,7 @@ use super::{AgentSpec, Duration, Health};
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Instances", type_ = "integer", json_path = ".status.instances"),
     printcolumn(name = "Available", type_ = "integer", json_path = ".status.readyInstances"),
+    printcolumn(name = "Updated", type_ = "integer", json_path = ".status.updatedInstances"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(validation = Rule::new("(has(self.health) && has(self.health.http)) == (has(self.firewall.healthFrom) && self.firewall.healthFrom.size() > 0)").message("health.http and firewall.healthFrom belong together: the probe comes from the operator, whose network has to be let in"))]
@@ -204,6 +205,9 @@ pub struct Lifecycle {
     pub disk: Disk,
     /// What is tried, and how often, for an agent whose probes fail.
     pub recovery: Recovery,
+    /// How a change of the class reaches its instances.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rollout: Rollout,
 }
 
 impl Default for Lifecycle {
@@ -215,6 +219,7 @@ impl Default for Lifecycle {
             max_attempts: 3,
             disk: Disk::default(),
             recovery: Recovery::default(),
+            rollout: Rollout::default(),
         }
     }
 }
@@ -318,6 +323,18 @@ pub struct AgentClassStatus {
     /// Revision of what is applied in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_revision: Option<String>,
+    /// The revision that instances are to have: both of these together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The last revision that reached all instances and served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub good_revision: Option<String>,
+    /// The revision whose rollout failed; after a dot, which retry of it. Empty while none has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_revision: Option<String>,
+    /// How many instances that have a server and are not suspended have `revision`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated_instances: Option<i64>,
     /// How many instances name this class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instances: Option<i64>,
@@ -328,7 +345,8 @@ pub struct AgentClassStatus {
     #[schemars(length(max = 128))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_hold: Option<String>,
-    /// `Ready`, `Rendered`, `FirewallReady`, and `RecoveryHeld` while so many agents fall that no server is touched for them.
+    /// `Ready`, `Rendered`, `FirewallReady`, `UpToDate` when all instances have the newest revision, and `RecoveryHeld` while so many agents
+    /// fall that no server is touched for them.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

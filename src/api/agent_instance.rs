@@ -132,6 +132,15 @@ pub struct AgentInstanceStatus {
     /// Config revision that the server has applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_revision: Option<String>,
+    /// Revision of the class that the server was configured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_revision: Option<String>,
+    /// Revision of the class with which the agent was Ready last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub good_revision: Option<String>,
+    /// Revision of the class that failed here and that this instance went back from; after a dot, which retry of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_revision: Option<String>,
     /// Tag of the secret files that the server has applied; says nothing about their content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_tag: Option<String>,

@@ -32,7 +32,7 @@ pub enum ConditionType {
     Configured,
     /// The agent serves.
     Healthy,
-    /// The server was made of the class's present revisions.
+    /// The server has what the class and the instance ask for now; of a class: all of its servers have.
     UpToDate,
 }
 

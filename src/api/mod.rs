@@ -11,6 +11,7 @@ mod conditions;
 mod duration;
 mod health;
 mod hetzner_project;
+mod rollout;
 mod service;
 
 pub use agent::{AgentSpec, EnvFile, PlainFile, SecretFile, SecretKey, Source};
@@ -30,6 +31,7 @@ pub use health::{ExecProbe, Health, HealthState, HealthStatus, HttpProbe, System
 pub use hetzner_project::{
     HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef,
 };
+pub use rollout::{Day, OnRolloutFailure, Rollout, RolloutStrategy, RolloutWindow};
 pub use service::{KillMode, ProtectHome, ProtectSystem, Restart, Service};
 
 use kube::CustomResourceExt as _;
@@ -52,7 +54,8 @@ pub const MAINTENANCE_ANNOTATION: &str = "agentfleet.dev/maintenance";
 /// Starts the agent's unit again; each new value does so once.
 pub const RESTART_ANNOTATION: &str = "agentfleet.dev/restart";
 
-/// Goes on now with what stands still, with all budgets and attempts anew; each new value does so once.
+/// On an instance: goes on now with what stands still, with all budgets and attempts anew. On a class: lets a revision whose rollout failed be tried
+/// once more. Each new value does so once.
 pub const RETRY_ANNOTATION: &str = "agentfleet.dev/retry";
 
 /// Ends a hold of recovery on a class or project; each new value does so once.

@@ -141,7 +141,8 @@ fn fell(ctx: &Context, status: &AgentInstanceStatus, now: Timestamp) -> Option<T
     (ails || is_missing(ctx, status)).then(|| down_since(status, now))
 }
 
-fn is_missing(ctx: &Context, status: &AgentInstanceStatus) -> bool {
+/// Whether the server of an instance is gone, or no list shows it.
+pub fn is_missing(ctx: &Context, status: &AgentInstanceStatus) -> bool {
     let Some(server) = &status.server else {
         return false;
     };

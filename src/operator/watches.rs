@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc, stream::BoxStream};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Secret};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::ObjectMeta,
@@ -25,8 +25,9 @@ use crate::{
     context::{Context, Stores, Wake},
     hetzner_project,
     http::Liveness,
-    kube_ext,
+    kube_ext, labels,
     notification::delivery,
+    rollout::members,
 };
 
 /// How many instances are looked at side by side; a look waits for the API server and Hetzner only.
@@ -103,14 +104,14 @@ struct Watch<K: Resource<DynamicType: Hash + Eq + Clone> + 'static> {
     synced: CancellationToken,
 }
 
-fn watch<K>(api: Api<K>, liveness: &Liveness, keep: fn(&mut K)) -> Watch<K>
+fn watch<K>(api: Api<K>, config: watcher::Config, liveness: &Liveness, keep: fn(&mut K)) -> Watch<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
     let (liveness, synced) = (liveness.clone(), CancellationToken::new());
     let first = synced.clone();
-    let objects = watcher(api, watcher::Config::default())
+    let objects = watcher(api, config)
         .default_backoff()
         .modify(keep)
         .reflect(writer)
@@ -168,21 +169,66 @@ async fn wake_owners(
     }
 }
 
+/// Looks at a class when one of its former revisions is written, or lost.
+async fn wake_classes(
+    mut revisions: BoxStream<'static, Result<ControllerRevision, watcher::Error>>,
+    wake: Wake,
+) {
+    while let Some(change) = revisions.next().await {
+        match change {
+            Ok(revision) => {
+                if let Some(class) = revision.labels().get(labels::CLASS) {
+                    wake.class(class);
+                }
+            }
+            Err(error) => tracing::warn!(
+                error = kube_ext::error_chain(&error),
+                "watch of ControllerRevisions failed"
+            ),
+        }
+    }
+}
+
 /// The watches, one for each kind.
 pub(super) struct Watches {
     instances: Watch<AgentInstance>,
     classes: Watch<AgentClass>,
     projects: Watch<HetznerProject>,
     secrets: Watch<PartialObjectMeta<Secret>>,
+    revisions: Watch<ControllerRevision>,
 }
 
 impl Watches {
-    pub(super) fn new(client: &Client, liveness: &Liveness) -> Self {
+    pub(super) fn new(client: &Client, namespace: &str, liveness: &Liveness) -> Self {
+        let all = watcher::Config::default;
+        let ours = all().labels(labels::CLASS);
+        let own = Api::namespaced(client.clone(), namespace);
         Self {
-            instances: watch(Api::all(client.clone()), liveness, drop_managed_fields),
-            classes: watch(Api::all(client.clone()), liveness, drop_managed_fields),
-            projects: watch(Api::all(client.clone()), liveness, drop_managed_fields),
-            secrets: watch(Api::all(client.clone()), liveness, keep_name_and_version),
+            instances: watch(
+                Api::all(client.clone()),
+                all(),
+                liveness,
+                drop_managed_fields,
+            ),
+            classes: watch(
+                Api::all(client.clone()),
+                all(),
+                liveness,
+                drop_managed_fields,
+            ),
+            projects: watch(
+                Api::all(client.clone()),
+                all(),
+                liveness,
+                drop_managed_fields,
+            ),
+            secrets: watch(
+                Api::all(client.clone()),
+                all(),
+                liveness,
+                keep_name_and_version,
+            ),
+            revisions: watch(own, ours, liveness, drop_managed_fields),
         }
     }
 
@@ -192,6 +238,7 @@ impl Watches {
             classes: self.classes.store.clone(),
             projects: self.projects.store.clone(),
             secrets: self.secrets.store.clone(),
+            revisions: self.revisions.store.clone(),
             synced: CancellationToken::new(),
         }
     }
@@ -203,6 +250,7 @@ impl Watches {
             &self.classes.synced,
             &self.projects.synced,
             &self.secrets.synced,
+            &self.revisions.synced,
         ]
         .map(Clone::clone);
         async move {
@@ -225,8 +273,10 @@ impl Watches {
             wake: ctx.wake.clone(),
         };
         let secrets = tokio::spawn(wake_owners(self.secrets.objects, owners));
+        let revisions = tokio::spawn(wake_classes(self.revisions.objects, ctx.wake.clone()));
+        let objects = waking_class(self.instances.objects, ctx.wake.clone());
         let many = controller::Config::default().concurrency(INSTANCES_AT_ONCE);
-        let instances = Controller::for_stream(self.instances.objects, self.instances.store)
+        let instances = Controller::for_stream(objects, self.instances.store)
             .with_config(many)
             .reconcile_on(woken.instances)
             .graceful_shutdown_on(stop.clone().cancelled_owned());
@@ -264,6 +314,7 @@ impl Watches {
             ),
         );
         secrets.abort();
+        revisions.abort();
     }
 }
 
@@ -290,6 +341,27 @@ fn waking_users(
                     &instance.name_any(),
                 );
             }
+        }
+    })
+}
+
+/// Looks at the class of an instance when what its rollout depends on has changed, on the very stream that fills the store: woken by whoever
+/// wrote it, the class might look before the store shows it.
+fn waking_class(
+    instances: BoxStream<'static, Result<AgentInstance, watcher::Error>>,
+    wake: Wake,
+) -> impl Stream<Item = Result<AgentInstance, watcher::Error>> + Send + 'static {
+    let mut seen = HashMap::new();
+    instances.inspect_ok(move |instance| {
+        let uid = instance.uid().unwrap_or_default();
+        let told = members::news(instance);
+        let news = if instance.metadata.deletion_timestamp.is_some() {
+            seen.remove(&uid).is_some()
+        } else {
+            seen.insert(uid, told) != Some(told)
+        };
+        if news {
+            wake.class(&instance.spec.class_name);
         }
     })
 }

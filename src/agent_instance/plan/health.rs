@@ -57,6 +57,10 @@ impl Look<'_> {
         note: Note,
     ) -> Plan {
         let (ailment, reason) = match state {
+            // Neither its unit nor its server is at fault: it is given back what it served with.
+            Some(HealthState::Failed) if self.world.refuses(server) => {
+                return Plan::wait(by_health(state, words, note));
+            }
             Some(HealthState::Failed) => (Ailment::Failed, "ProbeFailed"),
             Some(HealthState::Unknown) => {
                 let since = self.told_since(HealthState::Unknown);

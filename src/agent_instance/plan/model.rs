@@ -24,6 +24,7 @@ use crate::{
         Timing, TimingStep,
     },
     health::{HealthView, ladder},
+    rollout::Share,
 };
 
 const SETTLE: Duration = Duration::from_mins(2);
@@ -158,6 +159,8 @@ impl Model {
             finalizer: self.finalizer,
             status: self.status.clone(),
             class: ClassView::Usable(Box::new(self.agent())),
+            rollout: Share::default(),
+            may_move: true,
             secrets: SecretsView::Met { tag: "tag".into() },
             projects: vec![view("one"), view("two")],
             known: if listed { Known::Present } else { Known::Gone },

@@ -233,6 +233,7 @@ mod orders;
 mod recovery;
 mod retention;
 mod rollback;
+mod rollout;
 mod suspension;
 
 #[test]
@@ -746,6 +747,7 @@ fn refused(mut world: World, tag: &str, cure: Cure, again: Option<Timestamp>) ->
         reason: "Refused".into(),
         message: "why".into(),
         cure,
+        of_content: true,
         as_before: cure != Cure::Change,
         times: 2,
         again,

@@ -142,6 +142,7 @@ fn told_once(reason: &str, message: String, cure: Cure) -> ConfigureFailure {
         reason: reason.to_owned(),
         message,
         cure,
+        of_content: false,
         as_before: true,
         times: 1,
         again: None,
@@ -158,7 +159,10 @@ fn without(secrets: &SecretData, tail: String) -> String {
 }
 
 fn refused(refusal: &Refusal, secrets: &SecretData) -> ConfigureFailure {
-    use RefusalCode::{BadRequest, UnitFailed, UnitMasked, UserMissing, WrongInstance};
+    use RefusalCode::{
+        BadRequest, CommandFailed, PackageFailed, SourceFailed, UnitFailed, UnitMasked,
+        UserMissing, WrongInstance,
+    };
     let then = match refusal.restored {
         None => "",
         Some(true) => "; what it had before runs again",
@@ -176,6 +180,10 @@ fn refused(refusal: &Refusal, secrets: &SecretData) -> ConfigureFailure {
         _ => Cure::Time,
     };
     ConfigureFailure {
+        of_content: matches!(
+            refusal.code,
+            UnitFailed | BadRequest | SourceFailed | CommandFailed | PackageFailed
+        ),
         as_before: refusal.is_without_effect(),
         ..told_once(refusal.code.as_str(), message, cure)
     }

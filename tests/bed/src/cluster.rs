@@ -33,6 +33,7 @@ fn resource(kind: &str) -> Outcome<ApiResource> {
         "Namespace" => ("", "v1", "namespaces"),
         "Secret" => ("", "v1", "secrets"),
         "Event" => ("events.k8s.io", "v1", "events"),
+        "ControllerRevision" => ("apps", "v1", "controllerrevisions"),
         "Lease" => ("coordination.k8s.io", "v1", "leases"),
         "ClusterRole" => ("rbac.authorization.k8s.io", "v1", "clusterroles"),
         "RoleBinding" => ("rbac.authorization.k8s.io", "v1", "rolebindings"),
@@ -269,7 +270,7 @@ impl Cluster {
         self.delete(kind, namespace, name).await
     }
 
-    /// Removes whatever a bed has left: all objects of agentfleet, the operator's Secrets and Lease, events.
+    /// Removes whatever a bed has left: all objects of agentfleet, the operator's Secrets and Lease, former revisions, events.
     ///
     /// # Errors
     /// Fails with what the API server says.
@@ -279,7 +280,12 @@ impl Cluster {
                 self.remove(&object, kind).await?;
             }
         }
-        for (kind, namespace) in [("Lease", Some(SYSTEM)), ("Event", None)] {
+        let left = [
+            ("Lease", Some(SYSTEM)),
+            ("ControllerRevision", Some(SYSTEM)),
+            ("Event", None),
+        ];
+        for (kind, namespace) in left {
             for object in self.list(kind).await? {
                 let place = text(&object, "/metadata/namespace").ok();
                 if namespace.is_none() || namespace == place {

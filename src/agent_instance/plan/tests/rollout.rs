@@ -1,0 +1,157 @@
+//! An instance in the rollout of its class: what it goes back from, and what it tells.
+
+use super::*;
+use crate::{
+    agent_instance::status::status,
+    api::{AgentInstanceStatus, ConditionType, RecoveryAction, is_true},
+    rollout::Share,
+};
+
+/// It was Ready with `r1`, and was given `r2`, which is what the class describes.
+fn updated(mut world: World) -> World {
+    world.rollout = Share {
+        revision: "r2".into(),
+        attempt: Some("r2.ab12".into()),
+        former: Some("r1".into()),
+        ..Share::default()
+    };
+    world.status.class_revision = Some("r2".into());
+    world.status.good_revision = Some("r1".into());
+    world
+}
+
+fn failing() -> World {
+    updated(probed(serving(), Some(HealthState::Failed)))
+}
+
+fn reported(world: &World) -> AgentInstanceStatus {
+    let stage = present(world).stage;
+    status(world, world.servers.first(), &stage, Some(1), now())
+}
+
+#[test]
+fn an_agent_that_fails_with_what_it_never_served_with_goes_back_and_nothing_else_is_tried() {
+    let world = failing();
+    let plan = present(&world);
+    assert_eq!(plan.steps, []);
+    assert!(
+        matches!(plan.stage, Stage::Unhealthy("ProbeFailed", _)),
+        "{plan:?}"
+    );
+    let told = reported(&world);
+    assert_eq!(told.refused_revision.as_deref(), Some("r2.ab12"));
+    assert_eq!(told.good_revision.as_deref(), Some("r1"));
+    let says = |told: &AgentInstanceStatus| {
+        let found = told.conditions.iter().find(|told| told.type_ == "UpToDate");
+        found.is_some_and(|told| told.reason == "WentBack" && told.message.ends_with("says why"))
+    };
+    assert!(says(&told), "{:?}", told.conditions);
+
+    // The cause stays told while it goes back.
+    let mut back = world.clone();
+    back.status = told;
+    back.rollout.attempt = None;
+    back.rollout.why = Some(("WentBack", "no cause".into()));
+    assert!(says(&reported(&back)));
+
+    // It was Ready with it before, or it has nothing to go back to: then it is brought back as ever.
+    for former in [None, Some("r1".to_owned())] {
+        let mut world = failing();
+        world.rollout.attempt = former.as_ref().and(None);
+        world.rollout.former = former;
+        let step = present(&world).steps.pop();
+        assert!(
+            matches!(&step, Some(Step::WriteRecovery(done)) if done.action == RecoveryAction::Restart),
+            "{step:?}"
+        );
+        assert_eq!(reported(&world).refused_revision, None);
+    }
+}
+
+#[test]
+fn what_the_guest_refused_is_gone_back_from_when_it_is_to_blame() {
+    let given = |cure, times, of_content| {
+        let mut world = refused(serving(), "tag", cure, Some(at(60)));
+        world = updated(world);
+        world.status.class_revision = Some("r1".into());
+        if let Some(Configured {
+            outcome: Err(failure),
+            ..
+        }) = &mut world.servers[0].guest.configured
+        {
+            (failure.times, failure.of_content) = (times, of_content);
+        }
+        reported(&world).refused_revision.is_some()
+    };
+    assert!(given(Cure::Change, 1, true));
+    assert!(given(Cure::Time, 2, true));
+    assert!(!given(Cure::Time, 1, true), "the network may be at fault");
+    assert!(!given(Cure::Time, 5, false), "it may be out of reach");
+}
+
+#[test]
+fn a_server_that_is_out_of_reach_is_no_reason_to_go_back() {
+    let world = updated(probed(serving(), Some(HealthState::Unknown)));
+    assert_eq!(reported(&world).refused_revision, None);
+}
+
+#[test]
+fn back_on_its_old_revision_it_is_ready_and_says_why_it_is_not_up_to_date() {
+    let mut world = serving();
+    world.rollout = Share {
+        revision: "r1".into(),
+        former: Some("r1".into()),
+        refused: Some("r2.ab12".into()),
+        why: Some(("WentBack", "r2 failed here".into())),
+        ..Share::default()
+    };
+    let told = reported(&world);
+    assert!(is_true(&told.conditions, ConditionType::Ready));
+    let found = told.conditions.iter().find(|told| told.type_ == "UpToDate");
+    let found = found.map(|told| {
+        (
+            told.status.as_str(),
+            told.reason.as_str(),
+            told.message.as_str(),
+        )
+    });
+    assert_eq!(found, Some(("False", "WentBack", "r2 failed here")));
+    assert_eq!(
+        told.refused_revision.as_deref(),
+        Some("r2.ab12"),
+        "as long as it counts"
+    );
+    assert_eq!(told.class_revision.as_deref(), Some("r1"));
+    assert_eq!(told.good_revision.as_deref(), Some("r1"));
+}
+
+#[test]
+fn the_revision_is_told_by_what_was_applied() {
+    let mut world = updated(serving());
+    world.status.class_revision = Some("r1".into());
+    assert_eq!(reported(&world).class_revision.as_deref(), Some("r2"));
+    assert_eq!(reported(&world).good_revision.as_deref(), Some("r2"));
+
+    // It has its turn, and not the configuration yet.
+    world.status.config_revision = Some("of r1".into());
+    let told = reported(&world);
+    assert_eq!(told.class_revision.as_deref(), Some("r1"));
+
+    // A server that was never configured has none.
+    let booting = updated(with_server(ready_to_create(), server(1)));
+    assert_eq!(reported(&booting).class_revision, None);
+}
+
+#[test]
+fn what_another_stage_says_of_being_up_to_date_comes_first() {
+    let mut world = serving();
+    world.rollout.why = Some(("WaitsForTurn", "x".into()));
+    world.servers[0].power = Power::Off;
+    let told = reported(&world);
+    let reasons = told
+        .conditions
+        .iter()
+        .filter(|told| told.type_ == "UpToDate");
+    let reasons: Vec<_> = reasons.map(|told| told.reason.as_str()).collect();
+    assert_eq!(reasons, ["Booting"]);
+}

@@ -1,0 +1,178 @@
+//! What one instance is given, by what was decided and by what it tells of itself now.
+
+use super::*;
+use turns::Why;
+
+fn class(colour: &str) -> AgentClass {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "agentfleet.dev/v1alpha1", "kind": "AgentClass", "metadata": {"name": "small"},
+        "spec": {
+            "projects": ["one"], "serverTypes": ["cx23"], "locations": ["nbg1"], "image": "debian-13",
+            "firewall": {"sshFrom": ["10.0.0.0/8"]},
+            "agent": {"service": {"execStart": ["/bin/agent"]}, "environment": {"COLOUR": colour}}
+        }
+    }))
+    .unwrap()
+}
+
+fn named(name: &str) -> Revision {
+    Revision {
+        name: name.into(),
+        boot: String::new(),
+    }
+}
+
+/// The class describes `r2`; `goal` is what all are to have.
+fn standing(goal: &str) -> Standing {
+    Standing {
+        course: Course {
+            target: named("r2"),
+            attempt: "r2.ab12".into(),
+            ..Course::default()
+        },
+        goal: named(goal),
+        newcomers: named(goal),
+        ..Standing::default()
+    }
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "as it is looked up, beside what was never decided"
+)]
+fn takes(revision: &str, moves: bool) -> Option<Turn> {
+    Some(Turn::Takes {
+        revision: revision.into(),
+        moves,
+    })
+}
+
+struct Told<'a> {
+    has: Has,
+    good: Option<&'a str>,
+    refused: Option<&'a str>,
+}
+
+const NEW: Told<'static> = Told {
+    has: Has::Nothing,
+    good: None,
+    refused: None,
+};
+
+fn with(revision: &str) -> Told<'_> {
+    Told {
+        has: Has::Revision(revision.into()),
+        good: Some("r1"),
+        refused: None,
+    }
+}
+
+/// The revision that is given, whose content `r1` is red and `r2` green; the reason; and whether it may move.
+fn given(told: Told<'_>, goal: &str, turn: Option<Turn>) -> (String, &'static str, bool) {
+    let class_now = class("green");
+    let own = Own {
+        class: &class_now,
+        has: told.has,
+        good: told.good.map(str::to_owned),
+        refused: told.refused.map(str::to_owned),
+    };
+    let kept = |revision: &str| (revision == "r1").then(|| class("red"));
+    let given = own.share(&standing(goal), turn, kept);
+    let colour = given
+        .class
+        .map(|class| class.spec.agent.environment["COLOUR"].clone());
+    let revision = match colour.as_deref() {
+        Some("red") => "r1",
+        Some(_) => "r2",
+        None => "none",
+    };
+    if revision != "none" {
+        assert_eq!(given.share.revision, revision);
+        assert_eq!(given.share.attempt.is_some(), revision == "r2");
+    }
+    let why = given.share.why.map_or("", |(reason, _)| reason);
+    (revision.to_owned(), why, given.may_move)
+}
+
+#[test]
+fn each_instance_is_given_what_was_decided_for_it() {
+    let keeps = || Some(Turn::Keeps(Why::Waits));
+    let unknown = Told {
+        has: Has::Unknown,
+        ..with("")
+    };
+    let lost = with("r0");
+    let table = [
+        (with("r1"), "r2", takes("r2", false), ("r2", "", false)),
+        (with("r1"), "r2", takes("r2", true), ("r2", "", true)),
+        (with("r1"), "r2", keeps(), ("r1", "WaitsForTurn", false)),
+        (
+            with("r1"),
+            "r2",
+            Some(Turn::Keeps(Why::Stopped)),
+            ("r1", "RolloutStopped", false),
+        ),
+        (
+            with("r2"),
+            "r1",
+            takes("r1", false),
+            ("r1", "RolledBack", false),
+        ),
+        (unknown, "r2", keeps(), ("none", "WaitsForTurn", false)),
+        (lost, "r2", keeps(), ("none", "WaitsForTurn", false)),
+        (NEW, "r2", None, ("r2", "", false)),
+        (NEW, "r1", None, ("r1", "RolledBack", false)),
+    ];
+    for (told, goal, turn, (revision, why, moves)) in table {
+        let decided = format!("{turn:?} to {:?}", told.has);
+        assert_eq!(
+            given(told, goal, turn),
+            (revision.into(), why, moves),
+            "{decided}"
+        );
+    }
+}
+
+#[test]
+fn what_an_instance_tells_now_counts_more_than_what_was_decided_before_it() {
+    let refused = |refused| Told {
+        refused: Some(refused),
+        ..with("r2")
+    };
+    let turn = || takes("r2", false);
+    assert_eq!(
+        given(refused("r2.ab12"), "r2", turn()),
+        ("r1".into(), "WentBack", false)
+    );
+    assert_eq!(
+        given(refused("r2"), "r2", turn()),
+        ("r2".into(), "", false),
+        "another try"
+    );
+    let nothing_good = Told {
+        good: None,
+        ..refused("r2.ab12")
+    };
+    assert_eq!(given(nothing_good, "r2", turn()), ("r2".into(), "", false));
+    let has_it = given(with("r2"), "r2", Some(Turn::Keeps(Why::Waits)));
+    assert_eq!(has_it, ("r2".into(), "", false));
+}
+
+#[test]
+fn a_new_word_of_a_person_begins_a_new_try() {
+    let mut class = class("red");
+    let plain = attempt(&class, &named("r2"));
+    let mut said = |word: &str| {
+        class
+            .annotations_mut()
+            .insert(RETRY_ANNOTATION.into(), word.into());
+        attempt(&class, &named("r2"))
+    };
+    let (first, second, none) = (said("now"), said("again"), said(""));
+    assert_eq!((plain.as_str(), none.as_str()), ("r2", "r2"));
+    assert!(
+        first != second && first.starts_with("r2."),
+        "{first} {second}"
+    );
+    assert_eq!(first, said("now"));
+}

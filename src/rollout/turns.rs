@@ -1,0 +1,430 @@
+//! Whose turn it is to get a new revision of a class: one pure function.
+//!
+//! Nothing of it is remembered but who has a turn already; a process that begins anew finds that out again, since those in the middle of it do
+//! not serve, and those come first.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use crate::api::{HealthState, OnRolloutFailure};
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+/// A revision of a class.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// Its name.
+    pub name: String,
+    /// The boot revision that servers of it have.
+    pub boot: String,
+}
+
+/// Which revision an agent speaks with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Has {
+    /// It does not speak: it is suspended, or has no server, or that was never configured.
+    #[default]
+    Nothing,
+    /// One that is not known any more.
+    Unknown,
+    /// This.
+    Revision(String),
+}
+
+/// An instance of the class.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and tests write them down one by one"
+)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// UID.
+    pub uid: String,
+    /// Name, for people.
+    pub name: String,
+    /// What it speaks with.
+    pub has: Has,
+    /// Boot revision of its server.
+    pub boot: Option<String>,
+    /// Whether the class still offers the project, the type and the location of its server.
+    pub fits: bool,
+    /// Since when it is Ready.
+    pub ready: Option<Timestamp>,
+    /// What its probes say.
+    pub health: Option<HealthState>,
+    /// Whether only a person can help it.
+    pub stalled: bool,
+    /// Whether nothing can be given to it: its server does not answer, or is gone.
+    pub out_of_reach: bool,
+    /// The revision with which it was Ready last.
+    pub good: Option<String>,
+    /// The try of a revision that failed here.
+    pub refused: Option<String>,
+    /// The revision that it was given a turn for.
+    pub granted: Option<String>,
+    /// Whether it was let get a new server.
+    pub moving: bool,
+}
+
+/// Whether further turns may be given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// They may.
+    #[default]
+    Open,
+    /// A person said not to.
+    Paused,
+    /// It is not the time: words.
+    Closed(String),
+}
+
+/// What the class says of rollouts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// How many may be not Ready for it.
+    pub max_unavailable: usize,
+    /// How many may be getting a new server.
+    pub max_surge: usize,
+    /// Whether further turns may be given.
+    pub gate: Gate,
+    /// What follows a failure.
+    pub on_failure: OnRolloutFailure,
+    /// Whether the operator may replace a server by its own decision.
+    pub disposable: bool,
+    /// How long an agent must be Ready before it counts as such.
+    pub settle: Duration,
+}
+
+/// Where the class stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    /// The revision that the class describes.
+    pub target: Revision,
+    /// The name of this try of it.
+    pub attempt: String,
+    /// The last revision that was good.
+    pub good: Option<Revision>,
+    /// Whether this try is known to have failed.
+    pub failed: bool,
+}
+
+/// What an instance shall have for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// This revision; and whether it may get a new server for it.
+    Takes {
+        /// Name of the revision.
+        revision: String,
+        /// Whether it may be given a new server.
+        moves: bool,
+    },
+    /// What it has.
+    Keeps(Why),
+    /// The revision that it was last Ready with.
+    GoesBack,
+}
+
+/// Why an instance keeps what it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Others are first.
+    Waits,
+    /// It cannot be reached.
+    OutOfReach,
+    /// The rollout is paused.
+    Paused,
+    /// It is not the time: words.
+    Closed(String),
+    /// The rollout has failed.
+    Stopped,
+}
+
+/// What is decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turns {
+    /// The revision that all are to have.
+    pub goal: Revision,
+    /// The revision for those that have none.
+    pub newcomers: Revision,
+    /// For each member, in their order.
+    pub of: Vec<Turn>,
+    /// Where the rollout stands.
+    pub progress: Progress,
+    /// When time alone changes something.
+    pub look_again: Option<Timestamp>,
+}
+
+/// Where a rollout stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How many speak.
+    pub of: usize,
+    /// How many of them have the goal, with a server that fits.
+    pub updated: usize,
+    /// Whether this try of the target has failed.
+    pub failed: bool,
+    /// Whether the goal is another than the target.
+    pub back: bool,
+    /// Whether the goal has proven itself.
+    pub proven: bool,
+    /// Whether further turns may be given.
+    pub gate: Gate,
+    /// Those that it waits for.
+    pub under_way: Vec<String>,
+    /// Those on which it failed.
+    pub fallen: Vec<String>,
+    /// Those that cannot be reached.
+    pub out_of_reach: Vec<String>,
+    /// Those whose server only a person may replace.
+    pub kept: Vec<String>,
+    /// How many have no turn yet.
+    pub waiting: usize,
+}
+
+/// Decides for each member of a class.
+pub fn turns(members: &[Member], course: &Course, rules: &Rules, now: Timestamp) -> Turns {
+    let fallen = |member: &&Member| member.fell(course);
+    let proven = course.good.as_ref() == Some(&course.target);
+    let failures = members.iter().filter(fallen).count();
+    let speaking = members.iter().filter(|member| member.speaks()).count();
+    let enough = failures >= rules.max_unavailable.min(speaking).max(1);
+    let failed = !proven && (course.failed || enough);
+    let former = course.good.as_ref().filter(|good| **good != course.target);
+    let newcomers = former.filter(|_| failed).unwrap_or(&course.target);
+    let back = failed && rules.on_failure == OnRolloutFailure::Rollback && former.is_some();
+    let goal = if back { newcomers } else { &course.target };
+    let look = Look {
+        course,
+        rules,
+        goal,
+        newcomers,
+        stopped: failed && !back,
+        now,
+    };
+    let of = look.give(members);
+    let progress = Progress {
+        failed,
+        back,
+        fallen: names(members.iter().filter(fallen)),
+        ..look.progress(members, &of)
+    };
+    Turns {
+        goal: goal.clone(),
+        newcomers: newcomers.clone(),
+        look_again: look.settles(members),
+        of,
+        progress,
+    }
+}
+
+/// Names of some members.
+fn names<'a>(members: impl Iterator<Item = &'a Member>) -> Vec<String> {
+    members.map(|member| member.name.clone()).collect()
+}
+
+impl Member {
+    fn has(&self, revision: &Revision) -> bool {
+        matches!(&self.has, Has::Revision(name) if *name == revision.name)
+    }
+
+    fn speaks(&self) -> bool {
+        self.has != Has::Nothing
+    }
+
+    /// Whether it refused this try of the target and has something to go back to.
+    fn refuses(&self, course: &Course) -> bool {
+        self.speaks() && self.good.is_some() && self.refused.as_ref() == Some(&course.attempt)
+    }
+
+    /// Whether the target failed on it, which was Ready with another revision before.
+    fn fell(&self, course: &Course) -> bool {
+        let before = self.good.as_ref();
+        let ever_ready = before == Some(&course.target.name);
+        let fails = self.health == Some(HealthState::Failed) && !ever_ready;
+        let is_down = self.ready.is_none() && (fails || self.stalled);
+        self.refuses(course) || (self.has(&course.target) && before.is_some() && is_down)
+    }
+
+    /// Whether its server is not what the class asks for.
+    fn misfits(&self, goal: &Revision) -> bool {
+        !self.fits || self.boot.as_ref().is_some_and(|boot| *boot != goal.boot)
+    }
+}
+
+struct Look<'a> {
+    course: &'a Course,
+    rules: &'a Rules,
+    goal: &'a Revision,
+    newcomers: &'a Revision,
+    /// Whether the goal is what has failed.
+    stopped: bool,
+    now: Timestamp,
+}
+
+impl Look<'_> {
+    fn give(&self, members: &[Member]) -> Vec<Turn> {
+        // One on which it failed keeps its place for good: a bad revision reaches no more than that.
+        let holds = |member: &&Member| self.is_pending(member) || self.went_back(member);
+        let held = members.iter().filter(holds).count();
+        let mut slots = self.rules.max_unavailable.saturating_sub(held);
+        let moving = members.iter().filter(|member| self.is_moving(member));
+        let mut surge = self.rules.max_surge.saturating_sub(moving.count());
+        let mut of: Vec<Turn> = members.iter().map(|member| self.settled(member)).collect();
+        let mut queue: Vec<usize> = (0..members.len()).collect();
+        queue.sort_by_key(|at| {
+            let member = &members[*at];
+            (
+                member.ready.is_some(),
+                member.health != Some(HealthState::Failed),
+                &member.name,
+            )
+        });
+        for at in queue {
+            let member = &members[at];
+            let Turn::Keeps(Why::Waits) = of[at] else {
+                continue;
+            };
+            let moves = self.must_move(member);
+            let slot = usize::from(!member.has(self.goal));
+            if slot <= slots && usize::from(moves) <= surge {
+                (slots, surge) = (slots - slot, surge - usize::from(moves));
+                of[at] = self.takes(moves);
+            } else if member.has(self.goal) {
+                of[at] = self.takes(false);
+            }
+        }
+        of
+    }
+
+    fn takes(&self, moves: bool) -> Turn {
+        Turn::Takes {
+            revision: self.goal.name.clone(),
+            moves,
+        }
+    }
+
+    /// What is decided without a new turn; one for whom it is not waits.
+    fn settled(&self, member: &Member) -> Turn {
+        if !member.speaks() {
+            return Turn::Takes {
+                revision: self.newcomers.name.clone(),
+                moves: false,
+            };
+        }
+        if self.went_back(member) {
+            return Turn::GoesBack;
+        }
+        let must_move = self.must_move(member);
+        if member.has(self.goal) && !must_move {
+            return self.takes(false);
+        }
+        if self.goes_on(member) {
+            return self.takes(must_move);
+        }
+        let may_not = match &self.rules.gate {
+            _ if self.stopped => Some(Why::Stopped),
+            _ if member.out_of_reach => Some(Why::OutOfReach),
+            Gate::Open => None,
+            Gate::Paused => Some(Why::Paused),
+            Gate::Closed(words) => Some(Why::Closed(words.clone())),
+        };
+        match may_not {
+            Some(_) if member.has(self.goal) => self.takes(false),
+            Some(why) => Turn::Keeps(why),
+            None => Turn::Keeps(Why::Waits),
+        }
+    }
+
+    /// Whether it has a turn that it keeps: one that has begun is never taken away, since that would be one more change.
+    fn goes_on(&self, member: &Member) -> bool {
+        let may_begin = self.rules.gate == Gate::Open && !self.stopped;
+        let begun = member.ready.is_none() || self.is_moving(member);
+        let granted = member.granted.as_ref() == Some(&self.goal.name);
+        if member.has(self.goal) {
+            self.is_moving(member)
+        } else {
+            granted && (begun || may_begin)
+        }
+    }
+
+    fn must_move(&self, member: &Member) -> bool {
+        self.rules.disposable && member.misfits(self.goal)
+    }
+
+    fn is_moving(&self, member: &Member) -> bool {
+        member.speaks() && member.moving && self.must_move(member) && !self.went_back(member)
+    }
+
+    fn went_back(&self, member: &Member) -> bool {
+        *self.goal == self.course.target && member.refuses(self.course)
+    }
+
+    /// Whether it is, or is about to be, not Ready for this rollout.
+    fn is_pending(&self, member: &Member) -> bool {
+        if !member.speaks() {
+            return false;
+        }
+        let changed = (member.has(self.goal) && member.good.is_some()) || self.went_back(member);
+        let begins = !member.has(self.goal) && !self.went_back(member) && self.goes_on(member);
+        begins || (changed && self.settles_at(member).is_none_or(|at| at > self.now))
+    }
+
+    /// When an agent that is Ready counts as such.
+    fn settles_at(&self, member: &Member) -> Option<Timestamp> {
+        member.ready.map(|ready| {
+            let settled = ready.checked_add(self.rules.settle);
+            settled.unwrap_or(Timestamp::MAX)
+        })
+    }
+
+    fn settles(&self, members: &[Member]) -> Option<Timestamp> {
+        let held = members.iter().filter(|member| self.is_pending(member));
+        held.filter_map(|member| self.settles_at(member))
+            .filter(|at| *at > self.now)
+            .min()
+    }
+
+    fn progress(&self, members: &[Member], of: &[Turn]) -> Progress {
+        let speaking = || members.iter().filter(|member| member.speaks());
+        let has_goal = |member: &&Member| member.has(self.goal);
+        let kept = speaking().filter(|member| {
+            !self.rules.disposable && has_goal(member) && member.misfits(self.goal)
+        });
+        let pairs = || members.iter().zip(of);
+        let under_way = pairs().filter(|(member, turn)| {
+            let begins =
+                matches!(turn, Turn::Takes { moves, .. } if *moves || !member.has(self.goal));
+            member.speaks() && (begins || self.is_pending(member))
+        });
+        let unreachable = pairs().filter(|(_, turn)| **turn == Turn::Keeps(Why::OutOfReach));
+        let waits = |member: &Member, turn: &Turn| match turn {
+            Turn::Keeps(why) => *why != Why::OutOfReach,
+            Turn::Takes { moves, .. } => member.speaks() && !moves && self.must_move(member),
+            Turn::GoesBack => false,
+        };
+        let waiting = pairs().filter(|(member, turn)| waits(member, turn));
+        let served = speaking()
+            .filter(has_goal)
+            .filter(|member| !self.is_pending(member) && member.ready.is_some());
+        let (all, served) = (speaking().count(), served.count());
+        let (under_way, waiting) = (names(under_way.map(|(member, _)| member)), waiting.count());
+        Progress {
+            of: all,
+            updated: speaking()
+                .filter(has_goal)
+                .filter(|member| !member.misfits(self.goal))
+                .count(),
+            proven: !self.stopped && waiting == 0 && under_way.is_empty() && served * 2 > all,
+            gate: self.rules.gate.clone(),
+            under_way,
+            out_of_reach: names(unreachable.map(|(member, _)| member)),
+            kept: names(kept),
+            waiting,
+            ..Progress::default()
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! A change of a class reaches its instances a few at a time, stops by itself when it is bad, and goes back.
+
+use std::collections::BTreeSet;
+
+use bed::{Bed, Options, Outcome, ensure, manifests, oracle};
+use hetzner_sim::{GuestFaults, MachineFaults};
+use serde_json::{Value, json};
+
+const MOTTO: &str = "/home/agent/motto";
+
+/// A class whose agents are asked each second, with this said of its rollouts, and a motto that its agents carry.
+fn class(motto: &str, rollout: &Value) -> Value {
+    let mut class = manifests::class();
+    class["spec"]["health"] = json!({"interval": "1s", "timeout": "10s", "failureThreshold": 2});
+    class["spec"]["lifecycle"] = json!({"rollout": rollout});
+    class["spec"]["agent"]["files"] = json!([{"path": MOTTO, "content": motto}]);
+    class
+}
+
+/// The same with a probe that an agent with the motto `bad` fails.
+fn probed_class(motto: &str, rollout: &Value) -> Value {
+    let mut class = class(motto, rollout);
+    class["spec"]["health"]["exec"] = json!({"command": "! grep -q bad motto"});
+    class
+}
+
+async fn bed(class: &Value) -> Outcome<Bed> {
+    let bed = Bed::with(Options::default()).await?;
+    bed.apply_basics().await?;
+    bed.change(class).await?;
+    Ok(bed)
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|nth| format!("a{nth:02}")).collect()
+}
+
+/// So many instances that are Ready.
+async fn many(bed: &Bed, count: usize) -> Outcome<Vec<String>> {
+    for name in names(count) {
+        bed.create(&name).await?;
+    }
+    for name in names(count) {
+        bed.instance(&name).ready().await?;
+    }
+    settled(bed, count).await?;
+    Ok(names(count))
+}
+
+async fn status(bed: &Bed) -> Outcome<Value> {
+    let class = bed
+        .cluster
+        .get("AgentClass", None, manifests::CLASS)
+        .await?;
+    Ok(class.unwrap_or_default()["status"].clone())
+}
+
+/// Waits until the class tells that the revision that it has now is good.
+async fn settled(bed: &Bed, count: usize) -> Outcome {
+    bed.wait_until("the revision of the class has proven itself", async || {
+        let status = status(bed).await?;
+        let good = status["revision"].is_string() && status["goodRevision"] == status["revision"];
+        Ok(good && status["updatedInstances"] == json!(count))
+    })
+    .await
+}
+
+/// Waits until the class tells this of its rollout; answers the message.
+async fn told(bed: &Bed, status: &str, reason: &str) -> Outcome<String> {
+    let class = ("AgentClass", None, manifests::CLASS);
+    bed.condition(class, "UpToDate", status, reason).await
+}
+
+/// Those that are not Ready now.
+async fn down(bed: &Bed) -> Outcome<BTreeSet<String>> {
+    let all = bed.cluster.list("AgentInstance").await?;
+    let down = all.iter().filter(|one| {
+        oracle::condition(&one["status"], "Ready").is_none_or(|ready| ready["status"] != "True")
+    });
+    let name = |one: &Value| {
+        one["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    Ok(down.map(name).collect())
+}
+
+/// Watches the instances until something is so: never may more of them be down.
+async fn watched(
+    bed: &Bed,
+    max: usize,
+    what: &str,
+    mut is_so: impl AsyncFnMut() -> Outcome<bool>,
+) -> Outcome<usize> {
+    let mut most = 0;
+    bed.wait_until(what, async || {
+        let down = down(bed).await?;
+        most = most.max(down.len());
+        ensure(down.len() <= max, || format!("down at once: {down:?}"))?;
+        is_so().await
+    })
+    .await?;
+    Ok(most)
+}
+
+/// How often a write made an instance not Ready that was Ready, and the most that were so at once, by the log of the API server.
+fn most_down(bed: &Bed) -> Outcome<usize> {
+    let (mut ready, mut down, mut most) = (BTreeSet::new(), BTreeSet::new(), 0);
+    for write in bed.writes()? {
+        let object = &write.event["responseObject"];
+        if object["kind"] != "AgentInstance" {
+            continue;
+        }
+        let name = object["metadata"]["name"].to_string();
+        match oracle::condition(&object["status"], "Ready") {
+            Some(told) if told["status"] == "True" => {
+                down.remove(&name);
+                ready.insert(name);
+            }
+            Some(_) if ready.contains(&name) => {
+                down.insert(name);
+                most = most.max(down.len());
+            }
+            _ => {}
+        }
+    }
+    Ok(most)
+}
+
+async fn have(bed: &Bed, names: &[String], motto: &str) -> Outcome<usize> {
+    let mut count = 0;
+    for name in names {
+        let file = bed.instance(name).file(MOTTO).await?;
+        count += usize::from(file.is_some_and(|text| text.contains(motto)));
+    }
+    Ok(count)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_revision_reaches_twenty_and_never_more_are_down_than_may_be() -> Outcome {
+    let rollout = json!({"maxUnavailable": 3});
+    let bed = bed(&class("first", &rollout)).await?;
+    let names = many(&bed, 20).await?;
+    let mutations = bed.latest_mutation();
+    bed.cluster.apply(&class("second", &rollout)).await?;
+    let done = async || {
+        let status = status(&bed).await?;
+        Ok(status["goodRevision"] == status["revision"] && status["updatedInstances"] == 20)
+    };
+    told(&bed, "False", "RollingOut").await?;
+    bed.instance("a19")
+        .condition("UpToDate", "False", "WaitsForTurn")
+        .await?;
+    watched(&bed, 3, "all have the second revision", done).await?;
+    assert_eq!(have(&bed, &names, "second").await?, 20);
+    told(&bed, "True", "Updated").await?;
+    let most = most_down(&bed)?;
+    assert!((2..=3).contains(&most), "{most} were down at once");
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    oracle::calm(&bed).await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_revision_stops_after_the_first_failures_and_newcomers_get_the_good_one() -> Outcome {
+    let rollout = json!({"maxUnavailable": 2});
+    let bed = bed(&probed_class("good", &rollout)).await?;
+    let names = many(&bed, 8).await?;
+    bed.cluster.apply(&probed_class("bad", &rollout)).await?;
+    let message = told(&bed, "False", "RolloutFailed").await?;
+    assert!(message.contains("agentfleet.dev/retry"), "{message}");
+    for name in &names {
+        bed.instance(name).ready().await?;
+    }
+    assert_eq!(have(&bed, &names, "good").await?, 8);
+    let mut back = 0;
+    for name in &names {
+        let status = bed.instance(name).status().await?;
+        assert_eq!(
+            status["recovery"],
+            Value::Null,
+            "nothing else was tried: {status:#}"
+        );
+        back += usize::from(status["refusedRevision"].is_string());
+    }
+    assert_eq!((back, most_down(&bed)?), (2, 2));
+
+    let late = bed.create("late").await?;
+    late.ready().await?;
+    late.has_in_file(MOTTO, "good").await?;
+    late.condition("UpToDate", "False", "RolloutStopped")
+        .await?;
+
+    // A good one begins anew.
+    bed.cluster.apply(&probed_class("better", &rollout)).await?;
+    settled(&bed, 9).await?;
+    assert_eq!(have(&bed, &names, "better").await?, 8);
+    assert_eq!(status(&bed).await?["failedRevision"], Value::Null);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revision_that_guests_refuse_is_rolled_back_everywhere_when_the_class_says_so() -> Outcome
+{
+    let rollout = json!({"maxUnavailable": 1, "onFailure": "Rollback"});
+    let bed = bed(&class("good", &rollout)).await?;
+    let names = many(&bed, 5).await?;
+    let good = status(&bed).await?["revision"].clone();
+    for name in &names {
+        let server = bed.instance(name).ready().await?;
+        let guest = GuestFaults {
+            source_fails: true,
+            ..GuestFaults::default()
+        };
+        let faults = MachineFaults {
+            guest,
+            ..MachineFaults::default()
+        };
+        bed.cloud().set_machine_faults(server, faults)?;
+    }
+    let mut sourced = class("bad", &rollout);
+    sourced["spec"]["agent"]["source"] = json!({
+        "url": "https://example.invalid/agent.git", "ref": "main", "directory": "/home/agent/source",
+    });
+    bed.cluster.apply(&sourced).await?;
+    let message = told(&bed, "False", "RolledBack").await?;
+    assert!(message.contains("all go back"), "{message}");
+    for name in &names {
+        bed.instance(name).ready().await?;
+        assert_eq!(bed.instance(name).status().await?["classRevision"], good);
+    }
+    let status = status(&bed).await?;
+    assert_eq!(status["goodRevision"], good);
+    assert_eq!(status["failedRevision"], status["revision"]);
+    assert_eq!(have(&bed, &names, "good").await?, 5);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_is_paused_and_resumed_and_survives_the_operator() -> Outcome {
+    let rollout = |paused| json!({"maxUnavailable": 1, "paused": paused});
+    let mut bed = bed(&class("first", &rollout(true))).await?;
+    let names = many(&bed, 6).await?;
+    bed.cluster.apply(&class("second", &rollout(true))).await?;
+    told(&bed, "False", "RolloutPaused").await?;
+    for name in &names {
+        bed.instance(name)
+            .condition("UpToDate", "False", "RolloutPaused")
+            .await?;
+    }
+    assert_eq!(have(&bed, &names, "second").await?, 0);
+
+    // A Secret is applied all the same, with what else each has.
+    let secret = bed.apply_secret("a00").await?;
+    bed.instance("a00")
+        .has_in_file(manifests::SECRET_FILE, &secret)
+        .await?;
+    bed.instance("a00").ready().await?;
+    assert_eq!(have(&bed, &names, "second").await?, 0);
+
+    bed.cluster.apply(&class("second", &rollout(false))).await?;
+    bed.wait_until("the first has it", async || {
+        Ok(have(&bed, &names, "second").await? > 0)
+    })
+    .await?;
+    bed.operator.kill()?;
+    bed.operator.start()?;
+    settled(&bed, 6).await?;
+    assert_eq!(have(&bed, &names, "second").await?, 6);
+    let most = most_down(&bed)?;
+    assert_eq!(most, 1);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// Names of the revisions that are kept.
+async fn kept(bed: &Bed) -> Outcome<Vec<String>> {
+    let all = bed.cluster.list("ControllerRevision").await?;
+    let name = |one: &Value| {
+        let name = one["metadata"]["name"].as_str();
+        name.unwrap_or_default().to_owned()
+    };
+    Ok(all.iter().map(name).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_revision_is_no_disaster_and_a_kept_one_is_written_again() -> Outcome {
+    let rollout = json!({"paused": true});
+    let bed = bed(&class("first", &rollout)).await?;
+    let names = many(&bed, 2).await?;
+    let [first] = &kept(&bed).await?[..] else {
+        return Err(bed::Failure::new("one revision is kept"));
+    };
+    let system = Some(bed::SYSTEM);
+    bed.cluster
+        .delete("ControllerRevision", system, first)
+        .await?;
+    bed.wait_until("it is written again", async || {
+        Ok(kept(&bed).await? == [first.clone()])
+    })
+    .await?;
+
+    bed.cluster.apply(&class("second", &rollout)).await?;
+    bed.wait_until("both are kept", async || Ok(kept(&bed).await?.len() == 2))
+        .await?;
+    bed.cluster
+        .delete("ControllerRevision", system, first)
+        .await?;
+    bed.instance("a00")
+        .condition("UpToDate", "False", "RevisionLost")
+        .await?;
+    for name in &names {
+        bed.instance(name).ready().await?;
+    }
+    bed.cluster.apply(&class("second", &json!({}))).await?;
+    settled(&bed, 2).await?;
+    assert_eq!(have(&bed, &names, "second").await?, 2);
+    bed.delete_all().await?;
+    bed.finish().await
+}
