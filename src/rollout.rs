@@ -50,6 +50,8 @@ pub struct Standing {
     course: Course,
     goal: Revision,
     newcomers: Revision,
+    /// Names of the revisions that are kept.
+    kept: Vec<String>,
     /// By UID.
     turns: HashMap<String, Turn>,
 }
@@ -61,6 +63,7 @@ impl Standing {
             course: self.course.clone(),
             goal: self.goal.clone(),
             newcomers: self.newcomers.clone(),
+            kept: vec![],
             turns: HashMap::new(),
         }
     }
@@ -125,12 +128,8 @@ fn decide(
     let course = course(ctx, class, &members, former);
     let decided = turns(&members.all, &course, &members.rules(class, now), now);
     let used = used(&members, &course);
-    let housekeeping = Housekeeping::of(
-        &name,
-        &course.target.name,
-        &revisions::kept(ctx, class),
-        &used,
-    );
+    let kept = revisions::kept(ctx, class);
+    let housekeeping = Housekeeping::of(&name, &course.target.name, &kept, &used);
     let uids = members.all.iter().map(|member| member.uid.clone());
     let next = Standing {
         basis: basis(class),
@@ -140,6 +139,7 @@ fn decide(
         },
         goal: decided.goal.clone(),
         newcomers: decided.newcomers,
+        kept,
         turns: uids.zip(decided.of).collect(),
     };
     wake(ctx, &members, former, &next);
@@ -160,7 +160,9 @@ fn basis(class: &AgentClass) -> (Option<String>, Option<i64>) {
 /// Those for whom something else was decided look again; the first decision of a process comes before they have looked at all.
 fn wake(ctx: &Context, members: &Members, former: Option<&Standing>, next: &Standing) {
     let Some(former) = former else { return };
-    let others = former.course.attempt != next.course.attempt || former.goal != next.goal;
+    let others = former.course.attempt != next.course.attempt
+        || former.goal != next.goal
+        || former.kept != next.kept;
     for (member, object) in members.all.iter().zip(&members.objects) {
         if others || former.turns.get(&member.uid) != next.turns.get(&member.uid) {
             ctx.wake

@@ -207,8 +207,8 @@ fn refused(status: u16, code: &str, times: u64) -> FaultRule {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_creation_is_an_attempt_and_a_server_that_was_not_made_well_is_switched_on()
--> Outcome {
+async fn a_creation_that_is_refused_and_one_that_half_fails_are_attempts_like_any_other() -> Outcome
+{
     let bed = bed(quick_cloud(), json!({}), "true").await?;
     bed.cloud().add_fault(refused(422, "invalid_input", 1));
     let one = bed.create("one").await?;
@@ -219,11 +219,14 @@ async fn a_refused_creation_is_an_attempt_and_a_server_that_was_not_made_well_is
     one.ready().await?;
     assert_eq!(
         rollbacks(&one).await?,
-        [["CreationRefused", "Retry", "nbg1"].map(str::to_owned)]
+        [
+            ["CreationRefused", "Retry", "nbg1"].map(str::to_owned),
+            ["CreationHalfFailed", "Retry", "fsn1"].map(str::to_owned),
+        ]
     );
     assert_eq!(
         (bed.cloud().lives().len(), bed.cloud().servers().len()),
-        (1, 1)
+        (2, 1)
     );
     bed.delete_all().await?;
     bed.finish().await
