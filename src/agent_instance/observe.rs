@@ -130,7 +130,7 @@ impl Look<'_> {
             let notices =
                 notices::observe(self.ctx, self.identity, about, memory, self.moment.wall);
             let servers = self.servers(&connections, memory);
-            let wants_place = self.wants_place(desired, &class, &status, &servers);
+            let wants_place = wants_place(desired, &class, &status, &servers);
             World {
                 finalizer: self
                     .instance
@@ -156,23 +156,6 @@ impl Look<'_> {
                 servers,
             }
         })
-    }
-
-    /// Whether a server may have to be asked for: there is none, or none that is as the class asks.
-    fn wants_place(
-        &self,
-        desired: &Desired,
-        class: &ClassView,
-        status: &AgentInstanceStatus,
-        servers: &[ServerView],
-    ) -> bool {
-        let (Desired::Present(identity, _), ClassView::Usable(agent)) = (desired, class) else {
-            return false;
-        };
-        let ordered = status.recreation.as_ref();
-        !servers
-            .iter()
-            .any(|server| server.uid == identity.uid && misfit(agent, ordered, server).is_none())
     }
 
     async fn prerequisites(&self, want: &Want) -> Result<Prerequisites, CallError> {
@@ -352,6 +335,22 @@ fn class_view(class: &AgentClass, given: Option<AgentClass>, want: &Want) -> Cla
             ClassView::Refused("RevisionLost", message)
         }
     }
+}
+
+/// Whether a server may have to be asked for: there is none, or none that is as the class asks.
+fn wants_place(
+    desired: &Desired,
+    class: &ClassView,
+    status: &AgentInstanceStatus,
+    servers: &[ServerView],
+) -> bool {
+    let (Desired::Present(identity, _), ClassView::Usable(agent)) = (desired, class) else {
+        return false;
+    };
+    let ordered = status.recreation.as_ref();
+    !servers
+        .iter()
+        .any(|server| server.uid == identity.uid && misfit(agent, ordered, server).is_none())
 }
 
 fn power(status: &ServerStatus) -> Power {

@@ -263,6 +263,10 @@ pub(super) fn expose<S: Serializer>(value: &SecretString, to: S) -> Result<S::Ok
     to.serialize_str(value.expose_secret())
 }
 
+#[expect(
+    clippy::ref_option,
+    reason = "serde calls it with a reference to the field"
+)]
 fn expose_if_any<S: Serializer>(value: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => expose(value, to),

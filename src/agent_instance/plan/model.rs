@@ -65,6 +65,7 @@ struct Guest {
     applied: Option<(String, String)>,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Model {
     now: Timestamp,
     finalizer: bool,

@@ -32,9 +32,9 @@ impl Look<'_> {
         } else {
             self.on_trial(server, self.towards_serving(server))
         };
-        let serves = matches!(plan.stage, Stage::Serving(_));
+        let well = matches!(plan.stage, Stage::Serving(_));
         let steps = if server.listed {
-            let surplus = self.surplus(server, serves);
+            let surplus = self.surplus(server, well);
             plan.steps.into_iter().chain(surplus).collect()
         } else {
             // What lives is not called dead by a list: nothing else is done or said before Hetzner was asked for it.

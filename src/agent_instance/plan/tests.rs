@@ -277,7 +277,7 @@ fn each_missing_prerequisite_has_its_reason_and_buys_nothing() {
         place: Some(Err(at(60))),
         ..project("one")
     };
-    let table = [
+    let table = vec![
         (
             changed!(
                 ready_to_create(),

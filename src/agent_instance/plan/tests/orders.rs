@@ -19,6 +19,7 @@ fn told(restart: Option<&str>, retry: Option<&str>, world: &World) -> Plan {
     )
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as the field that it is for")]
 fn order(value: &str, second: i64) -> Option<HeardOrder> {
     Some(HeardOrder {
         value: value.into(),

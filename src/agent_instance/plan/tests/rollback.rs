@@ -162,7 +162,7 @@ fn each_failure_is_known_by_its_time() {
         })
     };
     let later = MUTE - 3600;
-    for (what, world, expected) in [
+    for (what, world, expected) in vec![
         (
             "mute",
             mute(booting(), MUTE, Some(-20)),
