@@ -15,12 +15,13 @@
 //!
 //! `Desired`, `plan` and `status` are pure: no client, no clock, no await. Every effect is a step, every step is harmless when done
 //! twice, and nothing waits in a reconcile: each wait is a requeue or an event. What must survive a crash is written ahead, into
-//! `status.provisioning`, `status.voice`, `status.rollbacks`, `status.heard` and `status.recovery`; all else this process may forget at any time.
+//! `status.provisioning`, `status.voice`, `status.rollbacks`, `status.heard`, `status.recreation` and `status.recovery`; all else this process may
+//! forget at any time.
 //!
 //! | words | module |
 //! |---|---|
 //! | the objects and their rules | [`api`] |
-//! | instance, incarnation, voice, write-ahead records, rollback of a creation, retained servers | [`agent_instance`] |
+//! | instance, incarnation, voice, write-ahead records, rollback of a creation, replacement of a server, retained servers | [`agent_instance`] |
 //! | class, firewall | [`agent_class`] |
 //! | project, identity, connection | [`hetzner_project`] |
 //! | requests, errors, budget and lanes, stock, catalogue | [`hetzner`] |

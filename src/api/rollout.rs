@@ -12,9 +12,6 @@ use super::{Duration, agent_class::is_default};
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rollout {
-    /// `InPlace`: what can be applied on the same server is. `Replace`: any change is a new server, where `disk` is `Disposable`.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub strategy: RolloutStrategy,
     /// How many instances that have got the new revision, or are getting it, may be not Ready at once: a number, or a part of all such as
     /// `10%`, rounded down; one at the least. When so many have failed on a revision, its rollout stops.
     #[x_kube(validation = Rule::new("type(self) == int ? self >= 1 : self.matches('^([1-9]|[1-9][0-9]|100)%$')").message("lifecycle.rollout.maxUnavailable is 1 or more, or a part such as 10%"))]
@@ -41,7 +38,6 @@ pub struct Rollout {
 impl Default for Rollout {
     fn default() -> Self {
         Self {
-            strategy: RolloutStrategy::default(),
             max_unavailable: max_unavailable(),
             max_surge: max_surge(),
             paused: false,
@@ -57,16 +53,6 @@ fn max_unavailable() -> IntOrString {
 
 fn max_surge() -> IntOrString {
     IntOrString::Int(1)
-}
-
-/// Whether a change is applied in place.
-#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RolloutStrategy {
-    /// Where that is possible.
-    #[default]
-    InPlace,
-    /// Never, where the disk is `Disposable`.
-    Replace,
 }
 
 /// What happens when the rollout of a revision has failed.

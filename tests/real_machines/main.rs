@@ -8,5 +8,6 @@ mod guest;
 mod life;
 mod rachel8;
 mod recovery;
+mod replacement;
 mod security;
 mod suspend;

@@ -231,6 +231,7 @@ macro_rules! changed {
 mod notice;
 mod orders;
 mod recovery;
+mod replacement;
 mod retention;
 mod rollback;
 mod rollout;
