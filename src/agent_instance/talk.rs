@@ -199,6 +199,9 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
             }
             if configured.outcome.is_ok() {
                 guest.view.upgrade = Upgrade::NotNeeded;
+                if let Some(hello) = &mut guest.view.hello {
+                    hello.applied = Some(configured.sent.clone());
+                }
             }
             let former = guest.view.configured.take();
             guest.view.configured = Some(Configured {

@@ -306,6 +306,11 @@ const BLAMED_FROM: u32 = 2;
 
 impl ConfigureFailure {
     /// Whether it is believed that the same would fail again.
+    /// Whether the guest itself has said that all is as it was before.
+    pub fn was_without_effect(&self) -> bool {
+        self.of_content && self.as_before
+    }
+
     fn blames_content(&self) -> bool {
         self.of_content && (self.cure == Cure::Change || self.times >= BLAMED_FROM)
     }

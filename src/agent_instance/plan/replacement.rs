@@ -62,7 +62,8 @@ impl Look<'_> {
         match next {
             Some(next) if self.is_installed(next) => Some(self.hand_over(front, next)),
             Some(next) if speaks => {
-                Some(self.beside(front, agent, misfit, self.towards_serving(next)))
+                let other = self.on_trial(next, self.towards_serving(next));
+                Some(self.beside(front, agent, misfit, other))
             }
             Some(next) => Some(Plan {
                 stage: Stage::Updating,

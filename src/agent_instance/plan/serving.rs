@@ -234,8 +234,9 @@ impl Look<'_> {
             },
             // What came of that on the server is not known: it may have been too late for the former configuration to stay.
             Some(Configured {
-                outcome: Err(_), ..
-            }) => self.configure(server),
+                outcome: Err(failure),
+                ..
+            }) if !failure.was_without_effect() => self.configure(server),
             _ if self.world.spoken(server).as_ref() == Some(&wanted)
                 && !self.is_anothers(server) =>
             {
@@ -273,6 +274,8 @@ impl Look<'_> {
             Stage::Recovering(reason, words) => {
                 Stage::Recovering(reason, format!("{words}; {refused}"))
             }
+            Stage::Starting(words) if words.is_empty() => Stage::Starting(refused.to_owned()),
+            Stage::Starting(words) => Stage::Starting(format!("{words}; {refused}")),
             stage => stage,
         };
         Plan { stage, ..plan }

@@ -34,18 +34,13 @@ const READS_NOTHING_YET: &str = "for file in /etc/agentfleet/*; do
     if test -r $file; then echo the agent reads $file; exit 1; fi
 done";
 
-async fn bed_without_sudo(bootstrap: &str) -> Outcome<Option<Bed>> {
-    let Some(bed) = Bed::start_real().await? else {
-        return Ok(None);
-    };
+fn class_without_sudo(bed: &Bed, bootstrap: &str) -> Value {
     let mut class = bed.class();
     class["spec"]["bootstrap"] = json!(bootstrap);
     class["spec"]["agent"]["sudo"] = json!(false);
     let install = ["echo installed > installed.txt", READS_NOTHING_YET];
     class["spec"]["agent"]["install"] = json!(install);
-    class["spec"]["lifecycle"] = json!({"provisionTimeout": "1s"});
-    bed.change(&class).await?;
-    Ok(Some(bed))
+    class
 }
 
 /// Fails if a command of the agent's user ends well.
@@ -58,9 +53,10 @@ async fn is_refused(one: &Instance<'_>, command: &str) -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_without_sudo_neither_reads_nor_changes_what_is_the_guests() -> Outcome {
-    let Some(bed) = bed_without_sudo("SshProof").await? else {
+    let Some(bed) = Bed::start_real().await? else {
         return Ok(());
     };
+    bed.change(&class_without_sudo(&bed, "SshProof")).await?;
     let one = bed.create("one").await?;
     let server = one.ready().await?;
     one.shell_as_agent("test -r ~/.env -a -r ~/installed.txt")
@@ -156,12 +152,17 @@ async fn posts_in_vain(
 #[tokio::test(flavor = "multi_thread")]
 async fn i5_what_an_agent_finds_in_its_user_data_is_used_up_also_after_the_status_was_lost()
 -> Outcome {
-    let Some(mut bed) = bed_without_sudo("PhoneHome").await? else {
+    let Some(mut bed) = Bed::start_real().await? else {
         return Ok(());
     };
+    let mut class = class_without_sudo(&bed, "PhoneHome");
+    bed.change(&class).await?;
     let accomplice = Attacker::start(bed.cloud()).await?;
     let one = bed.create("one").await?;
     let server = one.ready().await?;
+    // The proof that it was born with counts no longer.
+    class["spec"]["lifecycle"] = json!({"provisionTimeout": "1s"});
+    bed.change(&class).await?;
     let stolen = steal(&one).await?;
     assert_eq!(stolen.boot_proof_key.len(), 64);
     let his_key = accomplice.host_key()?;

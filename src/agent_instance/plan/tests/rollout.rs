@@ -90,6 +90,30 @@ fn what_the_guest_refused_is_gone_back_from_when_it_is_to_blame() {
 }
 
 #[test]
+fn what_the_agent_still_has_is_not_given_to_it_again() {
+    let given = |of_content| {
+        let mut world = refused(serving(), "tag", Cure::Time, None);
+        if let Some(Configured {
+            sent,
+            outcome: Err(failure),
+            ..
+        }) = &mut world.servers[0].guest.configured
+        {
+            sent.0 = "bad".into();
+            failure.of_content = of_content;
+        }
+        present(&world)
+    };
+    let plan = given(true);
+    assert_eq!(
+        (&plan.steps[..], &plan.stage),
+        (&[][..], &Stage::Serving(None))
+    );
+    // Of an answer that was lost it is not known what came of the order.
+    assert!(!given(false).steps.is_empty());
+}
+
+#[test]
 fn a_server_that_is_out_of_reach_is_no_reason_to_go_back() {
     let world = updated(probed(serving(), Some(HealthState::Unknown)));
     assert_eq!(reported(&world).refused_revision, None);
