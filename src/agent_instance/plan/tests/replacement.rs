@@ -73,11 +73,14 @@ fn a_disposable_server_is_replaced_when_it_is_its_turn_and_serves_meanwhile() {
     assert!(matches!(plan.stage, Stage::Serving(Some(("Replacing", _)))));
     let waits = changed!(outdated(Disk::Disposable), may_move = false);
     assert!(present(&waits).steps.is_empty());
-    for phase in [InstallPhase::Running, InstallPhase::Failed("no".into())] {
-        let plan = present(&beside(outdated(Disk::Disposable), Some(phase)));
-        assert!(matches!(plan.steps[..], [Step::Hello { server: 42, .. }]));
-        assert_eq!(reason(&plan), "Replacing");
-    }
+    let installs = |phase| present(&beside(outdated(Disk::Disposable), Some(phase)));
+    let plan = installs(InstallPhase::Running);
+    assert!(matches!(plan.steps[..], [Step::Hello { server: 42, .. }]));
+    assert_eq!(reason(&plan), "Replacing");
+    // A creation like any other.
+    let plan = installs(InstallPhase::Failed("no".into()));
+    assert!(matches!(plan.steps[..], [Step::WriteRollback(_)]));
+    assert_eq!(reason(&plan), "Replacing");
 }
 
 #[test]
