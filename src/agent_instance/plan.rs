@@ -196,17 +196,16 @@ impl Look<'_> {
         if let Some(stranger) = self.strangers().next() {
             return self.adoption(stranger, want);
         }
-        if let Some(plan) = self.order() {
-            return plan;
-        }
         let plan = match self.current() {
             Ok(Some(server)) => self.server(server),
             Ok(None) => self.no_server(),
             Err(plan) => plan,
         };
-        match self.unheard(want) {
-            Some(orders) => Plan {
-                steps: vec![Step::Hear(orders)],
+        // What a person asked for is written down before anything is done about it, and changes nothing by itself.
+        let heard = self.unheard(want).map(Step::Hear);
+        match heard.or_else(|| self.order(want)) {
+            Some(step) => Plan {
+                steps: vec![step],
                 ..plan
             },
             None => plan,

@@ -25,7 +25,7 @@ use super::transport::{Call, LOGIN, Stage, TransportError};
 /// seldom.
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long after an answer a line is believed to be whole.
-const FRESH: Duration = Duration::from_secs(5);
+pub const FRESH: Duration = Duration::from_secs(5);
 
 /// A connection to a guest; dropping it ends it.
 pub struct Line {

@@ -7,7 +7,7 @@
 
 use super::{
     Agent, ContactProblem, Disk, InstallPhase, Look, Plan, Power, ServerView, Stage, Step,
-    VoiceRecord, armed_here, delete,
+    VoiceRecord, Want, armed_here, delete,
 };
 use crate::{
     agent_instance::{line_up::Misfit, status},
@@ -21,9 +21,9 @@ fn is_known_to_speak(server: &ServerView) -> bool {
 }
 
 impl Look<'_> {
-    /// What a person asked for is written down once, before anything is done about it.
-    pub(super) fn order(&self) -> Option<Plan> {
-        let value = self.want?.recreate.as_ref()?;
+    /// A word to replace the server that was not written down yet.
+    pub(super) fn order(&self, want: &Want) -> Option<Step> {
+        let value = want.recreate.as_ref()?;
         let written = self.world.status.recreation.as_ref();
         if written.is_some_and(|written| written.value == *value) {
             return None;
@@ -32,7 +32,7 @@ impl Look<'_> {
             value: value.clone(),
             incarnation: i64::from(self.world.incarnation()),
         };
-        Some(Plan::act(Step::WriteRecreation(record), Stage::Updating))
+        Some(Step::WriteRecreation(record))
     }
 
     /// Whether a person gave a server up, with all that is on it.
@@ -192,6 +192,10 @@ impl Look<'_> {
         if self.world.voice_holder() != Some(front.incarnation) {
             return vec![];
         }
+        // What spoke above the record may be what a record from an older day does not know (I14).
+        let disposable = self
+            .class()
+            .is_ok_and(|agent| agent.disk() == Disk::Disposable);
         let first = self.world.voice().is_some_and(|voice| voice.epoch <= 1);
         let next = self
             .class()
@@ -205,7 +209,7 @@ impl Look<'_> {
             let above = server.incarnation > front.incarnation;
             let known = never_spoke
                 || if above {
-                    is_known_to_speak(front)
+                    is_known_to_speak(front) && disposable
                 } else {
                     serves
                 };

@@ -2,11 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::GuestKey;
-use crate::guest::line::Line;
+use crate::guest::line::{FRESH, Line};
 
 /// Idle lines, by whose guest they lead to.
 #[derive(Default)]
@@ -18,11 +18,14 @@ impl Lines {
         self.lock().remove(key)
     }
 
-    /// Keeps a line for what comes next, and ends those that nothing came for.
-    pub fn keep(&self, key: GuestKey, line: Line) {
-        let mut lines = self.lock();
-        lines.retain(|_, line| line.is_fresh());
-        lines.insert(key, line);
+    /// Keeps a line for what comes next; if nothing comes for it, it ends.
+    pub fn keep(self: &Arc<Self>, key: GuestKey, line: Line) {
+        self.lock().insert(key, line);
+        let lines = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FRESH).await;
+            lines.lock().retain(|_, line| line.is_fresh());
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<GuestKey, Line>> {
