@@ -618,7 +618,8 @@ proptest! {
         let level = [OnProvisionFailure::Retry, OnProvisionFailure::Keep, OnProvisionFailure::Remove][level];
         let mut model = Model { creations, level, missed: true, ..Model::new(fates) };
         let desired = |retry| Desired::Present(identity(), Box::new(Want { retry, ..want() }));
-        for round in 0..300 {
+        // The last ones without a new process, which hears a server out before it judges it.
+        for round in 0..320 {
             if forget.contains(&round) {
                 model.forget();
             }
