@@ -282,6 +282,15 @@ pub struct Configured {
     pub outcome: Result<bool, ConfigureFailure>,
 }
 
+impl Configured {
+    /// Whether the agent goes on with what it had.
+    pub fn left_as_before(&self) -> bool {
+        self.outcome
+            .as_ref()
+            .is_err_and(|failure| failure.as_before)
+    }
+}
+
 /// Why a `configure` did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigureFailure {

@@ -77,13 +77,13 @@ impl Look<'_> {
     }
 
     /// What is known of an agent's health before its first probe: what other probes of the same configuration said, or systemd in the answer to
-    /// `configure`, or, after a restart of the operator, the status, unless something was tried since.
+    /// `configure`, or, where that changed nothing or the operator was started again, the status, unless something was tried since.
     fn presumed(&self, server: &ServerView, agent: &Agent, epoch: i64) -> Option<HealthState> {
         let probed = server.guest.health.as_ref();
         let configured = server.guest.configured.as_ref();
         match (probed, configured) {
             (Some(view), _) if view.epoch == epoch => view.state,
-            (_, Some(configured)) if configured.epoch == epoch => {
+            (_, Some(configured)) if configured.epoch == epoch && !configured.left_as_before() => {
                 let by_systemd = agent.health.http.is_none() && agent.health.exec.is_none();
                 let up = configured.outcome == Ok(true) && by_systemd;
                 up.then_some(HealthState::Healthy)

@@ -779,9 +779,18 @@ fn i6_an_agent_that_could_not_be_given_what_changed_is_still_asked_for_its_healt
     );
     let mut unasked = world.clone();
     unasked.servers[0].guest.health = None;
+    unasked.status.health = Some(HealthStatus {
+        state: HealthState::Healthy,
+        since: Time(now()),
+    });
+    let asked = present(&unasked);
     assert!(
-        matches!(present(&unasked).steps[..], [Step::Probe { .. }]),
+        matches!(asked.steps[..], [Step::Probe { .. }]),
         "its probes ended with the order"
+    );
+    assert!(
+        matches!(asked.stage, Stage::Serving(Some(("ConfigureFailed", _)))),
+        "nothing was done to it: {asked:?}"
     );
     let mut due = refused(world, "tag", Cure::Person, Some(now()));
     due.servers[0].guest.hello = Some(Hello::default());
