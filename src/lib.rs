@@ -15,7 +15,7 @@
 //!
 //! `Desired`, `plan` and `status` are pure: no client, no clock, no await. Every effect is a step, every step is harmless when done
 //! twice, and nothing waits in a reconcile: each wait is a requeue or an event. What must survive a crash is written ahead, into
-//! `status.provisioning`, `status.voice`, `status.rollbacks`, `status.heard`, `status.recreation` and `status.recovery`; all else this process may
+//! `status.provisioning`, `status.voice`, `status.rollbacks`, `status.heard` and `status.recovery`; all else this process may
 //! forget at any time.
 //!
 //! | words | module |

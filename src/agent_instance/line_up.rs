@@ -7,7 +7,6 @@ use super::{
     desired::Agent,
     world::{ClassView, ServerView, World},
 };
-use crate::api::RecreationRecord;
 
 /// Why a server is not the one that is wanted any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,18 +32,14 @@ impl Misfit {
     }
 }
 
-/// Why a server is not the one that is wanted, if it is not.
-pub fn misfit(
-    agent: &Agent,
-    ordered: Option<&RecreationRecord>,
-    server: &ServerView,
-) -> Option<Misfit> {
+/// Why a server is not the one that is wanted, if it is not; servers up to the number `given_up` are not.
+pub fn misfit(agent: &Agent, given_up: Option<i64>, server: &ServerView) -> Option<Misfit> {
     let booted = server.boot_revision.as_ref();
     let listed = agent.projects.contains(&server.project)
         && agent.places.iter().any(|place| {
             (&place.server_type, &place.location) == (&server.server_type, &server.location)
         });
-    if ordered.is_some_and(|ordered| ordered.covers(server.incarnation)) {
+    if Some(i64::from(server.incarnation)) <= given_up {
         Some(Misfit::Ordered)
     } else if booted.is_some_and(|revision| *revision != agent.boot_revision) {
         Some(Misfit::Boot)
@@ -62,7 +57,7 @@ impl World {
     /// Why a server is not the one that is wanted; unknown, and so never, while the class cannot be used.
     pub fn misfit(&self, server: &ServerView) -> Option<Misfit> {
         match &self.class {
-            ClassView::Usable(agent) => misfit(agent, self.status.recreation.as_ref(), server),
+            ClassView::Usable(agent) => misfit(agent, self.status.given_up(), server),
             _ => None,
         }
     }

@@ -235,7 +235,6 @@ fn reported(status: &AgentInstanceStatus) -> Value {
         fields.remove("heard");
         fields.remove("rollbacks");
         fields.remove("recovery");
-        fields.remove("recreation");
     }
     fields
 }

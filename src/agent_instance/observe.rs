@@ -347,10 +347,10 @@ fn wants_place(
     let (Desired::Present(identity, _), ClassView::Usable(agent)) = (desired, class) else {
         return false;
     };
-    let ordered = status.recreation.as_ref();
+    let given_up = status.given_up();
     !servers
         .iter()
-        .any(|server| server.uid == identity.uid && misfit(agent, ordered, server).is_none())
+        .any(|server| server.uid == identity.uid && misfit(agent, given_up, server).is_none())
 }
 
 fn power(status: &ServerStatus) -> Power {

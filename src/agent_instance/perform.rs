@@ -69,13 +69,6 @@ impl Performer<'_> {
             Step::Hear(orders) => self.hear(orders).await,
             Step::Announce(record) => self.announce(record).await,
             Step::WriteVoice(voice) => self.write_voice(voice).await,
-            Step::WriteRecreation(record) => {
-                let records = AgentInstanceStatus {
-                    recreation: Some(record.clone()),
-                    ..self.records()
-                };
-                self.write_records(&records).await
-            }
             Step::WriteRecovery(record) => self.write_recovery(record).await,
             Step::WriteRollback(record) => self.write_rollback(record).await,
             Step::CreateServer(record) => self.create_server(record).await,
@@ -203,7 +196,6 @@ impl Performer<'_> {
             heard: status.heard.clone(),
             rollbacks: status.rollbacks.clone(),
             recovery: status.recovery.clone(),
-            recreation: status.recreation.clone(),
             ..AgentInstanceStatus::default()
         }
     }

@@ -202,10 +202,9 @@ impl Look<'_> {
             Err(plan) => plan,
         };
         // What a person asked for is written down before anything is done about it, and changes nothing by itself.
-        let heard = self.unheard(want).map(Step::Hear);
-        match heard.or_else(|| self.order(want)) {
-            Some(step) => Plan {
-                steps: vec![step],
+        match self.unheard(want) {
+            Some(orders) => Plan {
+                steps: vec![Step::Hear(orders)],
                 ..plan
             },
             None => plan,

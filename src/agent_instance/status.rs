@@ -47,7 +47,6 @@ pub fn status(
         heard: former.heard.clone(),
         rollbacks: former.rollbacks.clone(),
         recovery: former.recovery.clone(),
-        recreation: former.recreation.clone(),
         boot_revision: current.map_or_else(
             || former.boot_revision.clone(),
             |server| server.boot_revision.clone(),

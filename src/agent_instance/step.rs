@@ -1,8 +1,7 @@
 //! The effects that a plan may ask for, each of one kind and each harmless when done twice.
 
 use crate::api::{
-    HealthState, HeardOrders, ProvisioningRecord, RecoveryRecord, RecreationRecord, RollbackRecord,
-    VoiceRecord,
+    HealthState, HeardOrders, ProvisioningRecord, RecoveryRecord, RollbackRecord, VoiceRecord,
 };
 
 /// One effect.
@@ -123,8 +122,6 @@ pub enum Step {
     WriteRecovery(RecoveryRecord),
     /// Write down a creation that failed, and what becomes of it.
     WriteRollback(RollbackRecord),
-    /// Write down which servers a person asked to be replaced.
-    WriteRecreation(RecreationRecord),
     /// Start the agent's unit again.
     Restart {
         /// Id of the server.

@@ -158,9 +158,6 @@ pub struct AgentInstanceStatus {
     /// What the receiver of the webhook took last; only where the operator has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notified: Option<NotifiedStatus>,
-    /// Which servers a person asked to be replaced; written before anything is done about it, so that it is done once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recreation: Option<RecreationRecord>,
     /// When the server of the present incarnation reached which step for the first time; begins anew with each incarnation. A step that nobody
     /// saw, as during a restart of the operator, is left out.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["step".into()]))]
@@ -288,6 +285,17 @@ pub struct HeardOrders {
     /// The last `agentfleet.dev/retry`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<HeardOrder>,
+    /// The last `agentfleet.dev/recreate`: servers up to its number are to be replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recreate: Option<HeardOrder>,
+}
+
+impl AgentInstanceStatus {
+    /// The number up to which a person gave the servers up, with all that is on them.
+    pub fn given_up(&self) -> Option<i64> {
+        let recreate = self.heard.as_ref()?.recreate.as_ref()?;
+        Some(recreate.incarnation)
+    }
 }
 
 /// An order that was heard.
@@ -299,6 +307,8 @@ pub struct HeardOrder {
     pub value: String,
     /// When it was heard.
     pub at: MicroTime,
+    /// Number of the newest server at that time.
+    pub incarnation: i64,
 }
 
 /// A creation that failed.
@@ -369,24 +379,6 @@ pub struct VoiceRecord {
     pub incarnation: Option<i64>,
     /// Grows with every command that changes a server; a server refuses lower ones.
     pub epoch: i64,
-}
-
-/// What a person asked for with the annotation `agentfleet.dev/recreate`.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RecreationRecord {
-    /// The value of the annotation; another value asks again.
-    #[schemars(length(max = 128))]
-    pub value: String,
-    /// Servers up to this number are to be replaced.
-    pub incarnation: i64,
-}
-
-impl RecreationRecord {
-    /// Whether this server is to be replaced.
-    pub fn covers(&self, incarnation: u32) -> bool {
-        i64::from(incarnation) <= self.incarnation
-    }
 }
 
 /// One try to bring an agent back.

@@ -22,8 +22,7 @@ pub use agent_class::{
 pub use agent_instance::{
     AgentInstance, AgentInstanceSpec, AgentInstanceStatus, DeletionPolicy, HeardOrder, HeardOrders,
     Notice, NotifiedStatus, Overrides, ProvisioningRecord, RecoveryAction, RecoveryRecord,
-    RecreationRecord, RollbackReason, RollbackRecord, ServerStatus, Timing, TimingStep,
-    VoiceRecord,
+    RollbackReason, RollbackRecord, ServerStatus, Timing, TimingStep, VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};

@@ -149,9 +149,6 @@ pub struct Configured {
     pub changed: Last<Text, 256>,
     /// Whether the unit was started again.
     pub restarted: bool,
-    /// The commit that the source stands at.
-    #[serde(default, rename = "ref")]
-    pub commit: Option<Text>,
     /// The agent's unit.
     pub unit: Unit,
     /// The unit's last lines.

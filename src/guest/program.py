@@ -863,9 +863,9 @@ class Guest(Guest):
     def updated(self, old: dict[str, Any], new: dict[str, Any]) -> Iterator[bool]:
         """The block runs on the new source; if that or the block fails, the former commit comes back."""
         folder = self.directory(new)
-        head = self.shell(new, FORMER, folder) if folder else Ran(1, [])
         before = self.state()
         moved = (before["source"] or source_key(old)) != source_key(new)
+        head = self.shell(new, FORMER, folder) if moved and folder else Ran(1, [])
         try:
             if moved:
                 with self.changing() as state:
@@ -933,10 +933,8 @@ class Guest(Guest):
         restart = not up or up["unit"]["active"] != "active"
         if restart:
             up = self.bring_up(name, request, known)
-        state, folder = self.state(), self.directory(request["description"])
-        head = self.shell(request["description"], FORMER, folder).tail if folder else []
-        return {"armed": True, "epoch": state["epoch"], **state["applied"], "restarted": restart,
-                "ref": head[-1] if head else None, **up}
+        state = self.state()
+        return {"armed": True, "epoch": state["epoch"], **state["applied"], "restarted": restart, **up}
 
     def speak_as_before(self, request: dict[str, Any], before: dict[str, Any], former: dict[str, Any] | None) -> bool:
         """Starts the former unit on the former files, after the update commands if the source had moved."""

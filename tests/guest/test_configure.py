@@ -132,11 +132,15 @@ class Source(GuestTest):
         self.machine = self.new_machine()
         self.machine.describe(source=SOURCE, update=["echo up >> /dev/null"])
         self.machine.install()
-        self.first = self.machine.configure(1, source=SOURCE, update=["echo up >> updates"])["ref"]
+        self.machine.configure(1, source=SOURCE, update=["echo up >> updates"])
+        self.first = self.head()
+
+    def head(self) -> str:
+        return self.machine.text("/home/agent/app/.git/HEAD")
 
     def test_a_new_ref_is_checked_out_and_updated(self) -> None:
         answer = self.machine.configure(2, source=SOURCE | {"ref": "v2"}, update=["echo up >> updates"])
-        self.assertNotEqual(answer["ref"], self.first)
+        self.assertNotEqual(self.head(), self.first)
         self.assertTrue(answer["restarted"])
         self.assertEqual(self.machine.text("/home/agent/app/updates"), "up\nup\n")
 
@@ -187,17 +191,16 @@ class Source(GuestTest):
     def test_a_version_that_does_not_stay_up_gives_way_to_the_commit_before_and_its_update(self) -> None:
         system = self.machine.system()
         system.systemctl = fails_to_start(system, 
-                                          lambda: self.machine.text("/home/agent/app/.git/HEAD") != self.first)
+                                          lambda: self.head() != self.first)
         answer = self.machine.configure(2, {SECRET: b"new"}, system=system, source=SOURCE | {"ref": "v2"},
                                         update=["echo v2 >> updates"])
         self.assert_refused(answer, "UnitFailed")
         self.assertTrue(answer["restored"])
-        self.assertEqual((self.machine.text("/home/agent/app/.git/HEAD"), self.machine.text(SECRET)),
-                         (self.first, "KEY=one"))
+        self.assertEqual((self.head(), self.machine.text(SECRET)), (self.first, "KEY=one"))
         self.assertEqual(self.machine.text("/home/agent/app/updates"), "up\nv2\nup\n")
 
     def assert_untouched(self) -> None:
-        self.assertEqual(self.machine.text("/home/agent/app/.git/HEAD"), self.first)
+        self.assertEqual(self.head(), self.first)
         self.assertEqual(self.machine.text(SECRET), "KEY=one")
         self.assertEqual(self.machine.hello()["applied"]["configRevision"], "rev-1")
         self.assertEqual((self.machine.voice(), self.machine.armed()), (["start"], True))

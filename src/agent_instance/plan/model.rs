@@ -213,7 +213,6 @@ impl Model {
             recovery: written.recovery,
             rollbacks: written.rollbacks,
             heard: written.heard,
-            recreation: written.recreation,
             ..next
         };
         self.pass(1);
@@ -267,7 +266,6 @@ impl Model {
                 self.status.recovery = ladder::with(&self.status.recovery, record);
                 self.memory.fresh_recovery = Some(record.at.0);
             }
-            Step::WriteRecreation(record) => self.status.recreation = Some(record.clone()),
             Step::Restart { server, .. } => self.carry_out(*server),
             Step::Reboot { id, .. } => {
                 assert!(!self.held, "rebooted while held");

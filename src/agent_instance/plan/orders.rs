@@ -15,12 +15,14 @@ impl Look<'_> {
             let fresh = fresh.map(|value| HeardOrder {
                 value: value.clone(),
                 at: MicroTime(self.now),
+                incarnation: i64::from(self.world.incarnation()),
             });
             fresh.or_else(|| known.clone())
         };
         let orders = HeardOrders {
             restart: hear(&want.restart, &heard.restart),
             retry: hear(&want.retry, &heard.retry),
+            recreate: hear(&want.recreate, &heard.recreate),
         };
         (orders != heard).then_some(orders)
     }

@@ -7,12 +7,9 @@
 
 use super::{
     Agent, ContactProblem, Disk, InstallPhase, Look, Plan, Power, ServerView, Stage, Step,
-    VoiceRecord, Want, armed_here, delete,
+    VoiceRecord, armed_here, delete,
 };
-use crate::{
-    agent_instance::{line_up::Misfit, status},
-    api::RecreationRecord,
-};
+use crate::agent_instance::{line_up::Misfit, status};
 
 /// Whether a server itself has said that it was given the voice.
 fn is_known_to_speak(server: &ServerView) -> bool {
@@ -21,24 +18,9 @@ fn is_known_to_speak(server: &ServerView) -> bool {
 }
 
 impl Look<'_> {
-    /// A word to replace the server that was not written down yet.
-    pub(super) fn order(&self, want: &Want) -> Option<Step> {
-        let value = want.recreate.as_ref()?;
-        let written = self.world.status.recreation.as_ref();
-        if written.is_some_and(|written| written.value == *value) {
-            return None;
-        }
-        let record = RecreationRecord {
-            value: value.clone(),
-            incarnation: i64::from(self.world.incarnation()),
-        };
-        Some(Step::WriteRecreation(record))
-    }
-
     /// Whether a person gave a server up, with all that is on it.
     pub(super) fn is_given_up(&self, incarnation: i64) -> bool {
-        let ordered = self.world.status.recreation.as_ref();
-        ordered.is_some_and(|ordered| incarnation <= ordered.incarnation)
+        Some(incarnation) <= self.world.status.given_up()
     }
 
     /// Why a server is to be replaced, if it is, and may be.

@@ -24,6 +24,7 @@ fn order(value: &str, second: i64) -> Option<HeardOrder> {
     Some(HeardOrder {
         value: value.into(),
         at: MicroTime(at(second)),
+        incarnation: 1,
     })
 }
 
@@ -31,7 +32,7 @@ fn order(value: &str, second: i64) -> Option<HeardOrder> {
 fn heard(world: World, second: i64, ours: bool) -> World {
     let orders = HeardOrders {
         restart: order("now", second),
-        retry: None,
+        ..HeardOrders::default()
     };
     let world = changed!(world, status.heard = Some(orders));
     changed!(world, fresh_restart = ours.then(|| at(second)))
@@ -44,6 +45,7 @@ fn a_fresh_order_is_written_down_and_changes_nothing_that_is_told() {
     let both = HeardOrders {
         restart: order("now", -50),
         retry: order("go on", 0),
+        recreate: None,
     };
     assert_eq!(plan.steps, [Step::Hear(both)]);
     assert_eq!(plan.stage, Stage::Serving(None));
@@ -128,8 +130,8 @@ fn a_retry_fills_the_budgets_of_recovery_again() {
     }];
     assert_eq!(reason(&told(None, None, &world)), "RecoveryExhausted");
     world.status.heard = Some(HeardOrders {
-        restart: None,
         retry: order("go on", -1),
+        ..HeardOrders::default()
     });
     let plan = told(None, Some("go on"), &world);
     assert!(

@@ -1,7 +1,7 @@
 //! What is planned for a server that another one takes the place of.
 
 use super::*;
-use crate::api::{Disk, RecreationRecord};
+use crate::api::{Disk, HeardOrder, HeardOrders};
 
 const OTHER: &str = "another";
 
@@ -50,11 +50,16 @@ fn with_old(mut world: World, change: impl FnOnce(&mut ServerView)) -> World {
 
 /// A person gave the server up.
 fn given_up(world: World) -> World {
-    let record = RecreationRecord {
+    let order = HeardOrder {
         value: "now".into(),
+        at: MicroTime(now()),
         incarnation: 1,
     };
-    changed!(world, status.recreation = Some(record))
+    let orders = HeardOrders {
+        recreate: Some(order),
+        ..HeardOrders::default()
+    };
+    changed!(world, status.heard = Some(orders))
 }
 
 fn ordered(world: &World) -> Plan {
@@ -92,10 +97,11 @@ fn i14_a_preserved_server_is_replaced_by_a_persons_word_alone_which_is_written_d
         (0, "NeedsNewServer".into())
     );
     let plan = ordered(&kept);
-    let [Step::WriteRecreation(record)] = &plan.steps[..] else {
+    let [Step::Hear(orders)] = &plan.steps[..] else {
         panic!("{plan:?}");
     };
-    assert_eq!((record.value.as_str(), record.incarnation), ("now", 1));
+    let heard = orders.recreate.as_ref().unwrap();
+    assert_eq!((heard.value.as_str(), heard.incarnation), ("now", 1));
     let plan = ordered(&given_up(kept));
     assert!(matches!(plan.steps[..], [Step::Announce(_)]), "{plan:?}");
     let lost = changed!(given_up(serving()), servers = vec![]);

@@ -81,10 +81,11 @@ fn retried(mut world: World, second: i64) -> World {
     let order = HeardOrder {
         value: "again".into(),
         at: MicroTime(at(second)),
+        incarnation: 1,
     };
     world.status.heard = Some(HeardOrders {
         retry: Some(order),
-        restart: None,
+        ..HeardOrders::default()
     });
     world
 }
