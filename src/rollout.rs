@@ -106,7 +106,7 @@ pub struct Given {
     pub class: Option<AgentClass>,
     /// Which revision, and why.
     pub share: Share,
-    /// Whether the instance may be given a new server for it.
+    /// Whether the instance may be given a new server for it, or its server another type.
     pub may_move: bool,
 }
 
@@ -124,7 +124,7 @@ fn decide(
 ) -> Look {
     let name = class.name_any();
     let former = all.get(&name);
-    let members = Members::gather(ctx, class, former.map(|former| &former.turns));
+    let members = Members::gather(ctx, class, former.map(|former| &former.turns), now);
     let course = course(ctx, class, &members, former);
     let decided = turns(&members.all, &course, &members.rules(class, now), now);
     let used = used(&members, &course);

@@ -52,6 +52,7 @@ mod tests {
         let server_type = |name: &str, architecture, locations| hetzner::ServerType {
             name: name.into(),
             architecture: Some(architecture),
+            disk: None,
             locations,
         };
         let image = hetzner::Image {

@@ -240,6 +240,14 @@ impl Agent {
         })
     }
 
+    /// The server types that are listed for a location of a project, in their order; none: the one or the other is not listed itself.
+    pub fn types_at(&self, project: &str, location: &str) -> Vec<&str> {
+        let here = self.places.iter().filter(|place| {
+            place.location == location && self.projects.iter().any(|listed| listed == project)
+        });
+        here.map(|place| place.server_type.as_str()).collect()
+    }
+
     /// What attempts to create a server are counted for: what is declared, its secrets by their tag, and a person's last word to try again.
     pub fn basis(&self, secrets_tag: &str, retried: Option<&str>) -> String {
         revision(&(&self.declared, secrets_tag, retried))

@@ -7,6 +7,7 @@ use super::{
     desired::Agent,
     world::{ClassView, ServerView, World},
 };
+use crate::hetzner_project::retype::Retype;
 
 /// Why a server is not the one that is wanted any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Misfit {
     Ordered,
     /// It was born with what the class no longer says.
     Boot,
+    /// The class no longer lists its type, and it can become one that is listed.
+    Type,
     /// The class no longer lists its project, type or location.
     Place,
 }
@@ -25,6 +28,7 @@ impl Misfit {
         match self {
             Self::Ordered => "a new server was asked for",
             Self::Boot => "the class changed in what only a new server can take up",
+            Self::Type => "the class no longer lists the type of the server",
             Self::Place => {
                 "the class no longer lists the project, the type or the location of the server"
             }
@@ -35,16 +39,25 @@ impl Misfit {
 /// Why a server is not the one that is wanted, if it is not; servers up to the number `given_up` are not.
 pub fn misfit(agent: &Agent, given_up: Option<i64>, server: &ServerView) -> Option<Misfit> {
     let booted = server.boot_revision.as_ref();
-    let listed = agent.projects.contains(&server.project)
-        && agent.places.iter().any(|place| {
-            (&place.server_type, &place.location) == (&server.server_type, &server.location)
-        });
     if Some(i64::from(server.incarnation)) <= given_up {
         Some(Misfit::Ordered)
     } else if booted.is_some_and(|revision| *revision != agent.boot_revision) {
         Some(Misfit::Boot)
     } else {
-        (!listed).then_some(Misfit::Place)
+        misplaced(agent, server)
+    }
+}
+
+fn misplaced(agent: &Agent, server: &ServerView) -> Option<Misfit> {
+    let types = agent.types_at(&server.project, &server.location);
+    if types.contains(&server.server_type.as_str()) {
+        return None;
+    }
+    match server.retype {
+        _ if types.is_empty() => Some(Misfit::Place),
+        Retype::Unknown => None,
+        Retype::Impossible => Some(Misfit::Place),
+        Retype::To(_) => Some(Misfit::Type),
     }
 }
 

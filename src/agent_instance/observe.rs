@@ -19,14 +19,14 @@ use super::{
     line_up::misfit,
     memory::Memory,
     notices, talk,
-    world::{ClassView, Known, Power, SecretsView, ServerView, World},
+    world::{ClassView, GuestView, Known, Power, SecretsView, ServerView, World},
 };
 use crate::{
     api::{AgentClass, AgentInstance, AgentInstanceStatus, FINALIZER},
     context::Context,
     health::{breaker::Verdict, holds},
     hetzner::{Server, ServerStatus},
-    hetzner_project::connection::Connection,
+    hetzner_project::{connection::Connection, retype::Retype},
     inventory::{Key, Presence},
     kube_ext::CallError,
     labels,
@@ -129,7 +129,7 @@ impl Look<'_> {
             let about = (&status, deleted.map(|at| at.0));
             let notices =
                 notices::observe(self.ctx, self.identity, about, memory, self.moment.wall);
-            let servers = self.servers(&connections, memory);
+            let servers = self.servers(&connections, &class, memory);
             let wants_place = wants_place(desired, &class, &status, &servers);
             World {
                 finalizer: self
@@ -220,7 +220,12 @@ impl Look<'_> {
             .is_some_and(|status| status.server.is_some())
     }
 
-    fn servers(&self, connections: &[Arc<Connection>], memory: &mut Memory) -> Vec<ServerView> {
+    fn servers(
+        &self,
+        connections: &[Arc<Connection>],
+        class: &ClassView,
+        memory: &mut Memory,
+    ) -> Vec<ServerView> {
         let key = Key {
             namespace: self.identity.namespace.clone(),
             name: self.identity.name.clone(),
@@ -237,15 +242,32 @@ impl Look<'_> {
                 {
                     continue;
                 }
-                servers.push(self.server(
-                    &connection.project,
-                    &entry.server,
-                    entry.presence,
-                    memory,
-                ));
+                let seen = self.server(&connection.project, &entry.server, entry.presence, memory);
+                servers.push(ServerView {
+                    retype: self.retype(connection, &entry.server, class, &seen.guest),
+                    ..seen
+                });
             }
         }
         servers
+    }
+
+    /// What could become of a server where only its type is not listed any more.
+    fn retype(
+        &self,
+        connection: &Connection,
+        server: &Server,
+        class: &ClassView,
+        guest: &GuestView,
+    ) -> Retype {
+        match class {
+            _ if guest.retype_refused => Retype::Impossible,
+            ClassView::Usable(agent) => {
+                let listed = agent.types_at(&connection.project, &server.location.name);
+                connection.retype(server, &listed, self.moment.wall)
+            }
+            _ => Retype::Unknown,
+        }
     }
 
     fn server(
@@ -274,6 +296,7 @@ impl Look<'_> {
             ipv6: server.ipv6().map(|address| address.to_string()),
             server_type: server.server_type.name.clone(),
             location: server.location.name.clone(),
+            retype: Retype::Unknown,
             created_at: server.created,
             power: power(&server.status),
             retained: server.labels.contains_key(labels::RETAINED),

@@ -79,6 +79,11 @@ impl Performer<'_> {
             Step::PowerOn { project, id } => self.power_on(project, *id).await,
             Step::Shutdown { project, id } => self.shutdown(project, *id).await,
             Step::PowerOff { project, id } => self.power_off(project, *id).await,
+            Step::ChangeType {
+                project,
+                id,
+                server_type,
+            } => self.change_type(project, *id, server_type).await,
             Step::Reboot { project, id, hard } => self.reboot(project, *id, *hard).await,
             Step::TakeUp { project, id, uid } => self.take_up(project, *id, uid).await,
             Step::Hello { server, .. } => self.hello(*server),

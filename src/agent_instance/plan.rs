@@ -31,6 +31,7 @@ mod recovery;
 mod removal;
 mod replacement;
 mod retention;
+mod retype;
 mod rollback;
 mod serving;
 mod suspension;
@@ -75,6 +76,8 @@ pub enum Stage {
     InstallFailed(String),
     /// The agent is being given what has changed, and may be started again for it.
     Updating,
+    /// Its server is given another type: message.
+    Retyping(String),
     /// The guest refused them, or the agent did not start: reason and message.
     ConfigureFailed(String, String),
     /// Everything is given to the agent, and no probe was good yet: what the last one said.

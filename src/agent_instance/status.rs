@@ -115,7 +115,7 @@ fn phase(stage: &Stage) -> &'static str {
         Stage::Suspending(_) => "Suspending",
         Stage::Suspended(_) => "Suspended",
         Stage::Serving(_) => "Ready",
-        Stage::Updating => "Updating",
+        Stage::Updating | Stage::Retyping(_) => "Updating",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
         Stage::Deleting(..) | Stage::Gone => "Deleting",
     }
@@ -248,6 +248,7 @@ pub fn words(stage: &Stage) -> (&str, String) {
         Stage::RollingBack(message) => ("RollingBack", message.clone()),
         Stage::Suspending(message) => ("Suspending", message.clone()),
         Stage::Suspended(message) => ("Suspended", message.clone()),
+        Stage::Retyping(message) => ("Retyping", message.clone()),
         Stage::Updating => (
             "Updating",
             "the agent is being given what has changed".into(),

@@ -66,6 +66,15 @@ pub enum Step {
         /// Id of the server.
         id: i64,
     },
+    /// Give a server that is off another type and its own disk; it is switched on by that.
+    ChangeType {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        id: i64,
+        /// Name of the type.
+        server_type: String,
+    },
     /// Start a server again.
     Reboot {
         /// Name of the `HetznerProject`.

@@ -126,6 +126,7 @@ mod tests {
             ipv6: None,
             server_type: "cx23".into(),
             location: "nbg1".into(),
+            retype: crate::hetzner_project::retype::Retype::Unknown,
             created_at: None,
             power: Power::On,
             retained: false,

@@ -11,6 +11,7 @@ use super::{desired::Agent, notices::NoticesView};
 use crate::api::{AgentInstanceStatus, HealthState, ProvisioningRecord, Timing, VoiceRecord};
 use crate::health::HealthView;
 use crate::hetzner::Place;
+use crate::hetzner_project::retype::Retype;
 use crate::rollout::Share;
 
 /// Everything that a plan for one instance may depend on.
@@ -24,7 +25,7 @@ pub struct World {
     pub class: ClassView,
     /// Which revision of the class that is, and why.
     pub rollout: Share,
-    /// Whether it is this instance's turn to be given a new server by the operator's own decision, beside the old one.
+    /// Whether it is this instance's turn to be given a new server beside the old one, or the old one another type, by the operator's own decision.
     pub may_move: bool,
     /// The instance's Secret.
     pub secrets: SecretsView,
@@ -140,6 +141,8 @@ pub struct ServerView {
     pub server_type: String,
     /// Location.
     pub location: String,
+    /// What could become of it where only its type is not listed any more.
+    pub retype: Retype,
     /// When Hetzner created it.
     pub created_at: Option<Timestamp>,
     /// What Hetzner says of its power.
@@ -201,8 +204,10 @@ pub struct GuestView {
     pub contact: Option<(ContactProblem, Timestamp)>,
     /// What the last `configure` came to.
     pub configured: Option<Configured>,
-    /// When it was last asked to be switched on.
+    /// When it was last asked to be switched on, or to come back with another type.
     pub powered: Option<Timestamp>,
+    /// Whether Hetzner would not give it another type.
+    pub retype_refused: bool,
     /// When it was last asked to be switched off, while it is on.
     pub shut_down: Option<Timestamp>,
     /// What its probes say; none while it is not probed.

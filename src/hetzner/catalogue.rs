@@ -104,6 +104,15 @@ impl Catalogue {
             images,
         }))
     }
+
+    /// The server types as they were read last; none: they were not read yet, or are being read.
+    pub fn server_types(&self) -> Option<Arc<[ServerType]>> {
+        let cached = self.cached.try_lock().ok()?;
+        cached
+            .server_types
+            .as_ref()
+            .map(|aged| Arc::clone(&aged.items))
+    }
 }
 
 /// The list of Hetzner's own images; its filter is added by [`list_call`].

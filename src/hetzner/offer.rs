@@ -1,5 +1,6 @@
 //! What can be ordered: server types, locations and images, and whether they fit together.
 
+use super::servers::Server;
 use super::wire::{id, open_enum, or_default, parsed};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -28,6 +29,9 @@ pub struct ServerType {
     /// Its architecture.
     #[serde(default)]
     pub architecture: Option<Architecture>,
+    /// Size of its disk in GB.
+    #[serde(default)]
+    pub disk: Option<f64>,
     /// Where it is offered.
     #[serde(default, deserialize_with = "or_default")]
     pub locations: Vec<TypeLocation>,
@@ -196,6 +200,17 @@ impl Offer {
 }
 
 impl ServerType {
+    /// Whether Hetzner lets a server become one of this type where it is, with the disk that it has: the same architecture, in stock in its
+    /// location, and a disk that is not smaller.
+    pub fn can_be_had_by(&self, server: &Server, at: jiff::Timestamp) -> bool {
+        let same = self.architecture.is_some()
+            && self.architecture == server.server_type.architecture
+            && self.name != server.server_type.name;
+        let disks = self.disk.zip(server.primary_disk_size);
+        let holds = disks.is_some_and(|(offered, has)| offered >= has);
+        same && holds && self.stock_in(&server.location.name, at) == Some(true)
+    }
+
     /// Whether it is in stock in `location`; `None` if it is not offered there (any longer).
     fn stock_in(&self, location: &str, at: jiff::Timestamp) -> Option<bool> {
         if self.locations.is_empty() {

@@ -86,6 +86,9 @@ pub struct Server {
     /// What may not be done to it.
     #[serde(default, deserialize_with = "or_default")]
     pub protection: Protection,
+    /// Size of its disk in GB.
+    #[serde(default)]
+    pub primary_disk_size: Option<f64>,
 }
 
 /// Public addresses and firewalls of a server.

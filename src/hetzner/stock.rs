@@ -124,6 +124,12 @@ impl Stock {
         });
     }
 
+    /// Whether `place` is marked, without a claim to try it.
+    pub fn is_marked(&self, place: &Place, now: Instant) -> bool {
+        let state = self.lock();
+        state.places.get(place).is_some_and(|mark| mark.holds(now))
+    }
+
     /// Notes that a server was created in `place`.
     pub fn created(&self, place: &Place) {
         let mut state = self.lock();

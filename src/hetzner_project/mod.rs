@@ -14,6 +14,7 @@ mod observe;
 mod perform;
 pub mod plan;
 pub mod request;
+pub mod retype;
 pub mod status;
 pub mod step;
 pub mod world;

@@ -12,16 +12,18 @@ use kube::ResourceExt as _;
 
 use super::{
     revisions,
-    turns::{Gate, Has, Member, Rules, Turn},
+    turns::{Fit, Gate, Has, Member, Rules, Turn},
     windows,
 };
 use crate::{
     agent_instance::desired::{Desired, Want},
     api::{
-        AgentClass, AgentInstance, AgentInstanceStatus, ConditionType, Disk, HealthState, is_true,
+        AgentClass, AgentInstance, AgentInstanceStatus, ConditionType, Disk, HealthState,
+        ServerStatus, is_true,
     },
     context::Context,
     health::holds,
+    hetzner_project::retype::Retype,
 };
 
 /// All instances of a class that are not being deleted.
@@ -38,6 +40,7 @@ impl Members {
         ctx: &Context,
         class: &AgentClass,
         given: Option<&HashMap<String, Turn>>,
+        now: Timestamp,
     ) -> Self {
         let name = class.name_any();
         let mut objects = ctx.stores.instances.state();
@@ -48,7 +51,10 @@ impl Members {
             let uid = instance.uid().unwrap_or_default();
             let turn = given.and_then(|given| given.get(&uid));
             match Desired::parse(instance) {
-                Desired::Present(_, want) => member(ctx, class, (instance, &want), turn),
+                Desired::Present(_, want) => Member {
+                    fits: fits(ctx, class, (instance, &want), now),
+                    ..member(ctx, class, (instance, &want), turn)
+                },
                 Desired::Absent(_) | Desired::Retained(_) => Member::default(),
             }
         };
@@ -130,7 +136,7 @@ fn member(
         ),
         has: has(ctx, class, instance, want),
         boot: status.boot_revision.clone(),
-        fits: fits(class, status, want),
+        fits: Fit::Listed,
         ready: ready_since(status),
         health,
         stalled: is_true(&status.conditions, ConditionType::Stalled),
@@ -165,23 +171,57 @@ pub fn has(ctx: &Context, class: &AgentClass, instance: &AgentInstance, want: &W
     }
 }
 
-/// Whether the class still offers what its server is made of.
-fn fits(class: &AgentClass, status: &AgentInstanceStatus, want: &Want) -> bool {
-    let Some(server) = &status.server else {
-        return true;
+/// Whether the class still lists what its server is made of.
+fn fits(
+    ctx: &Context,
+    class: &AgentClass,
+    (instance, want): (&AgentInstance, &Want),
+    now: Timestamp,
+) -> Fit {
+    let status = instance.status.as_ref();
+    let Some(server) = status.and_then(|status| status.server.as_ref()) else {
+        return Fit::Listed;
     };
+    match (listed_types(class, server, want), &server.server_type) {
+        (None, _) => Fit::No,
+        (Some(types), Some(has)) if !types.contains(has) => {
+            by_another_type(ctx, server, types, now)
+        }
+        _ => Fit::Listed,
+    }
+}
+
+/// The types that are listed where a server is, if that place is.
+fn listed_types<'a>(
+    class: &'a AgentClass,
+    server: &ServerStatus,
+    want: &'a Want,
+) -> Option<&'a [String]> {
     let (own, spec) = (&want.overrides, &class.spec);
-    let offers =
-        |list: &[String], has: &Option<String>| has.as_ref().is_none_or(|has| list.contains(has));
-    spec.projects.contains(&server.project)
-        && offers(
-            own.server_types.as_ref().unwrap_or(&spec.server_types),
-            &server.server_type,
-        )
-        && offers(
-            own.locations.as_ref().unwrap_or(&spec.locations),
-            &server.location,
-        )
+    let locations = own.locations.as_ref().unwrap_or(&spec.locations);
+    let here = server.location.as_ref();
+    let listed =
+        spec.projects.contains(&server.project) && here.is_none_or(|here| locations.contains(here));
+    let types = own.server_types.as_ref().unwrap_or(&spec.server_types);
+    listed.then_some(types.as_slice())
+}
+
+/// What the inventory says, as it may know of another type first.
+fn by_another_type(ctx: &Context, server: &ServerStatus, types: &[String], now: Timestamp) -> Fit {
+    let Some(Ok(connection)) = ctx.connections.get(&server.project) else {
+        return Fit::Listed;
+    };
+    let snapshot = connection.inventory.snapshot();
+    let Some(entry) = snapshot.get(server.id.into()) else {
+        return Fit::Listed;
+    };
+    let types: Vec<&str> = types.iter().map(String::as_str).collect();
+    match connection.retype(&entry.server, &types, now) {
+        _ if types.contains(&entry.server.server_type.name.as_str()) => Fit::Listed,
+        Retype::Unknown => Fit::Listed,
+        Retype::Impossible => Fit::No,
+        Retype::To(_) => Fit::ByAnotherType,
+    }
 }
 
 fn ready_since(status: &AgentInstanceStatus) -> Option<Timestamp> {
@@ -257,10 +297,14 @@ mod tests {
             }}));
             let spec =
                 serde_json::from_value(serde_json::json!({"className": "small", "overrides": own}));
-            match Desired::parse(&AgentInstance::new("a", spec.unwrap())) {
-                Desired::Present(_, want) => fits(&class, &status.unwrap(), &want),
-                _ => unreachable!("no deletion timestamp"),
-            }
+            let status: AgentInstanceStatus = status.unwrap();
+            let Desired::Present(_, want) = Desired::parse(&AgentInstance::new("a", spec.unwrap()))
+            else {
+                unreachable!("no deletion timestamp");
+            };
+            let server = status.server.as_ref().unwrap();
+            let types = listed_types(&class, server, &want).unwrap_or_default();
+            types.contains(server.server_type.as_ref().unwrap())
         };
         let none = serde_json::json!({});
         assert!(fits_in("one", "cx23", "fsn1", none.clone()));

@@ -35,6 +35,18 @@ pub enum Has {
     Revision(String),
 }
 
+/// Whether a server is what a class lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fit {
+    /// It is.
+    #[default]
+    Listed,
+    /// But for its type, and it can become one that is.
+    ByAnotherType,
+    /// It is not, nor can it become so.
+    No,
+}
+
 /// An instance of the class.
 #[expect(
     clippy::struct_excessive_bools,
@@ -50,8 +62,8 @@ pub struct Member {
     pub has: Has,
     /// Boot revision of its server.
     pub boot: Option<String>,
-    /// Whether the class still offers the project, the type and the location of its server.
-    pub fits: bool,
+    /// Whether its server is still what the class lists.
+    pub fits: Fit,
     /// Since when it is Ready.
     pub ready: Option<Timestamp>,
     /// What its probes say.
@@ -66,7 +78,7 @@ pub struct Member {
     pub refused: Option<String>,
     /// The revision that it was given a turn for.
     pub granted: Option<String>,
-    /// Whether it was let get a new server.
+    /// Whether it was let get a new server, or another type.
     pub moving: bool,
 }
 
@@ -115,11 +127,11 @@ pub struct Course {
 /// What an instance shall have for now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// This revision; and whether it may get a new server for it.
+    /// This revision; and whether its server may change for it.
     Takes {
         /// Name of the revision.
         revision: String,
-        /// Whether it may be given a new server.
+        /// Whether its server may become another one, or one of another type.
         moves: bool,
     },
     /// What it has.
@@ -251,7 +263,16 @@ impl Member {
 
     /// Whether its server is not what the class asks for.
     fn misfits(&self, goal: &Revision) -> bool {
-        !self.fits || self.boot.as_ref().is_some_and(|boot| *boot != goal.boot)
+        self.fits != Fit::Listed || self.has_other_boot(goal)
+    }
+
+    fn has_other_boot(&self, goal: &Revision) -> bool {
+        self.boot.as_ref().is_some_and(|boot| *boot != goal.boot)
+    }
+
+    /// Whether its own server becomes what the class asks for, with its disk.
+    fn is_to_retype(&self, goal: &Revision) -> bool {
+        self.fits == Fit::ByAnotherType && !self.has_other_boot(goal)
     }
 }
 
@@ -268,10 +289,14 @@ struct Look<'a> {
 impl Look<'_> {
     fn give(&self, members: &[Member]) -> Vec<Turn> {
         // One on which it failed keeps its place for good: a bad revision reaches no more than that.
-        let holds = |member: &&Member| self.is_pending(member) || self.went_back(member);
+        let holds = |member: &&Member| {
+            let retypes = self.is_moving(member) && member.is_to_retype(self.goal);
+            retypes || self.is_pending(member) || self.went_back(member)
+        };
         let held = members.iter().filter(holds).count();
         let mut slots = self.rules.max_unavailable.saturating_sub(held);
-        let moving = members.iter().filter(|member| self.is_moving(member));
+        let beside = |member: &&Member| self.is_moving(member) && !member.is_to_retype(self.goal);
+        let moving = members.iter().filter(beside);
         let mut surge = self.rules.max_surge.saturating_sub(moving.count());
         let mut of: Vec<Turn> = members.iter().map(|member| self.settled(member)).collect();
         let mut queue: Vec<usize> = (0..members.len()).collect();
@@ -289,9 +314,11 @@ impl Look<'_> {
                 continue;
             };
             let moves = self.must_move(member);
-            let slot = usize::from(!member.has(self.goal));
-            if slot <= slots && usize::from(moves) <= surge {
-                (slots, surge) = (slots - slot, surge - usize::from(moves));
+            let retypes = member.is_to_retype(self.goal);
+            let slot = usize::from(!member.has(self.goal) || retypes);
+            let another = usize::from(moves && !retypes);
+            if slot <= slots && another <= surge {
+                (slots, surge) = (slots - slot, surge - another);
                 of[at] = self.takes(moves);
             } else if member.has(self.goal) {
                 of[at] = self.takes(false);
@@ -352,7 +379,8 @@ impl Look<'_> {
     }
 
     fn must_move(&self, member: &Member) -> bool {
-        self.rules.disposable && member.misfits(self.goal)
+        let beside = self.rules.disposable && member.misfits(self.goal);
+        beside || member.is_to_retype(self.goal)
     }
 
     fn is_moving(&self, member: &Member) -> bool {
@@ -392,7 +420,7 @@ impl Look<'_> {
         let speaking = || members.iter().filter(|member| member.speaks());
         let has_goal = |member: &&Member| member.has(self.goal);
         let kept = speaking().filter(|member| {
-            !self.rules.disposable && has_goal(member) && member.misfits(self.goal)
+            has_goal(member) && member.misfits(self.goal) && !self.must_move(member)
         });
         let pairs = || members.iter().zip(of);
         let under_way = pairs().filter(|(member, turn)| {

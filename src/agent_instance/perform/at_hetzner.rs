@@ -224,14 +224,54 @@ impl Performer<'_> {
         )
         .await?;
         connection.inventory.poke();
+        self.comes_on(id);
+        Ok(())
+    }
+
+    /// What a server said before it was switched off is old.
+    fn comes_on(&self, id: i64) {
         let now = Moment::now().wall;
         self.remember(|memory| {
-            let guest = &mut memory.guest(id).view;
-            guest.powered = Some(now);
-            // What it said before it was switched off is old.
-            (guest.hello, guest.contact) = (None, None);
+            let guest = memory.guest(id);
+            guest.starts_again();
+            guest.view.powered = Some(now);
+            (guest.view.hello, guest.view.contact) = (None, None);
         });
-        Ok(())
+    }
+
+    pub(super) async fn change_type(
+        &self,
+        project: &str,
+        id: i64,
+        server_type: &str,
+    ) -> Result<(), Setback> {
+        let connection = self.connection(project)?;
+        let permit = self.permit(&connection, Lane::Rollout)?;
+        // Whatever comes of the request, the next one waits for its time.
+        self.comes_on(id);
+        let route = "POST /servers/{id}/actions/change_type";
+        let change = connection
+            .client
+            .change_type(permit, id.into(), server_type);
+        let answer = crash_point::around("hetzner", route, change).await;
+        connection.inventory.poke();
+        match answer.as_ref().map_err(hetzner::Error::class) {
+            Err(Class::OutOfStock) => {
+                let snapshot = connection.inventory.snapshot();
+                if let Some(entry) = snapshot.get(id.into()) {
+                    let place = Place {
+                        server_type: server_type.to_owned(),
+                        location: entry.server.location.name.clone(),
+                    };
+                    connection.stock.out_of_stock(&place, Instant::now());
+                }
+            }
+            Err(Class::BlockedUntilPerson) => {
+                self.remember(|memory| memory.guest(id).view.retype_refused = true);
+            }
+            _ => {}
+        }
+        answer.map(drop).map_err(Setback::from)
     }
 
     pub(super) async fn shutdown(&self, project: &str, id: i64) -> Result<(), Setback> {

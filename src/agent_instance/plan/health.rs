@@ -1,7 +1,7 @@
 //! A configured agent: whether it serves is what its probes say (I6).
 
 use super::{Agent, HealthState, Look, Plan, ServerView, Stage, Step, recovery::Cause};
-use crate::{api::RECREATE_ANNOTATION, health::ladder::Ailment};
+use crate::{agent_instance::line_up::Misfit, api::RECREATE_ANNOTATION, health::ladder::Ailment};
 
 /// Why less is served than is declared.
 type Note = Option<(&'static str, String)>;
@@ -9,12 +9,21 @@ type Note = Option<(&'static str, String)>;
 impl Look<'_> {
     /// Configured as declared.
     pub(super) fn serving(&self, server: &ServerView, agent: &Agent) -> Plan {
-        let note = self.world.misfit(server).map(|misfit| {
-            let words = format!(
-                "{}; this one is kept as its disk is: an admin replaces it by the annotation {RECREATE_ANNOTATION}",
-                misfit.words()
-            );
-            ("NeedsNewServer", words)
+        let note = self.world.misfit(server).map(|misfit| match misfit {
+            Misfit::Type => (
+                "NeedsOtherType",
+                format!(
+                    "{}; it becomes one of another when it is its turn",
+                    misfit.words()
+                ),
+            ),
+            _ => (
+                "NeedsNewServer",
+                format!(
+                    "{}; this one is kept as its disk is: an admin replaces it by the annotation {RECREATE_ANNOTATION}",
+                    misfit.words()
+                ),
+            ),
         });
         self.probed(server, agent, note)
     }
@@ -91,6 +100,7 @@ impl Look<'_> {
             _ => {
                 let told = self.world.status.health.as_ref();
                 let told = told.filter(|told| !self.was_tried_since(told.since.0));
+                let told = told.filter(|told| server.guest.powered <= Some(told.since.0));
                 told.map(|told| told.state)
             }
         }

@@ -327,6 +327,7 @@ impl Model {
                     (view.configured, view.hello, view.health) = (None, None, None);
                 }
             }
+            Step::ChangeType { .. } => unreachable!("its type is listed"),
             Step::Shutdown { id, .. } | Step::PowerOff { id, .. } => {
                 self.memory.guest(*id).view.shut_down = Some(self.now);
                 self.switch(*id, true);

@@ -25,7 +25,8 @@ impl Look<'_> {
 
     /// Why a server is to be replaced, if it is, and may be.
     pub(super) fn outdated(&self, server: &ServerView, agent: &Agent) -> Option<Misfit> {
-        let misfit = self.world.misfit(server)?;
+        let misfit = self.world.misfit(server);
+        let misfit = misfit.filter(|misfit| *misfit != Misfit::Type)?;
         // What has begun is not begun anew with each turn.
         let begun = self.world.voice_holder() != Some(server.incarnation);
         let its_turn = begun || (self.world.may_move && self.hands_off().is_none());

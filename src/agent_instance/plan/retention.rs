@@ -47,7 +47,7 @@ impl Look<'_> {
         if told || disarmed || self.was_never_armed(server) {
             label(server)
         } else {
-            self.switch_off(server)
+            self.switch_off(server, retaining(server))
         }
     }
 }

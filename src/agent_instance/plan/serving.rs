@@ -27,7 +27,7 @@ impl Look<'_> {
         }
         let plan = if self.is_suspended() {
             self.suspend(server)
-        } else if let Some(plan) = self.replaced(server) {
+        } else if let Some(plan) = self.retyped(server).or_else(|| self.replaced(server)) {
             plan
         } else {
             self.on_trial(server, self.towards_serving(server))

@@ -18,7 +18,7 @@ impl Look<'_> {
             Power::Busy => Plan::wait(suspending(server)).until(self.now + CONTACT),
             Power::On => self
                 .silence(server)
-                .unwrap_or_else(|| self.switch_off(server)),
+                .unwrap_or_else(|| self.switch_off(server, suspending(server))),
         }
     }
 
@@ -34,7 +34,9 @@ impl Look<'_> {
         ));
         match self.taken(server) {
             Some(step) => Plan::act(step, suspending(server)),
-            None => Plan::wait(stage),
+            None => self
+                .retyped_in_the_dark(server)
+                .unwrap_or_else(|| Plan::wait(stage)),
         }
     }
 
@@ -88,20 +90,20 @@ impl Look<'_> {
     }
 
     /// Asked politely once, then the plug is pulled.
-    pub(super) fn switch_off(&self, server: &ServerView) -> Plan {
+    pub(super) fn switch_off(&self, server: &ServerView, stage: Stage) -> Plan {
         let (project, id) = (server.project.clone(), server.id);
         let step = match server.guest.shut_down {
             None => Step::Shutdown { project, id },
             Some(at) if at + self.world.shutdown_grace > self.now => {
-                return Plan::wait(suspending(server)).until(at + self.world.shutdown_grace);
+                return Plan::wait(stage).until(at + self.world.shutdown_grace);
             }
             Some(_) => Step::PowerOff { project, id },
         };
-        self.at_hetzner(&server.project, step, suspending(server))
+        self.at_hetzner(&server.project, step, stage)
     }
 }
 
-fn suspending(server: &ServerView) -> Stage {
+pub(super) fn suspending(server: &ServerView) -> Stage {
     Stage::Suspending(format!(
         "the agent is silenced, and server {} switched off",
         server.id

@@ -7,6 +7,7 @@ use crate::{
     agent_instance::world::{Attempt, ConfigureFailure, Configured, GuestView, LookUp},
     api::{AgentClass, AgentInstance, HealthStatus},
     health::HealthView,
+    hetzner_project::retype::Retype,
 };
 
 pub(super) const FLEET: &str = "fleet";
@@ -118,6 +119,7 @@ pub(super) fn server(incarnation: u32) -> ServerView {
         ipv6: None,
         server_type: "cx23".into(),
         location: "nbg1".into(),
+        retype: Retype::Impossible,
         created_at: Some(at(-30)),
         power: Power::On,
         retained: false,
@@ -233,6 +235,7 @@ mod orders;
 mod recovery;
 mod replacement;
 mod retention;
+mod retype;
 mod rollback;
 mod rollout;
 mod suspension;

@@ -20,7 +20,7 @@ pub(super) fn old(name: &str) -> Member {
         name: name.into(),
         has: Has::Revision("r1".into()),
         boot: Some("boot".into()),
-        fits: true,
+        fits: Fit::Listed,
         ready: Some(at(-3600)),
         health: Some(HealthState::Healthy),
         good: Some("r1".into()),
@@ -292,7 +292,7 @@ fn new_servers_are_given_one_beside_the_other_only_where_a_disk_is_disposable() 
         ..old("a")
     };
     let misfit = Member {
-        fits: false,
+        fits: Fit::No,
         ..new("b")
     };
     let all = [moved.clone(), misfit.clone(), old("c")];
@@ -318,6 +318,25 @@ fn new_servers_are_given_one_beside_the_other_only_where_a_disk_is_disposable() 
         decided(&[moved, under_way, misfit], &paused),
         ["Paused", "r2+", "r2"]
     );
+}
+
+#[test]
+fn a_server_that_becomes_one_of_another_type_is_down_meanwhile_and_takes_no_place_beside_others() {
+    let another = |name| Member {
+        fits: Fit::ByAnotherType,
+        ..new(name)
+    };
+    let all = [another("a"), another("b"), old("c")];
+    assert_eq!(decided(&all, &rules(1)), ["r2+", "r2", "Waits"]);
+    assert_eq!(decided(&all, &rules(3)), ["r2+", "r2+", "r2"]);
+    let under_way = Member {
+        moving: true,
+        ..another("b")
+    };
+    let all = [another("a"), under_way, old("c")];
+    assert_eq!(decided(&all, &rules(1)), ["r2", "r2+", "Waits"]);
+    let told = turns(&all, &course(), &rules(1), at(0)).progress;
+    assert_eq!((told.under_way, told.kept), (vec!["b".into()], vec![]));
 }
 
 #[test]
