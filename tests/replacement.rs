@@ -140,3 +140,48 @@ async fn an_operator_that_dies_in_the_middle_of_a_replacement_goes_on_with_it() 
     bed.delete_all().await?;
     bed.finish_after_replacements().await
 }
+
+/// The class lists this type alone.
+fn listing(server_type: &str) -> Value {
+    let mut class = class("Preserve", "1G");
+    class["spec"]["serverTypes"] = json!([server_type]);
+    // An agent that is Ready for so long counts as such.
+    class["spec"]["health"] = json!({"interval": "1s"});
+    class
+}
+
+async fn becomes(bed: &Bed, one: &Instance<'_>, server_type: &str) -> Outcome {
+    wait_until("its server has the listed type", async || {
+        Ok(one.status().await?["server"]["type"] == server_type)
+    })
+    .await?;
+    one.condition("UpToDate", "True", "AsDeclared").await?;
+    assert_eq!(bed.requests_to("POST", "/servers"), 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_a_server_becomes_one_of_a_listed_type_with_its_disk_and_one_that_cannot_stays()
+-> Outcome {
+    let bed = bed("Preserve").await?;
+    bed.change(&listing("cx23")).await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+    bed.change(&listing("cx33")).await?;
+    becomes(&bed, &one, "cx33").await?;
+    assert_eq!(one.ready().await?, server);
+    assert_eq!(
+        bed.mutations_after(mutations),
+        [
+            "POST /servers/{id}/actions/shutdown",
+            "POST /servers/{id}/actions/change_type"
+        ]
+    );
+    // Of another architecture.
+    bed.change(&listing("cax21")).await?;
+    one.condition("UpToDate", "False", "NeedsNewServer").await?;
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
