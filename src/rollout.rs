@@ -32,6 +32,11 @@ use turns::{Course, Has, Progress, Revision, Turn, turns};
 pub struct Rollouts(Mutex<HashMap<String, Standing>>);
 
 impl Rollouts {
+    /// Hetzner's limit left no server for the rollout of a class: it takes no further turn before then, whatever else goes on in that project.
+    pub fn used_up(&self, class: &str, quota: UsedUp) {
+        self.lock().entry(class.to_owned()).or_default().quota = Some(quota);
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Standing>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -40,6 +45,15 @@ impl Rollouts {
     pub fn forget(&self, class: &str) {
         self.lock().remove(class);
     }
+}
+
+/// That there was no server to be had for a rollout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedUp {
+    /// When to ask again.
+    pub until: Timestamp,
+    /// What people are told.
+    pub words: String,
 }
 
 /// What was decided last for the members of a class.
@@ -52,6 +66,7 @@ pub struct Standing {
     newcomers: Revision,
     /// Names of the revisions that are kept.
     kept: Vec<String>,
+    quota: Option<UsedUp>,
     /// By UID.
     turns: HashMap<String, Turn>,
 }
@@ -64,6 +79,7 @@ impl Standing {
             goal: self.goal.clone(),
             newcomers: self.newcomers.clone(),
             kept: vec![],
+            quota: None,
             turns: HashMap::new(),
         }
     }
@@ -126,7 +142,11 @@ fn decide(
     let former = all.get(&name);
     let members = Members::gather(ctx, class, former.map(|former| &former.turns), now);
     let course = course(ctx, class, &members, former);
-    let decided = turns(&members.all, &course, &members.rules(class, now), now);
+    let quota = former.and_then(|former| former.quota.clone());
+    let quota = quota.filter(|quota| quota.until > now);
+    let rules = members.rules(class, quota.as_ref(), now);
+    let decided = turns(&members.all, &course, &rules, now);
+    let asks_again = quota.as_ref().map(|quota| quota.until);
     let used = used(&members, &course);
     let kept = revisions::kept(ctx, class);
     let housekeeping = Housekeeping::of(&name, &course.target.name, &kept, &used);
@@ -140,6 +160,7 @@ fn decide(
         goal: decided.goal.clone(),
         newcomers: decided.newcomers,
         kept,
+        quota,
         turns: uids.zip(decided.of).collect(),
     };
     wake(ctx, &members, former, &next);
@@ -148,7 +169,7 @@ fn decide(
         course,
         goal: decided.goal,
         progress: decided.progress,
-        look_again: decided.look_again,
+        look_again: decided.look_again.into_iter().chain(asks_again).min(),
         housekeeping,
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use bed::{Bed, Options, Outcome, ensure, manifests, oracle};
-use hetzner_sim::{GuestFaults, MachineFaults};
+use bed::{Bed, Options, Outcome, ensure, manifests, oracle, quick_cloud};
+use hetzner_sim::{Config, GuestFaults, MachineFaults};
 use serde_json::{Value, json};
 
 const MOTTO: &str = "/home/agent/motto";
@@ -321,4 +321,36 @@ async fn a_lost_revision_is_no_disaster_and_a_kept_one_is_written_again() -> Out
     assert_eq!(have(&bed, &names, "second").await?, 2);
     bed.delete_all().await?;
     bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_that_leaves_no_second_server_stops_the_rollout_and_nothing_else() -> Outcome {
+    let bed = Bed::with(Options {
+        cloud: Config {
+            max_servers: Some(2),
+            ..quick_cloud()
+        },
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
+    let class = |swap: &str| {
+        let mut class = class("as it is", &json!({"maxUnavailable": 2}));
+        class["spec"]["lifecycle"]["disk"] = json!("Disposable");
+        class["spec"]["agent"]["swap"] = json!(swap);
+        class
+    };
+    bed.change(&class("1G")).await?;
+    let names = many(&bed, 2).await?;
+    bed.change(&class("2G")).await?;
+    let words = told(&bed, "False", "QuotaExceeded").await?;
+    assert!(words.contains("ask Hetzner to raise it"), "{words}");
+    for name in &names {
+        bed.instance(name).ready().await?;
+    }
+    let project = ("HetznerProject", None, manifests::PROJECT);
+    bed.condition(project, "QuotaAvailable", "True", "NotExceeded")
+        .await?;
+    bed.delete_all().await?;
+    bed.finish_after_replacements().await
 }

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 
 use super::{
-    revisions,
+    UsedUp, revisions,
     turns::{Fit, Gate, Has, Member, Rules, Turn},
     windows,
 };
@@ -25,6 +25,8 @@ use crate::{
     health::holds,
     hetzner_project::retype::Retype,
 };
+
+const OUTSIDE: &str = "OutsideWindow";
 
 /// All instances of a class that are not being deleted.
 pub struct Members {
@@ -77,19 +79,25 @@ impl Members {
     }
 
     /// What the class says of rollouts, measured by how many speak.
-    pub fn rules(&self, class: &AgentClass, now: Timestamp) -> Rules {
+    pub fn rules(&self, class: &AgentClass, quota: Option<&UsedUp>, now: Timestamp) -> Rules {
         let rollout = &class.spec.lifecycle.rollout;
         let speak = self.all.iter().filter(|member| member.has != Has::Nothing);
         let of = speak.count();
         let gate = match windows::is_open(&rollout.windows, now) {
             _ if rollout.paused => Gate::Paused,
-            Ok(true) => Gate::Open,
-            Ok(false) => {
-                Gate::Closed("none of spec.lifecycle.rollout.windows of the class is open".into())
-            }
-            Err(zone) => Gate::Closed(format!(
-                "the time zone {zone} in spec.lifecycle.rollout.windows of the class is not known here"
-            )),
+            Ok(true) => quota.map_or(Gate::Open, |quota| {
+                Gate::Closed("QuotaExceeded", quota.words.clone())
+            }),
+            Ok(false) => Gate::Closed(
+                OUTSIDE,
+                "none of spec.lifecycle.rollout.windows of the class is open".into(),
+            ),
+            Err(zone) => Gate::Closed(
+                OUTSIDE,
+                format!(
+                    "the time zone {zone} in spec.lifecycle.rollout.windows of the class is not known here"
+                ),
+            ),
         };
         Rules {
             max_unavailable: part(&rollout.max_unavailable, of),

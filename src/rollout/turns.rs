@@ -90,8 +90,8 @@ pub enum Gate {
     Open,
     /// A person said not to.
     Paused,
-    /// It is not the time: words.
-    Closed(String),
+    /// It is not the time: reason and words.
+    Closed(&'static str, String),
 }
 
 /// What the class says of rollouts.
@@ -149,8 +149,8 @@ pub enum Why {
     OutOfReach,
     /// The rollout is paused.
     Paused,
-    /// It is not the time: words.
-    Closed(String),
+    /// It is not the time: reason and words.
+    Closed(&'static str, String),
     /// The rollout has failed.
     Stopped,
 }
@@ -357,7 +357,7 @@ impl Look<'_> {
             _ if member.out_of_reach => Some(Why::OutOfReach),
             Gate::Open => None,
             Gate::Paused => Some(Why::Paused),
-            Gate::Closed(words) => Some(Why::Closed(words.clone())),
+            Gate::Closed(reason, words) => Some(Why::Closed(reason, words.clone())),
         };
         match may_not {
             Some(_) if member.has(self.goal) => self.takes(false),

@@ -23,7 +23,7 @@ pub fn keeps(class: &str, target: &str, why: &Why) -> (&'static str, String) {
             "RolloutPaused",
             "spec.lifecycle.rollout.paused of the class is true".into(),
         ),
-        Why::Closed(words) => ("OutsideWindow", words.clone()),
+        Why::Closed(reason, words) => (*reason, words.clone()),
         Why::Stopped => (
             "RolloutStopped",
             "it failed on others; see the condition UpToDate of the class".into(),
@@ -76,8 +76,8 @@ pub fn told(look: &Look) -> Condition {
             "RolloutPaused",
             so_far(target, progress, "spec.lifecycle.rollout.paused is true"),
         ),
-        Gate::Closed(words) if progress.waiting > 0 => {
-            ("OutsideWindow", so_far(target, progress, words))
+        Gate::Closed(reason, words) if progress.waiting > 0 => {
+            (*reason, so_far(target, progress, words))
         }
         _ => under_way(target, progress),
     };
@@ -203,7 +203,7 @@ mod tests {
             ),
             (gate(Gate::Paused), "RolloutPaused", "paused is true"),
             (
-                gate(Gate::Closed("it is day".into())),
+                gate(Gate::Closed("OutsideWindow", "it is day".into())),
                 "OutsideWindow",
                 "r2; it is day",
             ),

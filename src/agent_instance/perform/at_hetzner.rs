@@ -1,6 +1,9 @@
 //! Steps that make one request to Hetzner.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use kube::{
@@ -9,7 +12,13 @@ use kube::{
 };
 
 use super::{
-    super::{creation, desired::Desired, observe::Moment, talk::GuestKey, world::SendOutcome},
+    super::{
+        creation,
+        desired::{Agent, Desired},
+        observe::Moment,
+        talk::GuestKey,
+        world::SendOutcome,
+    },
     Performer,
 };
 use crate::{
@@ -22,7 +31,11 @@ use crate::{
     },
     hetzner_project::connection::Connection,
     labels,
+    rollout::UsedUp,
 };
+
+/// How long a rollout waits for a server to be had.
+const QUOTA_PAUSE: Duration = Duration::from_mins(10);
 
 impl Performer<'_> {
     pub(super) fn connection(&self, project: &str) -> Result<Arc<Connection>, Setback> {
@@ -99,7 +112,33 @@ impl Performer<'_> {
         if outcome.is_definite_no() {
             spend.refused();
         }
+        let over_quota = answer
+            .as_ref()
+            .is_err_and(|error| error.class() == Class::Quota);
+        if over_quota && self.is_beside() {
+            self.stop_rollout(&connection, agent);
+        } else if over_quota {
+            connection.stock.over_quota(Instant::now());
+        }
         take_answer(&connection, record, answer)
+    }
+
+    /// Whether the server is asked for beside one that serves.
+    fn is_beside(&self) -> bool {
+        !self.world.servers.is_empty()
+    }
+
+    /// There was no second server to be had: that is the rollout's matter, and new instances may still find place for one.
+    fn stop_rollout(&self, connection: &Connection, agent: &Agent) {
+        let words = format!(
+            "Hetzner's limit for project {} leaves no server beside those that are: ask Hetzner to raise it (Console, Limits)",
+            connection.project
+        );
+        if let Ok(until) = self.moment.wall.checked_add(QUOTA_PAUSE) {
+            let quota = UsedUp { until, words };
+            self.ctx.rollouts.used_up(&agent.class, quota);
+            self.ctx.wake.class(&agent.class);
+        }
     }
 
     /// The fuse on spending: more creations than the instances explain are a defect somewhere.
@@ -116,7 +155,7 @@ impl Performer<'_> {
         connection: &Connection,
         record: &ProvisioningRecord,
     ) -> Result<Permit, Setback> {
-        let lane = if !self.world.servers.is_empty() {
+        let lane = if self.is_beside() {
             Lane::Rollout
         } else if record.incarnation > 1 {
             Lane::ReplaceVanished
@@ -420,7 +459,6 @@ fn take_answer(
         Err(error) if error.class() == Class::OutOfStock => {
             connection.stock.out_of_stock(&place, now);
         }
-        Err(error) if error.class() == Class::Quota => connection.stock.over_quota(now),
         Err(_) => {}
     }
     answer.map(drop).map_err(Setback::from)

@@ -83,7 +83,7 @@ pub(super) fn rules(max_unavailable: usize) -> Rules {
 fn word(turn: &Turn) -> String {
     match turn {
         Turn::Takes { revision, moves } => format!("{revision}{}", if *moves { "+" } else { "" }),
-        Turn::Keeps(Why::Closed(words)) => words.clone(),
+        Turn::Keeps(Why::Closed(_, words)) => words.clone(),
         Turn::Keeps(why) => format!("{why:?}"),
         Turn::GoesBack => "GoesBack".into(),
     }
@@ -178,7 +178,7 @@ fn a_closed_gate_gives_no_turn_and_takes_none_that_has_begun() {
     ];
     for (gate, word) in [
         (Gate::Paused, "Paused"),
-        (Gate::Closed("night".into()), "night"),
+        (Gate::Closed("OutsideWindow", "night".into()), "night"),
     ] {
         let rules = Rules { gate, ..rules(3) };
         assert_eq!(decided(&all, &rules), [word, word, "r2", "r2"]);
