@@ -5,6 +5,7 @@
 //! `target/bench/summary.json`; nothing here judges them.
 
 mod fleet;
+mod healing;
 mod lives;
 mod processes;
 mod real;
@@ -51,7 +52,7 @@ async fn measure(scale: &Scale) -> Outcome {
     if scale.fleet > 0 {
         fakes(scale, &mut summary).await?;
     }
-    real::measure(scale.real, &mut summary).await?;
+    real::measure(scale, &mut summary).await?;
     summary.end()
 }
 

@@ -9,6 +9,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+use crate::healing;
+use crate::scale::Scale;
 use crate::stack::{PATIENCE, Stack, name};
 use crate::summary::{Summary, quantile};
 use crate::timeline::{seconds, timelines};
@@ -18,12 +20,12 @@ const AT_ONCE: usize = 2;
 /// How many boot at once to see that all of them become Ready.
 const TEN: usize = 10;
 /// Instances that want no server: the fuse on spending, which counts instances, would take waves of servers for a loop.
-const IDLE: Range<usize> = 9000..9030;
+const IDLE: Range<usize> = 9000..9050;
 /// Between two looks at a file on a machine's disk.
 const OFTEN: Duration = Duration::from_millis(20);
 
 /// Provisions ten instances at once on real machines, and so many more a few at a time; says so where there are none.
-pub(crate) async fn measure(instances: usize, summary: &mut Summary) -> Outcome {
+pub(crate) async fn measure(scale: &Scale, summary: &mut Summary) -> Outcome {
     let simulator = match bed::real_cloud().await? {
         Ok(simulator) => simulator,
         Err(error) => {
@@ -39,7 +41,7 @@ pub(crate) async fn measure(instances: usize, summary: &mut Summary) -> Outcome 
     remove(&stack, 0..TEN).await?;
     let mut spans: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let (mut added, mut rotations) = (vec![], vec![]);
-    let all = TEN + instances;
+    let all = TEN + scale.real;
     for first in (TEN..all).step_by(AT_ONCE) {
         let before = stack.writes()?.len();
         let numbers = first..(first + AT_ONCE).min(all);
@@ -52,6 +54,7 @@ pub(crate) async fn measure(instances: usize, summary: &mut Summary) -> Outcome 
         }
         remove(&stack, numbers).await?;
     }
+    healing::measure(&stack, scale.healing, summary).await?;
     stack.close();
     tell(
         summary,

@@ -12,6 +12,8 @@ pub(crate) struct Scale {
     pub(crate) fleet: usize,
     /// Instances on real machines.
     pub(crate) real: usize,
+    /// Agents on real machines that die, move and lose their server.
+    pub(crate) healing: usize,
     /// How long the large fleet is watched while nothing happens.
     pub(crate) calm: Duration,
 }
@@ -24,6 +26,7 @@ impl Scale {
             burst: 500,
             fleet: 1_000,
             real: 50,
+            healing: 5,
             calm: Duration::from_mins(5),
         };
         match std::env::var("AGENTFLEET_BENCH").as_deref() {
@@ -32,6 +35,7 @@ impl Scale {
                 burst: 50,
                 fleet: 100,
                 real: 4,
+                healing: 1,
                 calm: Duration::from_secs(30),
             },
             Ok("real") => Self { fleet: 0, ..design },

@@ -113,7 +113,7 @@ impl Stack {
     async fn set_up(&self) -> Outcome {
         let token = manifests::token_secret(manifests::PROJECT);
         let mut class = manifests::class();
-        class["spec"]["firewall"]["sshFrom"] = json!([format!("{}/32", self.simulator.host())]);
+        class["spec"]["firewall"]["sshFrom"] = json!([self.operators()]);
         self.apply_all(vec![
             manifests::namespace(TENANT),
             manifests::secret(SYSTEM, &token, "token", TOKEN),
@@ -132,6 +132,11 @@ impl Stack {
             .await?;
         }
         Ok(())
+    }
+
+    /// The addresses from where servers are talked to.
+    pub(crate) fn operators(&self) -> String {
+        format!("{}/32", self.simulator.host())
     }
 
     /// Ends it; what it leaves on disk is in the way of nobody.
