@@ -62,6 +62,32 @@ fn before(world: &World) -> Vec<Timing> {
     known
 }
 
+/// What the metrics do not know yet, and when all of it began: neither measured by this process, nor reported before by an earlier one.
+pub fn unmeasured<'a>(
+    world: &World,
+    now: &'a [Timing],
+    measured: Option<(u32, TimingStep)>,
+) -> impl Iterator<Item = (&'a Timing, Timestamp)> {
+    let incarnation = world.incarnation();
+    let of_this = measured.filter(|(of, _)| *of == incarnation);
+    let known = of_this.or_else(|| {
+        let reported = world.status.incarnation == Some(i64::from(incarnation));
+        last(incarnation, &world.status.timings).filter(|_| reported)
+    });
+    let begun = now
+        .first()
+        .filter(|first| first.step == TimingStep::WrittenDown);
+    let news = move |timing: &&Timing| known.is_none_or(|(_, known)| timing.step > known);
+    let rest = if begun.is_some() { now } else { &[] };
+    let pairs = rest.iter().filter(news);
+    pairs.filter_map(move |timing| Some((timing, begun?.at.0)))
+}
+
+/// The step that a server came to last.
+pub fn last(incarnation: u32, timings: &[Timing]) -> Option<(u32, TimingStep)> {
+    timings.last().map(|timing| (incarnation, timing.step))
+}
+
 /// The steps that a server shows to have been reached.
 fn shown(server: &ServerView, ready: bool) -> impl Iterator<Item = TimingStep> {
     let guest = &server.guest;

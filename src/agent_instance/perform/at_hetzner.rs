@@ -9,7 +9,13 @@ use kube::{
 };
 
 use super::{
-    super::{creation, desired::Desired, observe::Moment, talk::GuestKey, world::SendOutcome},
+    super::{
+        creation,
+        desired::Desired,
+        observe::Moment,
+        talk::GuestKey,
+        world::{SendOutcome, World},
+    },
     Performer,
 };
 use crate::{
@@ -22,6 +28,7 @@ use crate::{
     },
     hetzner_project::connection::Connection,
     labels,
+    metrics::Cause,
 };
 
 impl Performer<'_> {
@@ -91,6 +98,9 @@ impl Performer<'_> {
         let outcome = answer
             .as_ref()
             .map_or_else(creation::outcome, |_| SendOutcome::Created);
+        if answer.is_ok() {
+            self.ctx.metrics.created(&agent.class, self.cause(record));
+        }
         let half_failed = answer.as_ref().ok().and_then(half_failed);
         self.remember(|memory| {
             memory.answered(outcome, before);
@@ -100,6 +110,21 @@ impl Performer<'_> {
             spend.refused();
         }
         take_answer(&connection, record, answer)
+    }
+
+    fn cause(&self, record: &ProvisioningRecord) -> Cause {
+        let World {
+            servers, status, ..
+        } = self.world;
+        if record.attempt.is_some_and(|attempt| attempt > 1) {
+            Cause::Retry
+        } else if !servers.is_empty() {
+            Cause::SwitchOver
+        } else if status.server.is_some() {
+            Cause::Replacement
+        } else {
+            Cause::New
+        }
     }
 
     /// The fuse on spending: more creations than the instances explain are a defect somewhere.
