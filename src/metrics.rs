@@ -277,3 +277,6 @@ impl Metrics {
         inner.last_sweep.set(Timestamp::now().as_second());
     }
 }
+
+#[cfg(test)]
+mod tests;

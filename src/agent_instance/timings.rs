@@ -277,6 +277,50 @@ mod tests {
     }
 
     #[test]
+    fn each_step_is_measured_once_and_what_an_earlier_process_reported_is_not() {
+        let all = || {
+            vec![
+                timing(WrittenDown, 10),
+                timing(Accepted, 20),
+                timing(Ready, 30),
+            ]
+        };
+        let began_here = || world(false, vec![]);
+        let reported = || world(true, vec![timing(WrittenDown, 10), timing(Accepted, 20)]);
+        let table = [
+            (
+                began_here(),
+                all(),
+                None,
+                vec![WrittenDown, Accepted, Ready],
+            ),
+            (began_here(), all(), Some((1, Accepted)), vec![Ready]),
+            (began_here(), all(), Some((1, Ready)), vec![]),
+            (reported(), all(), None, vec![Ready]),
+            (
+                reported(),
+                all(),
+                Some((1, WrittenDown)),
+                vec![Accepted, Ready],
+            ),
+            // What was measured of another server says nothing of this one.
+            (reported(), all(), Some((7, Ready)), vec![Ready]),
+            // A server that was taken up has no times.
+            (began_here(), vec![], None, vec![]),
+        ];
+        for (world, now, measured, expected) in table {
+            let found = unmeasured(&world, &now, measured);
+            let steps: Vec<_> = found
+                .map(|(timing, begun)| {
+                    assert_eq!(begun, at(10));
+                    timing.step
+                })
+                .collect();
+            assert_eq!(steps, expected, "{measured:?}");
+        }
+    }
+
+    #[test]
     fn the_first_request_counts() {
         let mut memory = Memory::default();
         let record = record(1, 10);

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -107,20 +108,11 @@ impl Fleet {
     }
 
     fn count_instances(&self, ctx: &Context) {
-        let classes: BTreeSet<String> = names(ctx.stores.classes.state());
-        let (mut phases, mut stalled) = (BTreeMap::new(), BTreeMap::new());
-        for instance in ctx.stores.instances.state() {
-            let class = match &instance.spec.class_name {
-                class if classes.contains(class) => class.clone(),
-                _ => String::new(),
-            };
-            if let Some(reason) = stalled_for(&instance) {
-                *stalled.entry([class.clone(), reason]).or_insert(0) += 1;
-            }
-            *phases.entry([class, phase(&instance)]).or_insert(0) += 1;
-        }
-        refill(&self.instances, phases);
-        refill(&self.stalled, stalled);
+        let classes = ctx.stores.classes.state();
+        let classes: BTreeSet<String> = classes.iter().map(|class| class.name_any()).collect();
+        let tally = Tally::of(&ctx.stores.instances.state(), &classes);
+        refill(&self.instances, tally.phases);
+        refill(&self.stalled, tally.stalled);
     }
 
     fn show_classes(&self, ctx: &Context) {
@@ -178,8 +170,27 @@ impl Fleet {
     }
 }
 
-fn names<K: kube::Resource>(objects: Vec<std::sync::Arc<K>>) -> BTreeSet<String> {
-    objects.iter().map(|object| object.name_any()).collect()
+/// How many instances of which class are where.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    phases: BTreeMap<[String; 2], i64>,
+    stalled: BTreeMap<[String; 2], i64>,
+}
+
+impl Tally {
+    /// Anybody may name a class, so only one that exists is told.
+    fn of(instances: &[Arc<AgentInstance>], classes: &BTreeSet<String>) -> Self {
+        let mut tally = Self::default();
+        for instance in instances {
+            let class = classes.get(&instance.spec.class_name);
+            let class = class.cloned().unwrap_or_default();
+            if let Some(reason) = stalled_for(instance) {
+                *tally.stalled.entry([class.clone(), reason]).or_insert(0) += 1;
+            }
+            *tally.phases.entry([class, phase(instance)]).or_insert(0) += 1;
+        }
+        tally
+    }
 }
 
 fn phase(instance: &AgentInstance) -> String {
@@ -215,5 +226,75 @@ fn refill<const N: usize>(gauges: &Gauges<N>, all: impl IntoIterator<Item = ([St
     gauges.clear();
     for (values, number) in all {
         gauges.set(values.map(Value::from), number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{AgentInstanceStatus, condition, set_condition};
+
+    fn instance(name: &str, class: &str, phase: Option<&str>) -> AgentInstance {
+        let spec = serde_json::from_value(serde_json::json!({"className": class})).unwrap();
+        let mut instance = AgentInstance::new(name, spec);
+        instance.status = phase.map(|phase| AgentInstanceStatus {
+            phase: Some(phase.into()),
+            ..AgentInstanceStatus::default()
+        });
+        instance
+    }
+
+    fn tally(instances: Vec<AgentInstance>) -> Tally {
+        let instances: Vec<_> = instances.into_iter().map(Arc::new).collect();
+        Tally::of(&instances, &BTreeSet::from(["small".to_owned()]))
+    }
+
+    #[test]
+    fn instances_are_counted_by_class_and_phase_and_for_what_only_a_person_can_help_with() {
+        let mut stalled = instance("c", "small", Some("Stalled"));
+        let conditions = &mut stalled.status.as_mut().unwrap().conditions;
+        let why = condition(ConditionType::Stalled, Some(true), "ProvisionFailed", "");
+        set_condition(conditions, why, None, jiff::Timestamp::UNIX_EPOCH);
+        let found = tally(vec![
+            instance("a", "small", Some("Ready")),
+            instance("b", "small", Some("Ready")),
+            stalled,
+            instance("d", "small", None),
+        ]);
+        let of_small = |word: &str| ["small".to_owned(), word.to_owned()];
+        let phases = [("Ready", 2), ("Stalled", 1), ("Pending", 1)];
+        assert_eq!(
+            found.phases,
+            phases.map(|(word, number)| (of_small(word), number)).into()
+        );
+        let stalled = [(of_small("ProvisionFailed"), 1)];
+        assert_eq!(found.stalled, stalled.into());
+    }
+
+    #[test]
+    fn a_thousand_instances_of_classes_that_do_not_exist_are_one_series() {
+        let many = (0..1000).map(|n| instance(&format!("i{n}"), &format!("c{n}"), Some("Pending")));
+        let found = tally(many.collect());
+        let nobodys = [String::new(), "Pending".to_owned()];
+        assert_eq!(found.phases, [(nobodys, 1000)].into());
+    }
+
+    #[test]
+    fn what_is_gone_is_not_shown_any_more() {
+        let mut all = Declaring::default();
+        let gauges = all.gauges("agentfleet_test", &["class"], "A test");
+        let shown = |all: &Declaring| {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &all.registry).unwrap();
+            text
+        };
+        refill(&gauges, [(["old".to_owned()], 1), (["new".to_owned()], 2)]);
+        assert!(shown(&all).contains("{class=\"old\"} 1"));
+        refill(&gauges, [(["new".to_owned()], 3)]);
+        let text = shown(&all);
+        assert!(
+            !text.contains("old") && text.contains("{class=\"new\"} 3"),
+            "{text}"
+        );
     }
 }
