@@ -216,11 +216,12 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address();
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(
-            listener.serve(routes(liveness, readiness, Metrics::new()), async {
-                drop(stopped.await)
-            }),
-        );
+        let task = tokio::spawn(listener.serve(
+            routes(liveness, readiness, Metrics::new()),
+            async {
+                drop(stopped.await);
+            },
+        ));
         (address, stop, task)
     }
 
