@@ -152,7 +152,7 @@ impl Metrics {
         }))
     }
 
-    /// What was declared, in the order of what is scraped.
+    /// What was declared.
     pub fn declared(&self) -> &[Declared] {
         &self.0.declared
     }

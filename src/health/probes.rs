@@ -118,13 +118,8 @@ impl Probes {
     }
 
     /// How many agents are probed.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         lock(&self.by_key).len()
-    }
-
-    /// Whether no agent is probed.
-    pub fn is_empty(&self) -> bool {
-        lock(&self.by_key).is_empty()
     }
 
     /// Ends the probes of an agent.

@@ -104,7 +104,7 @@ impl Fleet {
         self.show_classes(ctx);
         self.show_projects(ctx);
         self.show_budgets(ctx);
-        set(&self.probers, ctx.talks.probes.len());
+        set(&self.probers, ctx.talks.probes.count());
     }
 
     fn count_instances(&self, ctx: &Context) {
