@@ -21,6 +21,7 @@ use crate::{
     keys::Keyring,
     kube_ext::{Clients, Events},
     leader::Leadership,
+    metrics::Metrics,
     notification::delivery::Notifications,
     rollout::Rollouts,
     zombies::SweepFlags,
@@ -56,6 +57,8 @@ pub struct Context {
     pub pace: Pace,
     /// Events about instances that are on their way to the webhook.
     pub notifications: Notifications,
+    /// What is counted for Prometheus.
+    pub metrics: Metrics,
     /// The guest program that this operator brings.
     pub program: Program,
     /// Asks a controller to look at an object again.

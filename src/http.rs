@@ -1,4 +1,4 @@
-//! The endpoints that the kubelet asks: is the process alive, is it ready.
+//! The endpoints that the kubelet asks: is the process alive, is it ready; and the one that Prometheus scrapes.
 //!
 //! Alive means that something was heard of lately: a watch event, a bookmark or a reconcile. A process that hears nothing for too long is stuck
 //! or cut off, and a restart costs nothing (I10). Ready means that the Kubernetes stores are filled; Hetzner's state is a condition, not readiness.
@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header::CONTENT_TYPE};
 use axum::routing::get;
 use tokio::net::TcpListener;
+
+use crate::metrics::{self, Metrics};
 
 /// How long requests under way may take once the process is to end.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -169,11 +171,15 @@ impl Listener {
     }
 }
 
-/// `/healthz` and `/readyz`.
-pub fn routes(liveness: Liveness, readiness: Readiness) -> Router {
+/// `/healthz`, `/readyz` and `/metrics`.
+pub fn routes(liveness: Liveness, readiness: Readiness, metrics: Metrics) -> Router {
     Router::new()
         .route("/healthz", get(async move || liveness.answer()))
         .route("/readyz", get(async move || readiness.answer()))
+        .route(
+            "/metrics",
+            get(async move || ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.scrape())),
+        )
 }
 
 #[cfg(test)]
@@ -210,9 +216,12 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address();
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(
-            listener.serve(routes(liveness, readiness), async { drop(stopped.await) }),
-        );
+        let task = tokio::spawn(listener.serve(
+            routes(liveness, readiness, Metrics::new()),
+            async {
+                drop(stopped.await);
+            },
+        ));
         (address, stop, task)
     }
 

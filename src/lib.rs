@@ -34,7 +34,7 @@
 //! | master key and all that is derived from it | [`fleet`], [`keys`] |
 //! | notification: events about instances, for one receiver outside | [`notification`] |
 //! | errors as pauses and words | [`error`], [`trouble`], [`transitions`] |
-//! | the process: Lease, clients, endpoints, logs, crash points | [`operator`], [`leader`], [`kube_ext`], [`http`], [`telemetry`], [`crash_point`] |
+//! | the process: Lease, clients, endpoints, logs, crash points | [`operator`], [`leader`], [`kube_ext`], [`http`], [`telemetry`], [`metrics`], [`crash_point`] |
 //! | what all reconcilers share | [`context`] |
 //! | zombie: what carries our labels and belongs to nobody; the sweep | [`zombies`] |
 //! | known secrets taken out of what others wrote | [`redact`] |
@@ -59,6 +59,7 @@ pub mod keys;
 pub mod kube_ext;
 pub mod labels;
 pub mod leader;
+pub mod metrics;
 pub mod naming;
 pub mod notification;
 pub mod operator;

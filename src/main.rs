@@ -75,7 +75,7 @@ struct Run {
         default_value = "https://api.hetzner.cloud/v1"
     )]
     hcloud_endpoint: String,
-    /// Where /healthz and /readyz are served
+    /// Where /healthz, /readyz and /metrics are served
     #[arg(long, default_value = "0.0.0.0:8080")]
     http_listen: String,
     /// Where servers post their host keys; needed for classes that bootstrap by phone home

@@ -25,6 +25,7 @@ use crate::{
     keys::{Keyring, MasterKey},
     kube_ext::{self, Clients, Events},
     leader::{Candidate, Leadership, Timing},
+    metrics::Metrics,
     notification::delivery::{self, Notifications, Receiver, ReceiverError},
     rollout::Rollouts,
     zombies,
@@ -109,23 +110,26 @@ pub enum OperatorError {
 /// # Errors
 /// Why it could not start, or why it had to end.
 pub async fn run(mut options: Options, stop: CancellationToken) -> Result<(), OperatorError> {
-    let notifications = Notifications::new(options.webhook.take())?;
+    let metrics = Metrics::new();
+    let notifications = Notifications::new(options.webhook.take(), metrics.clone())?;
     let (clients, server) = reach(&options.settings).await?;
     let (liveness, readiness) = (Liveness::new(options.silence_max), Readiness::default());
     serve(
         options.http.take(),
-        routes(liveness.clone(), readiness.clone()),
+        routes(liveness.clone(), readiness.clone(), metrics.clone()),
         &stop,
     );
     let master = master_key(&clients, &server, &options).await?;
     let leases: Api<Lease> = Api::namespaced(clients.write.clone(), &options.settings.namespace);
     let (leadership, candidate) = Candidate::new(leases, LEASE, &options.identity, options.lease)?;
+    metrics.follow(leadership.clone());
     let prepared = Prepared {
         clients,
         master,
         notifications,
         liveness,
         readiness,
+        metrics,
     };
     let resign = CancellationToken::new();
     let candidacy = tokio::spawn(candidate.run(resign.clone().cancelled_owned()));
@@ -145,6 +149,7 @@ struct Prepared {
     notifications: (Notifications, delivery::Ended),
     liveness: Liveness,
     readiness: Readiness,
+    metrics: Metrics,
 }
 
 /// Checks what can be checked before anything is asked, and makes the clients of the API server; answers its URL too.
@@ -194,6 +199,7 @@ async fn lead(
         notifications: (notifications, delivered),
         liveness,
         readiness,
+        metrics,
     } = prepared;
     leadership.acquired().await;
     tracing::info!(fleet = master.fleet(), "leads");
@@ -205,8 +211,10 @@ async fn lead(
         PROBES_AT_ONCE,
         health::http_client()?,
         Arc::clone(&canaries),
+        metrics.clone(),
     );
-    let (talks, [greeted, obeyed]) = Talks::new(HELLOS_AT_ONCE, ORDERS_AT_ONCE, probes);
+    let pools = (HELLOS_AT_ONCE, ORDERS_AT_ONCE);
+    let (talks, [greeted, obeyed]) = Talks::new(pools, probes, metrics.clone());
     let (wake, woken) = wakes();
     let watches = Watches::new(&clients.read, &options.settings.namespace, &liveness);
     let phone_home = options.phone_home.take();
@@ -224,10 +232,12 @@ async fn lead(
         canaries,
         pace: Pace::per_minute(options.recoveries_per_minute),
         notifications,
+        metrics,
         program: Program::new(include_str!("guest/program.py"))?,
         wake,
         clients,
     });
+    context.metrics.show(&context);
     tokio::spawn(wake_when_told(delivered, context.wake.clone()));
     for ended in [greeted, obeyed, changed] {
         tokio::spawn(wake_when_over(ended, context.wake.clone()));

@@ -34,6 +34,7 @@ use self::{
 use crate::{
     api::{AgentClass, AgentClassStatus},
     context::Context,
+    error::Setback,
     hetzner_project::request::Failure,
     kube_ext::{apply_status, status_changed},
     transitions,
@@ -109,10 +110,10 @@ fn after_failure(
         Failure::NotLeading => Ok(Action::requeue(PATIENCE)),
         Failure::Hetzner(_) => {
             let credentials = failure.of_credentials();
+            let setback = Setback::from(failure);
+            ctx.metrics.set_back("AgentClass", setback.reason);
             ctx.classes.with(&desired.name, |memory| {
-                memory
-                    .troubles
-                    .failed(key, failure.into(), credentials, now);
+                memory.troubles.failed(key, setback, credentials, now);
             });
             Ok(Action::requeue(Duration::ZERO))
         }

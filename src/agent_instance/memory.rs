@@ -41,6 +41,8 @@ pub struct Memory {
     pub secrets: Option<(String, SecretsView)>,
     /// The events that were told.
     pub notices: NoticesMemory,
+    /// The last step of which incarnation the metrics know.
+    pub measured: Option<(u32, TimingStep)>,
     trouble: Option<Trouble>,
     basis: String,
 }

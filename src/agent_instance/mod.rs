@@ -74,6 +74,10 @@ pub async fn reconcile(
     tracing::debug!(stage = ?plan.stage, steps = ?plan.steps, "planned");
     let next = next_status(&instance, &desired, &world, &plan, moment);
     ctx.memories.with(&uid, |memory| {
+        for (timing, begun) in timings::unmeasured(&world, &next.timings, memory.measured) {
+            ctx.metrics.reached(timing, begun);
+        }
+        memory.measured = timings::last(world.incarnation(), &next.timings);
         memory.attempt.timings.clone_from(&next.timings);
     });
     let mut performer = Performer {
@@ -157,6 +161,7 @@ async fn perform_all(performer: &mut Performer<'_>, plan: &Plan) -> Option<Durat
 
 /// What takes a moment is no news; all else is remembered, and the next look says so.
 fn after(ctx: &Context, uid: &str, step: &Step, setback: Setback) -> Duration {
+    ctx.metrics.set_back("AgentInstance", setback.reason);
     if let Some(pause) = setback.brief() {
         return pause;
     }

@@ -171,6 +171,7 @@ impl Performer<'_> {
         };
         self.write_records(&records).await?;
         self.remember(|memory| memory.fresh_recovery = Some(record.at.0));
+        self.ctx.metrics.recovers(self.class(), record.action);
         Ok(())
     }
 
@@ -182,6 +183,8 @@ impl Performer<'_> {
         self.write_records(&records).await?;
         let (reason, action) = (record.reason.as_str(), record.action);
         let attempt = record.attempt;
+        let metrics = &self.ctx.metrics;
+        metrics.rolled_back(self.class(), record.reason, action);
         tracing::warn!(
             reason,
             ?action,
@@ -232,6 +235,11 @@ impl Performer<'_> {
             let replaced = std::mem::replace(&mut self.version, version);
             self.remember(|memory| memory.replaced.push(replaced));
         }
+    }
+
+    /// Name of the class, if that exists.
+    fn class(&self) -> &str {
+        self.agent().map_or("", |(agent, _)| agent.class.as_str())
     }
 
     fn agent(&self) -> Result<(&Agent, &Want), Setback> {

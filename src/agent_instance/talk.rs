@@ -10,7 +10,7 @@ mod order;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -32,9 +32,10 @@ use crate::{
         acts::Acts,
         answers::{Greeting, KeptFile, Phase, Step, StepState},
         host_key::HostKey,
-        protocol::Answered,
+        protocol::{Answered, Verb},
     },
     health::Probes,
+    metrics::Metrics,
 };
 
 /// How long a guest may take for what it does at once.
@@ -95,6 +96,7 @@ pub struct Talks {
     pub lines: Arc<Lines>,
     /// Whoever asks agents for their health.
     pub probes: Probes,
+    metrics: Metrics,
 }
 
 /// The keys of acts that are over.
@@ -102,7 +104,11 @@ pub type Ended = tokio::sync::mpsc::UnboundedReceiver<GuestKey>;
 
 impl Talks {
     /// Pools for so many long polls and so many orders at once.
-    pub fn new(hellos: usize, orders: usize, probes: Probes) -> (Self, [Ended; 2]) {
+    pub fn new(
+        (hellos, orders): (usize, usize),
+        probes: Probes,
+        metrics: Metrics,
+    ) -> (Self, [Ended; 2]) {
         let (hellos, greeted) = Acts::new(hellos);
         let (orders, obeyed) = Acts::new(orders);
         let talks = Self {
@@ -110,19 +116,40 @@ impl Talks {
             orders,
             lines: Arc::default(),
             probes,
+            metrics,
         };
         (talks, [greeted, obeyed])
     }
 
     /// Starts to listen to a guest.
     pub fn listen(&self, key: GuestKey, act: impl Future<Output = Outcome> + Send + 'static) {
-        self.hellos.start(key, act);
+        self.hellos.start(key, self.measured(Verb::Hello, act));
     }
 
     /// Starts to give a guest an order, which may be what its agent's health hangs on.
-    pub fn order(&self, key: GuestKey, act: impl Future<Output = Outcome> + Send + 'static) {
+    pub fn order(
+        &self,
+        key: GuestKey,
+        verb: Verb,
+        act: impl Future<Output = Outcome> + Send + 'static,
+    ) {
         self.probes.forget(&key);
-        self.orders.start(key, act);
+        self.orders.start(key, self.measured(verb, act));
+    }
+
+    /// An act that is counted when it is over; the wait for its turn is no part of it.
+    fn measured(
+        &self,
+        verb: Verb,
+        act: impl Future<Output = Outcome> + Send + 'static,
+    ) -> impl Future<Output = Outcome> + Send + 'static {
+        let metrics = self.metrics.clone();
+        async move {
+            let begun = Instant::now();
+            let outcome = act.await;
+            metrics.acted(verb, &outcome, begun.elapsed());
+            outcome
+        }
     }
 
     /// Drops what is under way with a server that is going.

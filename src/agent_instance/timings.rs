@@ -62,6 +62,32 @@ fn before(world: &World) -> Vec<Timing> {
     known
 }
 
+/// What the metrics do not know yet, and when all of it began: neither measured by this process, nor reported before by an earlier one.
+pub fn unmeasured<'a>(
+    world: &World,
+    now: &'a [Timing],
+    measured: Option<(u32, TimingStep)>,
+) -> impl Iterator<Item = (&'a Timing, Timestamp)> {
+    let incarnation = world.incarnation();
+    let of_this = measured.filter(|(of, _)| *of == incarnation);
+    let known = of_this.or_else(|| {
+        let reported = world.status.incarnation == Some(i64::from(incarnation));
+        last(incarnation, &world.status.timings).filter(|_| reported)
+    });
+    let begun = now
+        .first()
+        .filter(|first| first.step == TimingStep::WrittenDown);
+    let news = move |timing: &&Timing| known.is_none_or(|(_, known)| timing.step > known);
+    let rest = if begun.is_some() { now } else { &[] };
+    let pairs = rest.iter().filter(news);
+    pairs.filter_map(move |timing| Some((timing, begun?.at.0)))
+}
+
+/// The step that a server came to last.
+pub fn last(incarnation: u32, timings: &[Timing]) -> Option<(u32, TimingStep)> {
+    timings.last().map(|timing| (incarnation, timing.step))
+}
+
 /// The steps that a server shows to have been reached.
 fn shown(server: &ServerView, ready: bool) -> impl Iterator<Item = TimingStep> {
     let guest = &server.guest;
@@ -248,6 +274,50 @@ mod tests {
         };
         for world in [without_record, world(true, vec![])] {
             assert_eq!(timings(&world, Some(&current), true, at(90)), []);
+        }
+    }
+
+    #[test]
+    fn each_step_is_measured_once_and_what_an_earlier_process_reported_is_not() {
+        let all = || {
+            vec![
+                timing(WrittenDown, 10),
+                timing(Accepted, 20),
+                timing(Ready, 30),
+            ]
+        };
+        let began_here = || world(false, vec![]);
+        let reported = || world(true, vec![timing(WrittenDown, 10), timing(Accepted, 20)]);
+        let table = [
+            (
+                began_here(),
+                all(),
+                None,
+                vec![WrittenDown, Accepted, Ready],
+            ),
+            (began_here(), all(), Some((1, Accepted)), vec![Ready]),
+            (began_here(), all(), Some((1, Ready)), vec![]),
+            (reported(), all(), None, vec![Ready]),
+            (
+                reported(),
+                all(),
+                Some((1, WrittenDown)),
+                vec![Accepted, Ready],
+            ),
+            // What was measured of another server says nothing of this one.
+            (reported(), all(), Some((7, Ready)), vec![Ready]),
+            // A server that was taken up has no times.
+            (began_here(), vec![], None, vec![]),
+        ];
+        for (world, now, measured, expected) in table {
+            let found = unmeasured(&world, &now, measured);
+            let steps: Vec<_> = found
+                .map(|(timing, begun)| {
+                    assert_eq!(begun, at(10));
+                    timing.step
+                })
+                .collect();
+            assert_eq!(steps, expected, "{measured:?}");
         }
     }
 

@@ -13,6 +13,7 @@ use super::circuit::{Circuit, Reply, Rules};
 use super::probe::{Target, ask};
 use crate::agent_instance::talk::GuestKey;
 use crate::api::{Health, HealthState};
+use crate::metrics::Metrics;
 
 /// The longest pause between two probes of an agent that has not answered well yet.
 const STARTING: Duration = Duration::from_secs(1);
@@ -40,6 +41,7 @@ pub struct Probes {
     http: reqwest::Client,
     canaries: Arc<Canaries>,
     changed: mpsc::UnboundedSender<GuestKey>,
+    metrics: Metrics,
 }
 
 struct Prober {
@@ -57,7 +59,12 @@ impl Drop for Prober {
 
 impl Probes {
     /// No probers yet; at most `limit` probes will run at once, and the canaries hear of each that SSH answered.
-    pub fn new(limit: usize, http: reqwest::Client, canaries: Arc<Canaries>) -> (Self, Ended) {
+    pub fn new(
+        limit: usize,
+        http: reqwest::Client,
+        canaries: Arc<Canaries>,
+        metrics: Metrics,
+    ) -> (Self, Ended) {
         let (changed, told) = mpsc::unbounded_channel();
         let probes = Self {
             by_key: Mutex::default(),
@@ -65,6 +72,7 @@ impl Probes {
             http,
             canaries,
             changed,
+            metrics,
         };
         (probes, told)
     }
@@ -85,6 +93,7 @@ impl Probes {
             http: self.http.clone(),
             canaries: Arc::clone(&self.canaries),
             changed: self.changed.clone(),
+            metrics: self.metrics.clone(),
         };
         let prober = Prober {
             health,
@@ -108,6 +117,11 @@ impl Probes {
         })
     }
 
+    /// How many agents are probed.
+    pub fn count(&self) -> usize {
+        lock(&self.by_key).len()
+    }
+
     /// Ends the probes of an agent.
     pub fn forget(&self, key: &GuestKey) {
         lock(&self.by_key).remove(key);
@@ -123,6 +137,7 @@ struct Turn {
     http: reqwest::Client,
     canaries: Arc<Canaries>,
     changed: mpsc::UnboundedSender<GuestKey>,
+    metrics: Metrics,
 }
 
 impl Turn {
@@ -136,7 +151,9 @@ impl Turn {
         };
         loop {
             tokio::time::sleep(pause).await;
-            if let Some(reply) = self.probe().await {
+            let reply = self.probe().await;
+            self.metrics.probed(&self.target.health, reply.as_ref());
+            if let Some(reply) = reply {
                 self.take(reply);
             }
             let starts = lock(&self.circuit).state().is_none();

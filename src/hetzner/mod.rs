@@ -51,7 +51,7 @@ pub use servers::{
 pub use snapshots::Snapshot;
 pub use ssh_keys::{SshKey, SshKeyId};
 pub use stock::{Next, Place, Stock};
-pub use transport::Client;
+pub use transport::{Client, Exchange};
 
 use std::collections::BTreeMap;
 

@@ -4,7 +4,7 @@
 //! bound, its rate-limit headers reach the budget whatever else is wrong with it, and the token
 //! leaves this module in no other way than in the `Authorization` header.
 
-use super::budget::{Permit, RateLimit};
+use super::budget::{Lane, Permit, RateLimit};
 use super::error::{Error, Outcome, Refusal};
 use super::error_code::ErrorCode;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -23,7 +23,23 @@ const POOL_IDLE: Duration = Duration::from_secs(20);
 
 /// A client for one project: an endpoint and a token.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client(Arc<Inner>, Option<Told>);
+
+/// Whoever is told of each request that is over.
+type Told = Arc<dyn Fn(&Exchange<'_>) + Send + Sync>;
+
+/// One request that is over, for whoever counts them.
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange<'a> {
+    /// Verb and route, such as `GET /servers/{id}`.
+    pub route: &'static str,
+    /// What it was for.
+    pub lane: Lane,
+    /// The status of a good answer, or why there is none.
+    pub code: Result<u16, &'a ErrorCode>,
+    /// How long it took.
+    pub took: Duration,
+}
 
 struct Inner {
     http: reqwest::Client,
@@ -121,7 +137,13 @@ impl Client {
             .timeout(timeout)
             .build()
             .map_err(unusable)?;
-        Ok(Self(Arc::new(Inner { http, base, token })))
+        Ok(Self(Arc::new(Inner { http, base, token }), None))
+    }
+
+    /// Tells `told` of each request from now on, once it is over; it must not take long.
+    #[must_use]
+    pub fn telling(self, told: impl Fn(&Exchange<'_>) + Send + Sync + 'static) -> Self {
+        Self(self.0, Some(Arc::new(told)))
     }
 
     /// Sends `call` and reads its answer as a `T`.
@@ -131,6 +153,7 @@ impl Client {
         call: Call,
     ) -> Result<T, Error> {
         let (route, id, mutates) = (call.route, call.id, call.method() != Method::GET);
+        let (lane, begun) = (permit.lane(), Instant::now());
         let result = self.exchange(permit, call).await.and_then(|answer| {
             // A 204 has no body, and a type for it reads `null`.
             let body: &[u8] = if answer.body.is_empty() {
@@ -146,6 +169,17 @@ impl Client {
                 ),
             }
         });
+        if let Some(tell) = &self.1 {
+            tell(&Exchange {
+                route,
+                lane,
+                code: result
+                    .as_ref()
+                    .map(|(_, answer)| answer.status)
+                    .map_err(Error::code),
+                took: begun.elapsed(),
+            });
+        }
         if mutates {
             log_mutation(route, id, result.as_ref().map(|(_, answer)| answer));
         }

@@ -35,6 +35,7 @@ use self::{
 use crate::{
     api::{HetznerProject, HetznerProjectStatus},
     context::Context,
+    error::Setback,
     hetzner::SshKeyId,
     kube_ext::{apply_status, error_chain, status_changed},
     transitions,
@@ -64,7 +65,7 @@ pub async fn reconcile(project: Arc<HetznerProject>, ctx: Arc<Context>) -> Resul
     for step in &plan.steps {
         match perform::perform(&ctx, &project, &desired, &observed, step).await {
             Ok(()) => {}
-            Err(failure) => return after_failure(&observed, step, failure),
+            Err(failure) => return after_failure(&ctx, &observed, step, failure),
         }
     }
     Ok(next(&ctx, &plan, written))
@@ -94,17 +95,24 @@ fn next(ctx: &Context, plan: &Plan, written: bool) -> Action {
 }
 
 /// A failed request is remembered, and the next look says so; what Kubernetes refused goes to the error policy.
-fn after_failure(observed: &Observed, step: &Step, failure: Failure) -> Result<Action, Failure> {
+fn after_failure(
+    ctx: &Context,
+    observed: &Observed,
+    step: &Step,
+    failure: Failure,
+) -> Result<Action, Failure> {
     let now = std::time::Instant::now();
     match (&failure, &observed.connection) {
         (Failure::Budget(at), _) => Ok(Action::requeue(at.0.saturating_duration_since(now))),
         (Failure::NotLeading, _) => Ok(Action::requeue(KUBERNETES)),
         (Failure::Hetzner(_), Some(connection)) => {
             let credentials = failure.of_credentials();
+            let setback = Setback::from(failure);
+            ctx.metrics.set_back("HetznerProject", setback.reason);
             connection
                 .memory()
                 .troubles
-                .failed(step.kind(), failure.into(), credentials, now);
+                .failed(step.kind(), setback, credentials, now);
             Ok(Action::requeue(Duration::ZERO))
         }
         _ => Err(failure),

@@ -67,6 +67,8 @@ fn connect(ctx: &Context, desired: &Desired, observed: &Observed) -> Result<(), 
         token.clone(),
         ctx.settings.request_timeout,
     )?;
+    let metrics = ctx.metrics.clone();
+    let client = client.telling(move |exchange| metrics.exchanged(exchange));
     let inventory = Inventory::new(Config {
         selector: format!("{}={}", labels::FLEET, ctx.keyring.current().fleet()),
         key_labels: KeyLabels {

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     agent_instance::desired::Identity, crash_point, guest::acts::Acts, kube_ext::error_chain,
+    metrics::Metrics,
 };
 
 /// How many events are on their way at once.
@@ -78,6 +79,7 @@ pub type Ended = mpsc::UnboundedReceiver<Identity>;
 pub struct Notifications {
     receiver: Option<Arc<Client>>,
     acts: Acts<Identity, Delivery>,
+    metrics: Metrics,
 }
 
 struct Client {
@@ -95,10 +97,18 @@ impl Notifications {
     ///
     /// # Errors
     /// When the receiver cannot be used as the flags say.
-    pub fn new(receiver: Option<Receiver>) -> Result<(Self, Ended), ReceiverError> {
+    pub fn new(
+        receiver: Option<Receiver>,
+        metrics: Metrics,
+    ) -> Result<(Self, Ended), ReceiverError> {
         let receiver = receiver.map(Client::new).transpose()?.map(Arc::new);
         let (acts, ended) = Acts::new(AT_ONCE);
-        Ok((Self { receiver, acts }, ended))
+        let notifications = Self {
+            receiver,
+            acts,
+            metrics,
+        };
+        Ok((notifications, ended))
     }
 
     /// Whether there is somebody to tell.
@@ -112,7 +122,12 @@ impl Notifications {
         let Some(client) = self.receiver.clone() else {
             return;
         };
-        let act = async move { client.deliver(event, &subject).await };
+        let metrics = self.metrics.clone();
+        let act = async move {
+            let delivery = client.deliver(event, &subject).await;
+            metrics.delivered(matches!(delivery, Delivery::Taken(_)));
+            delivery
+        };
         self.acts.start(instance.clone(), act);
     }
 

@@ -1,8 +1,11 @@
 //! The watches of Kubernetes: they fill the stores, wake whoever is concerned, and feed the controllers.
 
-use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc};
+use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc, time::Instant};
 
-use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc, stream::BoxStream};
+use futures::{
+    FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, channel::mpsc, future::BoxFuture,
+    stream::BoxStream,
+};
 use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Secret};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -290,7 +293,7 @@ impl Watches {
         tokio::join!(
             watched(
                 instances.run(
-                    agent_instance::reconcile,
+                    measured("AgentInstance", agent_instance::reconcile),
                     agent_instance::error_policy,
                     ctx.clone()
                 ),
@@ -298,7 +301,7 @@ impl Watches {
             ),
             watched(
                 classes.run(
-                    agent_class::reconcile,
+                    measured("AgentClass", agent_class::reconcile),
                     hetzner_project::error_policy,
                     ctx.clone()
                 ),
@@ -306,7 +309,7 @@ impl Watches {
             ),
             watched(
                 projects.run(
-                    hetzner_project::reconcile,
+                    measured("HetznerProject", hetzner_project::reconcile),
                     hetzner_project::error_policy,
                     ctx
                 ),
@@ -364,6 +367,26 @@ fn waking_class(
             wake.class(&instance.spec.class_name);
         }
     })
+}
+
+/// A look that is measured, whatever it looks at.
+fn measured<K, E, Look>(
+    kind: &'static str,
+    look: impl Fn(Arc<K>, Arc<Context>) -> Look,
+) -> impl Fn(Arc<K>, Arc<Context>) -> BoxFuture<'static, Result<Action, E>>
+where
+    Look: Future<Output = Result<Action, E>> + Send + 'static,
+{
+    move |object, ctx| {
+        let (begun, metrics) = (Instant::now(), ctx.metrics.clone());
+        let look = look(object, ctx);
+        async move {
+            let looked = look.await;
+            metrics.reconciled(kind, looked.is_ok(), begun.elapsed());
+            looked
+        }
+        .boxed()
+    }
 }
 
 /// Runs a controller to its end; every look shows that the process is alive.

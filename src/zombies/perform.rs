@@ -56,6 +56,7 @@ pub async fn delete_all(ctx: &Context, world: &World, plan: &Plan) -> Vec<Target
                     reason = reason.as_str(),
                     "zombie deleted"
                 );
+                ctx.metrics.swept(target.kind, reason);
                 gone.push(target.clone());
             }
             Ok(false) => tracing::info!(

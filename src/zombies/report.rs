@@ -33,17 +33,15 @@ pub fn tell(ctx: &Context, memory: &mut Memory, world: &World, plan: &Plan, gone
             publish(ctx, finding, deleted);
         }
     }
+    let left = |found: &&Finding| !gone.iter().any(|target| is_of(found, target));
+    let left: Vec<&Finding> = plan.findings.iter().filter(left).collect();
+    ctx.metrics.sweep_ended(&left, plan.hold.is_some());
     for project in &world.projects {
         let Some(Ok(connection)) = ctx.connections.get(&project.name) else {
             continue;
         };
-        let found = plan
-            .findings
-            .iter()
-            .filter(|found| found.project == project.name);
-        let found: Vec<&Finding> = found
-            .filter(|found| !gone.iter().any(|target| is_of(found, target)))
-            .collect();
+        let found = left.iter().filter(|found| found.project == project.name);
+        let found: Vec<&Finding> = found.copied().collect();
         if let Some(tally) = tally(plan, &found)
             && connection.tell_zombies(tally)
         {

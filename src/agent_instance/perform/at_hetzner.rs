@@ -31,6 +31,7 @@ use crate::{
     },
     hetzner_project::connection::Connection,
     labels,
+    metrics::Cause,
     rollout::UsedUp,
 };
 
@@ -104,6 +105,9 @@ impl Performer<'_> {
         let outcome = answer
             .as_ref()
             .map_or_else(creation::outcome, |_| SendOutcome::Created);
+        if answer.is_ok() {
+            self.ctx.metrics.created(&agent.class, self.cause(record));
+        }
         let half_failed = answer.as_ref().ok().and_then(half_failed);
         self.remember(|memory| {
             memory.answered(outcome, before);
@@ -138,6 +142,18 @@ impl Performer<'_> {
             let quota = UsedUp { until, words };
             self.ctx.rollouts.used_up(&agent.class, quota);
             self.ctx.wake.class(&agent.class);
+        }
+    }
+
+    fn cause(&self, record: &ProvisioningRecord) -> Cause {
+        if record.attempt.is_some_and(|attempt| attempt > 1) {
+            Cause::Retry
+        } else if self.is_beside() {
+            Cause::SwitchOver
+        } else if self.world.status.server.is_some() {
+            Cause::Replacement
+        } else {
+            Cause::New
         }
     }
 

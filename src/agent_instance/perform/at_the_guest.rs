@@ -131,6 +131,7 @@ impl Performer<'_> {
         let (pinned, program) = (self.known_guest(id)?, self.ctx.program.clone());
         self.ctx.talks.order(
             GuestKey::new(self.identity(), id),
+            Verb::Upgrade,
             talk::upgrade(pinned, program, epoch),
         );
         Ok(())
@@ -189,7 +190,7 @@ impl Performer<'_> {
             secret,
             upgrade,
         };
-        self.ctx.talks.order(key, order.run());
+        self.ctx.talks.order(key, Verb::Configure, order.run());
         Ok(())
     }
 
@@ -229,6 +230,7 @@ impl Performer<'_> {
         });
         self.ctx.talks.order(
             GuestKey::new(self.identity(), id),
+            Verb::Restart,
             talk::restart(pinned, epoch),
         );
         Ok(())
@@ -239,6 +241,7 @@ impl Performer<'_> {
         self.remember(|memory| memory.fresh_epoch = None);
         self.ctx.talks.order(
             GuestKey::new(self.identity(), id),
+            Verb::Release,
             talk::release(pinned, epoch),
         );
         Ok(())

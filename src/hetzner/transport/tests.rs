@@ -311,3 +311,36 @@ async fn mutations_are_logged_with_span_id_and_outcome_and_without_bodies() {
         assert!(!log.contains(secret), "{log}");
     }
 }
+
+#[tokio::test]
+async fn whoever_counts_is_told_of_each_request_once_with_its_template_lane_and_code() {
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    let note = |told: &Arc<Mutex<Vec<String>>>| {
+        let told = Arc::clone(told);
+        move |exchange: &Exchange<'_>| {
+            let code = match exchange.code {
+                Ok(status) => status.to_string(),
+                Err(code) => code.as_str().to_owned(),
+            };
+            let (route, lane) = (exchange.route, exchange.lane);
+            told.lock()
+                .unwrap()
+                .push(format!("{route} {lane:?} {code}"));
+        }
+    };
+    let refusal = r#"{"error":{"code":"not_found","message":"x"}}"#;
+    for (status, body) in [("200 OK", "<html>"), ("404 Not Found", refusal)] {
+        let endpoint = serve(move |_| Reply::http(status, "", body)).await;
+        let client = client(&endpoint).telling(note(&told));
+        let asked = client.get_server(permit(), ServerId(7)).await;
+        assert!(asked.is_err());
+    }
+    let nobody = client("http://127.0.0.1:1").telling(note(&told));
+    assert!(nobody.delete_server(permit(), ServerId(7)).await.is_err());
+    let expected = [
+        "GET /servers/{id} Other unreadable",
+        "GET /servers/{id} Other not_found",
+        "DELETE /servers/{id} Other not_sent",
+    ];
+    assert_eq!(*told.lock().unwrap(), expected);
+}

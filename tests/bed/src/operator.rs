@@ -65,6 +65,7 @@ impl Default for Pace {
 }
 
 /// How an operator is started.
+#[derive(Clone)]
 pub struct Setup {
     /// What it reaches the API server with.
     pub kubeconfig: PathBuf,
@@ -138,6 +139,19 @@ impl Operator {
             http: (Ipv4Addr::LOCALHOST, place::free_port()?).into(),
             phone_home: (setup.host, place::free_port()?).into(),
             setup,
+        })
+    }
+
+    /// Another replica of it, that does not run yet.
+    ///
+    /// # Errors
+    /// Fails when no port is free, or its directory cannot be made.
+    pub fn replica(&self) -> Outcome<Self> {
+        let dir = self.setup.dir.join("replica");
+        std::fs::create_dir_all(&dir)?;
+        Self::new(Setup {
+            dir,
+            ..self.setup.clone()
         })
     }
 
@@ -324,6 +338,13 @@ impl Operator {
             &format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n"),
         )
         .await
+    }
+
+    /// What Prometheus would scrape; none when nobody answers.
+    pub async fn scrape(&self) -> Option<String> {
+        let request = "GET /metrics HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n";
+        let (status, body) = answer_of(self.http, request).await?;
+        (status == 200).then_some(body)
     }
 
     /// Where its calls are recorded, when it was built with fail points.

@@ -195,7 +195,7 @@ fn holds(content: &[u8], value: &str) -> bool {
     })
 }
 
-/// What others than a server's root can read: log, audit log, objects, events, requests to Hetzner; each with its name.
+/// What others than a server's root can read: log, metrics, audit log, objects, events, requests to Hetzner; each with its name.
 ///
 /// # Errors
 /// Fails when one of them cannot be read.
@@ -207,6 +207,9 @@ pub async fn told(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
         ),
         ("the audit log".to_owned(), bed.audit.text()?.into_bytes()),
     ];
+    if let Some(metrics) = bed.operator.scrape().await {
+        places.push(("the metrics".to_owned(), metrics.into_bytes()));
+    }
     for kind in ["HetznerProject", "AgentClass", "AgentInstance", "Event"] {
         places.push((
             format!("a {kind}"),
