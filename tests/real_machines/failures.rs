@@ -70,7 +70,8 @@ async fn is_masked(bed: &Bed, one: &Instance<'_>) -> Outcome {
 async fn is_cut_off(bed: &Bed, one: &Instance<'_>, server: u64) -> Outcome {
     let before = one.shell(START).await?;
     let address = bed.cloud().machine(server)?.address.unwrap_or_default();
-    let rule = ["to", &address, "blackhole", "pref", "10"];
+    let (host, _port) = address.split_once(':').unwrap_or((&address, ""));
+    let rule = ["to", host, "blackhole", "pref", "10"];
     let mut record = Record::begin("network cut");
     on_router(bed, &[&["ip", "rule", "add"], rule.as_slice()].concat())?;
     record
