@@ -218,6 +218,7 @@ async fn i13_one_agent_is_heard_whoever_comes_late_never_boots_is_switched_on_by
         "! systemctl is-active --quiet agent && test ! -e /home/agent/.env",
     )
     .await?;
+    bot.token.one_holder()?;
 
     bot.bed.cloud().power(first, false)?;
     bot.bed
