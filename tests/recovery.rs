@@ -581,6 +581,43 @@ async fn while_the_operators_own_way_to_all_servers_is_cut_none_is_touched_and_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn i9_servers_that_shifted_pages_hide_are_asked_for_and_stay_and_one_that_shall_go_goes()
+-> Outcome {
+    let flags = ["--recoveries-per-minute", "600"];
+    let mut bed = bed_with("2s", &flags, json!({"disk": "Disposable"})).await?;
+    let names = numbered("one", 6);
+    let all = ready_of(&bed, manifests::CLASS, &names).await?;
+    let servers: Vec<u64> = all.iter().map(|(_, server)| *server).collect();
+    let mutations = bed.latest_mutation();
+    for server in &servers[..3] {
+        bed.cloud().hide(*server, true)?;
+    }
+    for restarted in [false, true] {
+        if restarted {
+            bed.operator.restart()?;
+        }
+        let lists = bed.requests_to("GET", "/servers");
+        bed.wait_until("lists have not shown them", async || {
+            Ok(bed.requests_to("GET", "/servers") >= lists + 3)
+        })
+        .await?;
+        for (name, server) in names.iter().zip(&servers) {
+            assert_eq!(bed.instance(name).ready().await?, *server);
+        }
+    }
+    oracle::calm(&bed).await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+
+    let hidden = bed.instance(&names[0]);
+    hidden.delete().await?;
+    hidden.gone().await?;
+    assert!(bed.cloud().machine(servers[0]).is_err());
+    assert_eq!(bed.mutations_after(mutations), ["DELETE /servers/{id}"]);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn i9_servers_whose_labels_were_edited_away_are_told_and_neither_replaced_nor_deleted()
 -> Outcome {
     let flags = ["--recoveries-per-minute", "600"];

@@ -213,6 +213,9 @@ fn up_to_date(
         (Some((reason, message)), _) if as_declared || *reason == WENT_BACK => {
             condition(UpToDate, Some(false), reason, message.clone())
         }
+        _ if as_declared && let Some(misfit) = current.and_then(|server| world.misfit(server)) => {
+            condition(UpToDate, Some(false), "NeedsNewServer", misfit.words())
+        }
         _ => found(UpToDate, as_declared, "AsDeclared", stage),
     }
 }

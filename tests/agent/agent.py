@@ -8,9 +8,11 @@ It takes its secrets from the environment and from a credentials file, keeps a c
     POST /refresh   writes its credentials file anew, as a program does that refreshes its login; SIGUSR1 does the same
     POST /exit/N    ends with code N
 
+With CLAIM set to a URL it claims a token there under its host's name, ten times a second, as a bot polls the one service that it has.
+
 At its start it logs, for each secret, an HMAC under a key that is none: who knows the secret can tell that the agent has it, and nobody learns it.
 
-Environment: SECRETS (names of the variables that are secret), CREDENTIALS and STATE (files), PROOF_KEY, HOST, PORT (0: any free one).
+Environment: SECRETS (names of the variables that are secret), CREDENTIALS and STATE (files), PROOF_KEY, CLAIM, HOST, PORT (0: any free one).
 """
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ import hmac
 import json
 import os
 import signal
+import socket
 import sys
 import threading
+import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 VERSION = (Path(__file__).parent / "VERSION").read_text().strip()
 LIFETIME = 8 * 3600 * 1000  # milliseconds that a refreshed login lasts longer
+BEAT = 0.1  # seconds between two claims of the token
 
 
 def log(*words: object) -> None:
@@ -80,6 +86,17 @@ class Agent:
             self.log_proof("credentials", self.credentials.read_bytes())
 
 
+def claim(url: str) -> None:
+    """Claims the token with each beat, whatever is answered."""
+    request = urllib.request.Request(url, data=socket.gethostname().encode(), headers={"Content-Type": "text/plain"}, method="POST")
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=2).close()
+        except OSError as error:
+            log("no token:", error)
+        time.sleep(BEAT)
+
+
 class Handler(BaseHTTPRequestHandler):
     """The requests of the agent that `agent` names."""
 
@@ -123,6 +140,8 @@ def main() -> int:
         return 1
     Handler.agent = agent = Agent(dict(os.environ))
     agent.prove()
+    if "CLAIM" in os.environ:
+        threading.Thread(target=claim, args=[os.environ["CLAIM"]], daemon=True).start()
     signal.signal(signal.SIGUSR1, lambda *_: agent.refresh())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = (os.environ.get("HOST", "0.0.0.0"), int(os.environ.get("PORT", "8080")))

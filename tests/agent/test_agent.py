@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import unittest
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -105,6 +107,24 @@ class SmallAgent(unittest.TestCase):
             self.assertEqual(login["refreshToken"], "canary-refresh")
             self.assertEqual(stat.S_IMODE(self.credentials.stat().st_mode), 0o600)
         self.assertGreater(login["expiresAt"], LOGIN["claudeAiOauth"]["expiresAt"])
+
+    def test_it_claims_a_token_with_each_beat_also_when_that_is_refused(self) -> None:
+        names: list[str] = []
+
+        class Service(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                names.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                self.send_error(409)
+
+            def log_message(self, *_: object) -> None:
+                """Requests are no news."""
+
+        with HTTPServer(("127.0.0.1", 0), Service) as service:
+            run = self.start(CLAIM=f"http://127.0.0.1:{service.server_port}/claim")
+            for _ in range(3):
+                service.handle_request()
+            run.process.terminate()
+        self.assertEqual(names, [socket.gethostname()] * 3)
 
     def test_it_exits_as_it_is_told(self) -> None:
         run = self.start()

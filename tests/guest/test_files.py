@@ -47,6 +47,18 @@ class Links(GuestTest):
         self.assertEqual(os.listdir(self.machine.path("/etc/elsewhere")), [])
         self.assertFalse(self.machine.armed())
 
+    def test_a_folder_that_another_run_makes_in_the_same_moment_is_used(self) -> None:
+        makes = os.mkdir
+
+        def overtaken(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+            makes(path, mode, dir_fd=dir_fd)
+            if path == ".claude":
+                makes(path, mode, dir_fd=dir_fd)
+
+        with mock.patch.object(os, "mkdir", overtaken):
+            self.assert_done(self.machine.configure(1, {TOKEN: b"secret"}, secretPaths=[TOKEN]))
+        self.assertEqual(self.machine.text(TOKEN), "secret")
+
     def test_removing_an_undeclared_file_does_not_follow_a_planted_parent(self) -> None:
         self.machine.configure(1, {SECRET: b"one", TOKEN: b"two"})
         self.machine.put("/etc/elsewhere/credentials.json", "root's")

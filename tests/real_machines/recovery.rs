@@ -4,6 +4,8 @@ use bed::{Bed, Instance, Outcome, Pace, oracle};
 use hetzner_sim::MachineFaults;
 use serde_json::{Value, json};
 
+use crate::record::{Record, is_ready, tells};
+
 /// A boot of the machine and a start of the agent's unit in it.
 const START: &str = "cat /proc/1/stat | cut -d' ' -f22; systemctl show -p InvocationID agent";
 
@@ -23,19 +25,25 @@ async fn bed(unreachable: &'static str) -> Outcome<Option<Bed>> {
 }
 
 async fn tries(one: &Instance<'_>) -> Outcome<Vec<String>> {
-    let status = one.status().await?;
+    Ok(tried(&one.status().await?))
+}
+
+fn tried(status: &Value) -> Vec<String> {
     let tries = status["recovery"].as_array().cloned().unwrap_or_default();
     let action = |done: &Value| done["action"].as_str().unwrap_or_default().to_owned();
-    Ok(tries.iter().map(action).collect())
+    tries.iter().map(action).collect()
 }
 
 /// Waits until the instance stopped being Ready, and is again; answers its server.
-async fn comes_back(bed: &Bed, one: &Instance<'_>) -> Outcome<u64> {
-    bed.wait_until("it is seen not to serve", async || {
-        Ok(oracle::condition(&one.status().await?, "Ready")
-            .is_some_and(|ready| ready["status"] == "False"))
-    })
-    .await?;
+async fn comes_back(bed: &Bed, one: &Instance<'_>, what: &'static str) -> Outcome<u64> {
+    let mut record = Record::begin(what);
+    record
+        .until(bed, one, "it is seen not to serve", |status| {
+            oracle::condition(status, "Ready").is_some_and(|ready| ready["status"] == "False")
+        })
+        .await?;
+    record.until(bed, one, "Ready", is_ready).await?;
+    record.end(bed, one).await?;
     one.ready().await
 }
 
@@ -48,14 +56,16 @@ async fn an_agent_that_was_stopped_or_killed_for_good_is_started_again() -> Outc
     let server = one.ready().await?;
     let mutations = bed.latest_mutation();
     one.shell("systemctl stop agent").await?;
-    assert_eq!(comes_back(&bed, &one).await?, server);
+    let stopped = comes_back(&bed, &one, "agent stopped").await?;
+    assert_eq!(stopped, server);
     one.shell(
         "mkdir -p /run/systemd/system/agent.service.d && \
          printf '[Service]\\nRestart=no\\n' > /run/systemd/system/agent.service.d/99-no.conf && \
          systemctl daemon-reload && systemctl kill -s KILL agent",
     )
     .await?;
-    assert_eq!(comes_back(&bed, &one).await?, server);
+    let killed = comes_back(&bed, &one, "agent killed for good").await?;
+    assert_eq!(killed, server);
     assert_eq!(tries(&one).await?, ["Restart", "Restart"]);
     assert_eq!(bed.mutations_after(mutations), [""; 0]);
     bed.delete_all().await?;
@@ -76,10 +86,14 @@ async fn a_frozen_machine_is_reset_and_its_agent_speaks_again() -> Outcome {
         ..MachineFaults::default()
     };
     bed.cloud().set_machine_faults(server, frozen)?;
-    bed.wait_until("it was rebooted twice", async || {
-        Ok(tries(&one).await? == ["Reboot", "Reboot"])
-    })
-    .await?;
+    let mut record = Record::begin("machine frozen");
+    record
+        .until(&bed, &one, "it was rebooted twice", |status| {
+            tried(status) == ["Reboot", "Reboot"]
+        })
+        .await?;
+    record.until(&bed, &one, "Ready", is_ready).await?;
+    record.end(&bed, &one).await?;
     assert_eq!(one.ready().await?, server);
     assert_ne!(one.shell(START).await?, before);
     assert_eq!(
@@ -104,10 +118,17 @@ async fn an_agent_whose_server_has_no_sshd_any_more_is_left_alone_for_a_while() 
     let mutations = bed.latest_mutation();
     one.shell("systemctl stop ssh.socket ssh.service 2>/dev/null; systemctl stop ssh")
         .await?;
-    one.condition("Healthy", "Unknown", "Unreachable").await?;
+    let mut record = Record::begin("sshd stopped");
+    record
+        .until(&bed, &one, "Unreachable", |status| {
+            tells(status, "Healthy", "Unknown", "Unreachable")
+        })
+        .await?;
     oracle::calm(&bed).await?;
     one.condition("Ready", "False", "Unreachable").await?;
     one.shell("systemctl start ssh").await?;
+    record.until(&bed, &one, "Ready", is_ready).await?;
+    record.end(&bed, &one).await?;
     assert_eq!(one.ready().await?, server);
     assert_eq!(one.shell(START).await?, before, "nobody touched it");
     assert_eq!(tries(&one).await?, [""; 0]);
@@ -125,7 +146,8 @@ async fn a_server_that_was_switched_off_by_hand_is_switched_on_and_its_agent_ser
     let server = one.ready().await?;
     let before = one.shell(START).await?;
     one.act("poweroff", json!(null)).await?;
-    assert_eq!(comes_back(&bed, &one).await?, server);
+    let back = comes_back(&bed, &one, "powered off").await?;
+    assert_eq!(back, server);
     assert_ne!(one.shell(START).await?, before);
     assert_eq!(tries(&one).await?, [""; 0]);
     bed.delete_all().await?;

@@ -27,6 +27,7 @@ pub mod oracle;
 mod place;
 mod served;
 mod shell;
+mod token;
 mod voices;
 mod wait;
 
@@ -48,4 +49,5 @@ pub use operator::{
 pub use place::{built, free_port, machine_root, operator, project, scratch};
 pub use served::Served;
 pub use shell::run_in;
+pub use token::Token;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};

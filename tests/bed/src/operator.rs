@@ -214,6 +214,30 @@ impl Operator {
         self.start_with(&[("FAILPOINTS", &call.fail_point(moment))])
     }
 
+    /// Another one that is started in the same way, with files of its own.
+    ///
+    /// # Errors
+    /// Fails when it can have no directory or port.
+    pub fn another(&self) -> Outcome<Self> {
+        let dir = self.setup.dir.join("another");
+        std::fs::create_dir(&dir)?;
+        Self::new(Setup {
+            dir,
+            ..self.setup.clone()
+        })
+    }
+
+    /// Holds its process, or lets a held one go on, as a busy or suspended host does.
+    ///
+    /// # Errors
+    /// Fails when it does not run.
+    pub fn hold(&self, hold: bool) -> Outcome {
+        let id = self.process().ok_or_else(not_running)?.to_string();
+        let signal = if hold { "-STOP" } else { "-CONT" };
+        let told = Command::new("kill").args([signal, &id]).status()?;
+        ensure(told.success(), || format!("kill {signal} failed"))
+    }
+
     /// Id of its process, while it runs.
     pub fn process(&self) -> Option<u32> {
         self.child().as_ref().map(Child::id)

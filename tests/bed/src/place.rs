@@ -76,10 +76,16 @@ pub fn scratch(purpose: &str) -> Outcome<PathBuf> {
     Ok(dir)
 }
 
-/// A port on 127.0.0.1 that was free a moment ago.
+/// Ports that the system gives to nobody who does not ask for one by its number.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// A port on 127.0.0.1 that was free a moment ago, and that nobody gets by chance.
 ///
 /// # Errors
 /// Fails when there is none.
 pub fn free_port() -> Outcome<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut tries = (0..100).map(|_| rand::random_range(PORTS));
+    let found = tries.find(free);
+    found.ok_or_else(|| crate::Failure::new("no free port in a hundred tries"))
 }

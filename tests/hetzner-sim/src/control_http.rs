@@ -166,6 +166,12 @@ struct Blocked {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Hidden {
+    hidden: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Power {
     on: bool,
 }
@@ -208,6 +214,14 @@ fn server_routes() -> Router<Arc<Cloud>> {
             post(
                 |control: Control, Path(id): Path<u64>, Json(wanted): Json<Blocked>| async move {
                     done(control.block_ipv4(id, wanted.blocked))
+                },
+            ),
+        )
+        .route(
+            "/_sim/servers/{id}/hide",
+            post(
+                |control: Control, Path(id): Path<u64>, Json(wanted): Json<Hidden>| async move {
+                    done(control.hide(id, wanted.hidden))
                 },
             ),
         )

@@ -107,6 +107,14 @@ impl Control {
         Ok(())
     }
 
+    /// Lets no list show a server, as if each of them were shifted by a deletion between two of its pages; by id and name it is found.
+    ///
+    /// # Errors
+    /// When there is no such server.
+    pub fn hide(&self, server: u64, hidden: bool) -> Result<(), ControlError> {
+        self.with_server(server, |found| found.hidden = hidden)
+    }
+
     /// Switches a server on or off without any request.
     ///
     /// # Errors

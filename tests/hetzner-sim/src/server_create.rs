@@ -101,6 +101,7 @@ fn build(call: &mut Call, wanted: &Wanted) -> Result<u64, ApiError> {
         protected: false,
         ssh_keys: wanted.ssh_keys.clone(),
         ignores_acpi: false,
+        hidden: false,
         locked_until: call.now,
         plan: vec![(call.now, Status::Initializing)],
     };

@@ -72,6 +72,8 @@ pub(crate) struct Server {
     pub(crate) ssh_keys: Vec<String>,
     /// It does not react to a shutdown request.
     pub(crate) ignores_acpi: bool,
+    /// Lists do not show it, as when pages shift at each of them.
+    pub(crate) hidden: bool,
     pub(crate) locked_until: Timestamp,
     /// When which status begins, in order; never empty.
     pub(crate) plan: Vec<(Timestamp, Status)>,
@@ -204,8 +206,11 @@ fn list(call: &Call) -> Result<Reply, ApiError> {
         request.params("status").collect::<Vec<_>>(),
     );
     let mut servers = paging::select(request, call.project().servers.values())?;
+    // A name has one page only.
+    let shifts = request.param("name").is_none();
     servers.retain(|server| {
-        (ids.is_empty() || ids.contains(&server.id))
+        !(shifts && server.hidden)
+            && (ids.is_empty() || ids.contains(&server.id))
             && (statuses.is_empty() || statuses.contains(&server.status(call.now).name()))
     });
     let show = |server: &Server| server.show(call.state, call.project(), call.now);
@@ -287,6 +292,18 @@ mod tests {
             ["a", "b"]
         );
         assert_eq!(names(&world.get("/servers?sort=created:desc")), ["b", "a"]);
+    }
+
+    #[test]
+    fn a_server_that_a_shift_hides_is_found_by_its_id_and_its_name() {
+        let mut world = World::new();
+        let id = world.server("a");
+        world.server("b");
+        world.pass(4);
+        world.state.find_server_mut(id).unwrap().hidden = true;
+        assert_eq!(names(&world.get("/servers")), ["b"]);
+        assert_eq!(names(&world.get("/servers?name=a")), ["a"]);
+        assert_eq!(world.get(&format!("/servers/{id}"))["server"]["name"], "a");
     }
 
     #[test]

@@ -30,6 +30,23 @@ fn reported(world: &World) -> AgentInstanceStatus {
 }
 
 #[test]
+fn i6_a_server_that_is_not_the_one_that_is_wanted_is_not_up_to_date_whatever_its_health() {
+    for state in [
+        HealthState::Healthy,
+        HealthState::Failed,
+        HealthState::Unknown,
+    ] {
+        for (booted, expected) in [(agent().boot_revision, true), ("older".into(), false)] {
+            let mut world = probed(serving(), Some(state));
+            world.servers[0].boot_revision = Some(booted.clone());
+            let told = reported(&world).conditions;
+            let current = is_true(&told, ConditionType::UpToDate);
+            assert_eq!(current, expected, "{state:?} {booted}: {told:?}");
+        }
+    }
+}
+
+#[test]
 fn an_agent_that_fails_with_what_it_never_served_with_goes_back_and_nothing_else_is_tried() {
     let world = failing();
     let plan = present(&world);
