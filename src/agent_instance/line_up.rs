@@ -23,6 +23,14 @@ pub enum Misfit {
 }
 
 impl Misfit {
+    /// What it needs, for a condition.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Type => "NeedsOtherType",
+            Self::Ordered | Self::Boot | Self::Place => "NeedsNewServer",
+        }
+    }
+
     /// What is the matter, for a condition.
     pub const fn words(self) -> &'static str {
         match self {

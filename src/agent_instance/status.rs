@@ -214,7 +214,7 @@ fn up_to_date(
             condition(UpToDate, Some(false), reason, message.clone())
         }
         _ if as_declared && let Some(misfit) = current.and_then(|server| world.misfit(server)) => {
-            condition(UpToDate, Some(false), "NeedsNewServer", misfit.words())
+            condition(UpToDate, Some(false), misfit.reason(), misfit.words())
         }
         _ => found(UpToDate, as_declared, "AsDeclared", stage),
     }

@@ -9,21 +9,14 @@ type Note = Option<(&'static str, String)>;
 impl Look<'_> {
     /// Configured as declared.
     pub(super) fn serving(&self, server: &ServerView, agent: &Agent) -> Plan {
-        let note = self.world.misfit(server).map(|misfit| match misfit {
-            Misfit::Type => (
-                "NeedsOtherType",
-                format!(
-                    "{}; it becomes one of another when it is its turn",
-                    misfit.words()
+        let note = self.world.misfit(server).map(|misfit| {
+            let cure = match misfit {
+                Misfit::Type => "it becomes one of another when it is its turn".to_owned(),
+                _ => format!(
+                    "this one is kept as its disk is: an admin replaces it by the annotation {RECREATE_ANNOTATION}"
                 ),
-            ),
-            _ => (
-                "NeedsNewServer",
-                format!(
-                    "{}; this one is kept as its disk is: an admin replaces it by the annotation {RECREATE_ANNOTATION}",
-                    misfit.words()
-                ),
-            ),
+            };
+            (misfit.reason(), format!("{}; {cure}", misfit.words()))
         });
         self.probed(server, agent, note)
     }
