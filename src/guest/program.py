@@ -771,7 +771,9 @@ class Guest(Guest):
         with self.files.locked("lock", LOCK_WAIT):
             if not self.is_armed():
                 raise Failure("UnitFailed", "this server is not armed: configure it first")
-            return self.bring_up(self.state()["unit"], request)
+            name = self.state()["unit"]
+            self.is_known(name)
+            return self.bring_up(name, request)
 
     def configure(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         with self.files.locked("lock", LOCK_WAIT):
@@ -807,7 +809,10 @@ class Guest(Guest):
         if self.about(self.state())["phase"] != "Installed":
             raise Failure("NotInstalled", "the install has not ended well: ask hello for its steps")
         self.system.user(agent["user"])
-        name = agent["unit"]["name"]
+        return self.is_known(agent["unit"]["name"])
+
+    def is_known(self, name: str) -> bool:
+        """Whether systemd knows the unit, which must not be masked."""
         load = self.system.unit_state(name)["load"]
         if load == "masked":
             raise Failure("UnitMasked", f"{name} is masked: run systemctl unmask {name} on the server")

@@ -391,6 +391,7 @@ class Refusals(GuestTest):
         error = self.assert_refused(self.machine.configure(2, {SECRET: b"two"}), "UnitMasked")
         self.assertIn("systemctl unmask", error["message"])
         self.assertEqual(self.machine.text(SECRET), "KEY=one")
+        self.assert_refused(self.machine.call("restart", {"epoch": 2}), "UnitMasked")
 
     def test_no_error_holds_a_value_of_the_request(self) -> None:
         canary = "canary-5f1d"

@@ -260,7 +260,7 @@ fn used_up(agent: &Agent, cause: &str, until: Timestamp) -> Stage {
     Stage::Stalled(
         "RecoveryExhausted",
         format!(
-            "{cause}; all that lifecycle.recovery of AgentClass {} allows within 24 hours was tried in vain{kept}. See status.recovery, and              `journalctl` on the server; it goes on by itself when class or Secret is changed, when a probe is good, and with the next try after {until}",
+            "{cause}; all that lifecycle.recovery of AgentClass {} allows within 24 hours was tried in vain{kept}. See status.recovery, and `journalctl` on the server; it goes on by itself when class or Secret is changed, when a probe is good, and with the next try after {until}",
             agent.class
         ),
     )
