@@ -66,6 +66,7 @@ pub mod redact;
 pub mod render;
 pub mod rollout;
 pub mod secret_files;
+pub mod subscription;
 pub mod systemd_unit;
 pub mod telemetry;
 pub mod transitions;

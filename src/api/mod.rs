@@ -13,6 +13,7 @@ mod health;
 mod hetzner_project;
 mod rollout;
 mod service;
+mod subscription;
 
 pub use agent::{AgentSpec, EnvFile, PlainFile, SecretFile, SecretKey, Source};
 pub use agent_class::{
@@ -33,6 +34,10 @@ pub use hetzner_project::{
 };
 pub use rollout::{Day, OnRolloutFailure, Rollout, RolloutWindow};
 pub use service::{KillMode, ProtectHome, ProtectSystem, Restart, Service};
+pub use subscription::{
+    AnnouncedEvent, Announcement, ExternalRef, FirstSeen, InstanceRef, Subscription,
+    SubscriptionSpec, SubscriptionState, SubscriptionStatus,
+};
 
 use kube::CustomResourceExt as _;
 
@@ -61,6 +66,9 @@ pub const RETRY_ANNOTATION: &str = "agentfleet.dev/retry";
 /// Ends a hold of recovery on a class or project; each new value does so once.
 pub const RELEASE_HOLD_ANNOTATION: &str = "agentfleet.dev/release-hold";
 
+/// On an instance that came from a Subscription: when it is deleted with its server and its data, whether or not that Subscription still exists.
+pub const TERMINATE_AT_ANNOTATION: &str = "agentfleet.dev/terminate-at";
+
 /// All custom resource definitions as file name and YAML text, ready to be written to `crds/`.
 ///
 /// # Errors
@@ -70,6 +78,7 @@ pub fn crds() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
         HetznerProject::crd(),
         AgentClass::crd(),
         AgentInstance::crd(),
+        Subscription::crd(),
     ]
     .into_iter()
     .map(|crd| {

@@ -1,0 +1,3 @@
+//! `Subscription`: what a customer has paid for is what runs.
+
+pub mod entitlement;
