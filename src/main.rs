@@ -14,6 +14,7 @@ use agentfleet::{
     notification::delivery::Receiver,
     operator::{self, Options},
     render,
+    subscription::SubscriptionFlags,
     telemetry::{self, LogFormat},
     zombies::{SweepFlags, by_hand},
 };
@@ -142,6 +143,12 @@ struct Run {
     /// How long the object of a deleted instance waits until the receiver has taken its last event
     #[arg(long, default_value = "1m", value_parser = duration)]
     webhook_patience: Duration,
+    /// How long before it comes the suspension or termination of a subscription's agent is announced
+    #[arg(long, default_value = "24h", value_parser = duration)]
+    announce_before: Duration,
+    /// How long an agent runs on whose Subscription is missing without having been deleted
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    orphan_patience: Duration,
     #[command(flatten)]
     sweep: Sweep,
     /// How long others wait for a holder of the Lease that is silent
@@ -297,6 +304,10 @@ fn settings(flags: Run) -> Settings {
             min_age: flags.sweep.zombie_min_age,
             fuse: flags.sweep.zombie_fuse,
             dry_run: flags.sweep.zombie_dry_run,
+        },
+        subscriptions: SubscriptionFlags {
+            announce_before: flags.announce_before,
+            orphan_patience: flags.orphan_patience,
         },
         shutdown_grace: flags.shutdown_grace,
         webhook_patience: flags.webhook_patience,

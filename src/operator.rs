@@ -27,7 +27,7 @@ use crate::{
     leader::{Candidate, Leadership, Timing},
     notification::delivery::{self, Notifications, Receiver, ReceiverError},
     rollout::Rollouts,
-    zombies,
+    subscription, zombies,
 };
 use watches::{Watches, wake_when_over, wake_when_told, wakes};
 
@@ -219,6 +219,7 @@ async fn lead(
         connections: hetzner_project::connection::Connections::default(),
         memories: agent_instance::memory::Memories::default(),
         classes: agent_class::memory::Memories::default(),
+        subscriptions: subscription::memory::Memories::default(),
         rollouts: Rollouts::default(),
         talks,
         canaries,
@@ -245,7 +246,8 @@ async fn lead(
     ));
     tokio::select! {
         () = watches.control(context.clone(), woken, liveness, stop) => Ok(()),
-        () = Box::pin(zombies::run(context)) => Ok(()),
+        () = Box::pin(zombies::run(context.clone())) => Ok(()),
+        () = Box::pin(subscription::orphans::run(context)) => Ok(()),
         () = leadership.lost() => Err(OperatorError::LeaseLost),
     }
 }

@@ -90,7 +90,7 @@ const fn effect(state: SubscriptionState) -> (Runs, Kept) {
 /// What follows from what is said and remembered.
 pub fn decide(terms: &Terms, past: &Past, now: Timestamp) -> Entitlement {
     let state = terms.state_at(now);
-    let first_seen = seen(state, past, now);
+    let first_seen = seen(state, past, terms.deleted_at.unwrap_or(now));
     let (runs, kept) = effect(state);
     let until = match runs {
         _ if terms.deleted_at.is_some() => Until::Over,
@@ -128,7 +128,7 @@ enum Until {
     Over,
 }
 
-/// Trialing and active clear what was seen; what was lost is seen now.
+/// Trialing and active clear what was seen; what was lost is seen now, or when the subscription was deleted.
 fn seen(
     state: SubscriptionState,
     past: &Past,
@@ -172,6 +172,22 @@ impl Terms {
             .unwrap_or(Timestamp::MIN)
     }
 
+    /// When the next of what follows comes to pass, or is to be announced so long before.
+    pub fn next(
+        &self,
+        entitlement: &Entitlement,
+        lead: Duration,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let times = [entitlement.suspend_at, entitlement.terminate_at];
+        let announced = times.into_iter().flatten();
+        announced
+            .flat_map(|at| [at, earlier(at, lead)])
+            .chain(self.cancel_at.map(whole_second))
+            .filter(|at| *at > now)
+            .min()
+    }
+
     /// The earlier of `end` and of the grace that is running: what follows a payment that failed was not paid, whatever the period says.
     fn grace_ends(
         &self,
@@ -210,16 +226,6 @@ impl Entitlement {
     /// Whether the agent's time is over.
     pub fn terminates(&self, now: Timestamp) -> bool {
         !self.entitled && self.terminate_at.is_some_and(|at| at <= now)
-    }
-
-    /// When the next of this comes to pass, or is to be announced so long before.
-    pub fn next(&self, lead: Duration, now: Timestamp) -> Option<Timestamp> {
-        let times = [self.suspend_at, self.terminate_at];
-        let times = times.into_iter().flatten();
-        times
-            .flat_map(|at| [at, earlier(at, lead)])
-            .filter(|at| *at > now)
-            .min()
     }
 }
 

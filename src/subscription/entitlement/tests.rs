@@ -249,12 +249,20 @@ fn fractions_of_seconds_are_never_cut_off() {
 
 #[test]
 fn the_next_time_that_matters_is_told_with_its_announcement() {
-    let found = follows(&[(0, terms(PastDue))]);
-    let lead = seconds(24 * HOUR);
-    assert_eq!(found.next(lead, at(0)), Some(at(GRACE - 24 * HOUR)));
-    assert_eq!(found.next(lead, at(GRACE - 24 * HOUR)), Some(at(GRACE)));
-    assert_eq!(found.next(lead, at(GRACE)), None);
-    assert_eq!(follows(&[(0, terms(Active))]).next(lead, at(0)), None);
+    let next = |terms: &Terms, now| {
+        let found = follows(&[(0, terms.clone())]);
+        terms.next(&found, seconds(24 * HOUR), at(now))
+    };
+    let due = terms(PastDue);
+    assert_eq!(next(&due, 0), Some(at(GRACE - 24 * HOUR)));
+    assert_eq!(next(&due, GRACE - 24 * HOUR), Some(at(GRACE)));
+    assert_eq!(next(&due, GRACE), None);
+    assert_eq!(next(&terms(Active), 0), None);
+    let canceled = Terms {
+        cancel_at: Some(at(5)),
+        ..paid(Active, GRACE)
+    };
+    assert_eq!(next(&canceled, 0), Some(at(5)));
 }
 
 /// One thing that happens to a subscription, and how long after the one before.
@@ -370,7 +378,9 @@ proptest! {
         for (pause, what) in life {
             let until = now + pause;
             // Looks that are due by themselves.
-            while let Some(due) = agent.look(now)?.next(Duration::ZERO, at(now)) {
+            loop {
+                let found = agent.look(now)?;
+                let Some(due) = agent.terms.next(&found, Duration::ZERO, at(now)) else { break };
                 let due = due.as_second() - 1_000_000_000;
                 if due >= until { break; }
                 now = due;

@@ -207,7 +207,13 @@ pub async fn told(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
         ),
         ("the audit log".to_owned(), bed.audit.text()?.into_bytes()),
     ];
-    for kind in ["HetznerProject", "AgentClass", "AgentInstance", "Event"] {
+    for kind in [
+        "HetznerProject",
+        "AgentClass",
+        "AgentInstance",
+        "Subscription",
+        "Event",
+    ] {
         places.push((
             format!("a {kind}"),
             serde_json::to_vec(&bed.cluster.list(kind).await?)?,

@@ -1,0 +1,63 @@
+//! Takes the picture: from the stores that the watches fill, and from nothing else.
+
+use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
+
+use super::{
+    desired::Desired,
+    world::{InstanceView, SecretView, World},
+};
+use crate::{
+    api::{AgentInstance, FINALIZER, Subscription},
+    context::Context,
+    labels,
+};
+
+/// What is, as far as this process knows.
+pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) -> World {
+    let instance = ObjectRef::<AgentInstance>::new(&desired.name).within(&desired.namespace);
+    let instance = ctx.stores.instances.get(&instance);
+    let finalizers = subscription.finalizers();
+    World {
+        finalizer: finalizers.iter().any(|present| present == FINALIZER),
+        status: subscription.status.clone().unwrap_or_default(),
+        instance: InstanceView::of(instance.as_deref(), desired),
+        secret: secret(ctx, desired),
+        elder: elder(ctx, subscription),
+        trouble: ctx.subscriptions.trouble(&desired.uid),
+    }
+}
+
+fn secret(ctx: &Context, desired: &Desired) -> SecretView {
+    let Some(name) = &desired.secret else {
+        return SecretView::NotNamed;
+    };
+    let found = ctx
+        .stores
+        .secrets
+        .get(&ObjectRef::new(name).within(&desired.namespace));
+    match found {
+        None => SecretView::Missing,
+        Some(secret) if secret.labels().get(labels::CUSTOMER) == Some(&desired.customer) => {
+            SecretView::Fits
+        }
+        Some(_) => SecretView::NotTheCustomers,
+    }
+}
+
+/// The oldest living subscription that is the same one in the billing system, if it is not this one.
+fn elder(ctx: &Context, subscription: &Subscription) -> Option<String> {
+    let external = subscription.spec.external_ref.as_ref()?;
+    let age = |one: &Subscription| {
+        let created = one.metadata.creation_timestamp.as_ref();
+        (created.map(|time| time.0), one.uid())
+    };
+    let all = ctx.stores.subscriptions.state();
+    let same = all.iter().filter(|other| {
+        other.spec.external_ref.as_ref() == Some(external)
+            && other.metadata.deletion_timestamp.is_none()
+            && age(other) < age(subscription)
+    });
+    let elder = same.min_by_key(|other| age(other))?;
+    let namespace = elder.namespace().unwrap_or_default();
+    Some(format!("{namespace}/{}", elder.name_any()))
+}
