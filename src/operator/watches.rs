@@ -75,6 +75,8 @@ pub(super) async fn wake_when_over(mut ended: Ended, wake: Wake) {
 pub(super) async fn wake_when_told(mut ended: delivery::Ended, wake: Wake) {
     while let Some(instance) = ended.recv().await {
         wake.instance(&instance.namespace, &instance.name);
+        // What is announced of an agent is told by its subscription, which has its name.
+        wake.subscription(&instance.namespace, &instance.name);
     }
 }
 

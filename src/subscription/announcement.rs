@@ -9,7 +9,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{entitlement::earlier, plan::Plan, step::Step, world::World};
-use crate::api::{AnnouncedEvent, Announcement};
+use crate::{
+    api::{AnnouncedEvent, Announcement, Notice},
+    notification::event::Event,
+};
 
 /// What is announced now.
 pub fn standing(
@@ -50,6 +53,18 @@ fn of(event: AnnouncedEvent, at: Option<Timestamp>) -> Announcement {
         event,
         at: at.map(Time),
     }
+}
+
+/// The event for the receiver of the webhook; none for what the instance tells of itself.
+pub fn event(uid: &str, announced: &Announcement) -> Option<Event> {
+    let notice = match announced.event {
+        AnnouncedEvent::SuspendsSoon => Notice::SuspendsSoon,
+        AnnouncedEvent::Suspended => return None,
+        AnnouncedEvent::TerminatesSoon => Notice::TerminatesSoon,
+        AnnouncedEvent::Terminated => Notice::Terminated,
+    };
+    let at = announced.at.as_ref()?.0;
+    Some(Event::announced(uid, notice, &words(announced), at))
 }
 
 /// An announcement in words.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use kube::ResourceExt as _;
 
 use super::entitlement::Terms;
-use crate::api::Subscription;
+use crate::{agent_instance::desired::Identity, api::Subscription};
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,15 @@ impl Desired {
                 paused_retention: spec.paused_retention.get(),
                 deleted_at: deleted_at.map(|time| time.0),
             },
+        }
+    }
+
+    /// Whom events are about: the agent's name, under the subscription's own UID.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
         }
     }
 

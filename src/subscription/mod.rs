@@ -39,6 +39,7 @@ use crate::{
     kube_ext::{
         CallError, add_finalizer, apply_status, error_chain, remove_finalizer, status_changed,
     },
+    notification::event::Subject,
     transitions,
 };
 use desired::Desired;
@@ -90,6 +91,7 @@ pub async fn reconcile(
     if !ctx.leadership.holds() {
         return Ok(Action::requeue(PATIENCE));
     }
+    let mut retell = None;
     let mut steps = plan.steps.as_slice();
     if let Some((Step::AddFinalizer, rest)) = steps.split_first() {
         look.version = add_finalizer(&look.api(), &*subscription, FINALIZER).await?;
@@ -99,30 +101,34 @@ pub async fn reconcile(
         let generation = subscription.metadata.generation;
         let next = status::status(&desired, &world, &plan, generation, (lead, now));
         look.report(&world.status, &next).await?;
+        retell = look.notify(&next);
     }
     for step in steps {
         if let Err(setback) = look.perform(step).await {
             return Ok(Action::requeue(look.failed(step, setback)));
         }
     }
+    if plan.steps == [Step::RemoveFinalizer] {
+        ctx.subscriptions.forget(&desired.uid);
+        ctx.notifications.forget(&desired.identity());
+    }
     ctx.subscriptions.succeeded(&desired.uid);
-    Ok(next(&ctx, &plan, now))
+    let pause = next(&ctx, &plan, now).into_iter().chain(retell).min();
+    Ok(pause.map_or_else(Action::await_change, Action::requeue))
 }
 
-fn next(ctx: &Context, plan: &Plan, now: Timestamp) -> Action {
+/// How long to wait after a look in which all was done; none where only a change can bring anything new.
+fn next(ctx: &Context, plan: &Plan, now: Timestamp) -> Option<Duration> {
     let own = match plan.steps.last() {
-        Some(Step::RemoveFinalizer) => return Action::await_change(),
-        Some(_) => PATIENCE,
+        Some(Step::RemoveFinalizer) => return None,
+        Some(_) => Some(PATIENCE),
         // Whoever it waits for may be another subscription, of which it is not told.
-        None if plan.refusal.is_some() => ctx.settings.project_period,
-        None => LONGEST,
+        None if plan.refusal.is_some() => Some(ctx.settings.project_period),
+        None => None,
     };
     let due = plan.look_again.map(|at| at.duration_since(now));
-    let due = due.map(|due| Duration::try_from(due).unwrap_or_default());
-    match (due, plan.steps.is_empty() && plan.refusal.is_none()) {
-        (None, true) => Action::await_change(),
-        (due, _) => Action::requeue(due.unwrap_or(own).min(own)),
-    }
+    let due = due.map(|due| Duration::try_from(due).unwrap_or_default().min(LONGEST));
+    due.into_iter().chain(own).min()
 }
 
 /// One look at one subscription.
@@ -163,6 +169,31 @@ impl Look<'_> {
             tracing::warn!(?step, reason, message, "step failed");
         }
         self.ctx.subscriptions.failed(&self.desired.uid, setback)
+    }
+
+    /// Sends what is announced on its way to the receiver of the webhook, which waits for nobody; answers when to try again what he did not take.
+    fn notify(&self, status: &SubscriptionStatus) -> Option<Duration> {
+        let Self { ctx, desired, .. } = self;
+        let told = status.announced.as_ref();
+        let told = told
+            .filter(|told| ctx.notifications.are_on() && status.notified.as_ref() != Some(told))?;
+        let event = announcement::event(&desired.uid, told)?;
+        let wait = ctx
+            .subscriptions
+            .waits(&desired.uid, &event.id, std::time::Instant::now());
+        if !wait.is_zero() {
+            return Some(wait);
+        }
+        let subject = Subject {
+            fleet: ctx.keyring.fleet().to_owned(),
+            namespace: desired.namespace.clone(),
+            name: desired.name.clone(),
+            uid: desired.uid.clone(),
+            class: desired.plan.clone(),
+            incarnation: 0,
+        };
+        ctx.notifications.start(&desired.identity(), event, subject);
+        None
     }
 
     /// Writes the status if it says anything new, and tells people what is new in it.

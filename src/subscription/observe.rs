@@ -1,5 +1,7 @@
 //! Takes the picture: from the stores that the watches fill, and from nothing else.
 
+use std::time::Instant;
+
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 
 use super::{
@@ -14,6 +16,10 @@ use crate::{
 
 /// What is, as far as this process knows.
 pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) -> World {
+    if let Some(delivery) = ctx.notifications.take(&desired.identity()) {
+        ctx.subscriptions
+            .delivered(&desired.uid, delivery, Instant::now());
+    }
     let instance = ObjectRef::<AgentInstance>::new(&desired.name).within(&desired.namespace);
     let instance = ctx.stores.instances.get(&instance);
     let finalizers = subscription.finalizers();
@@ -23,6 +29,7 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
         instance: InstanceView::of(instance.as_deref(), desired),
         secret: secret(ctx, desired),
         elder: elder(ctx, subscription),
+        taken: ctx.subscriptions.taken(&desired.uid),
         trouble: ctx.subscriptions.trouble(&desired.uid),
     }
 }

@@ -47,6 +47,12 @@ pub fn status(
         announced: announcement::standing(world, plan, lead, now),
         notified: former.notified.clone(),
     };
+    if let Some(told) = &next.announced
+        && world.taken.is_some()
+        && announcement::event(&desired.uid, told).map(|event| event.id) == world.taken
+    {
+        next.notified = Some(told.clone());
+    }
     let found = [
         ready(desired, world, plan),
         entitled(plan),

@@ -26,6 +26,8 @@ pub struct World {
     pub secret: SecretView,
     /// The older subscription with the same external reference, as `namespace/name`.
     pub elder: Option<String>,
+    /// Id of the event that the receiver of the webhook took last, if there is one and he did.
+    pub taken: Option<String>,
     /// What could not be done the last time: reason and message.
     pub trouble: Option<(&'static str, String)>,
 }
