@@ -69,6 +69,13 @@ pub const RELEASE_HOLD_ANNOTATION: &str = "agentfleet.dev/release-hold";
 /// On an instance that came from a Subscription: when it is deleted with its server and its data, whether or not that Subscription still exists.
 pub const TERMINATE_AT_ANNOTATION: &str = "agentfleet.dev/terminate-at";
 
+/// On an instance that came from a Subscription: since when that does not, or will not, entitle it to run.
+pub const UNENTITLED_SINCE_ANNOTATION: &str = "agentfleet.dev/unentitled-since";
+
+/// On a Subscription, or on an instance that one has left: lets the agent end although it is one of many. Its value is a time; what lost its
+/// entitlement before that is meant.
+pub const CONFIRM_TERMINATION_ANNOTATION: &str = "agentfleet.dev/confirm-termination";
+
 /// All custom resource definitions as file name and YAML text, ready to be written to `crds/`.
 ///
 /// # Errors

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use kube::{ResourceExt as _, api::ObjectMeta};
 use serde_json::{Value, json};
 
-use super::desired::Desired;
+use super::{desired::Desired, entitlement::Entitlement};
 use crate::{
-    api::{AgentInstance, GROUP, TERMINATE_AT_ANNOTATION},
+    api::{AgentInstance, GROUP, TERMINATE_AT_ANNOTATION, UNENTITLED_SINCE_ANNOTATION},
     labels,
 };
 
@@ -36,6 +36,8 @@ pub struct Declaration {
     pub suspend: bool,
     /// When it is terminated.
     pub terminate_at: Option<Timestamp>,
+    /// Since when it is not, or will not be, entitled to run.
+    pub unentitled_since: Option<Timestamp>,
 }
 
 /// The object that a declaration is meant for; none when it is to make one.
@@ -59,15 +61,16 @@ impl Target {
 
 impl Declaration {
     /// What is to be declared.
-    pub fn new(desired: &Desired, suspend: bool, terminate_at: Option<Timestamp>) -> Self {
+    pub fn new(desired: &Desired, entitlement: &Entitlement) -> Self {
         Self {
             subscription: desired.name.clone(),
             customer: desired.customer.clone(),
             class: desired.plan.clone(),
             secret: desired.secret.clone(),
             environment: desired.environment.clone(),
-            suspend,
-            terminate_at,
+            suspend: !entitlement.entitled,
+            terminate_at: entitlement.terminate_at,
+            unentitled_since: entitlement.unentitled_since,
         }
     }
 
@@ -86,7 +89,10 @@ impl Declaration {
         let environment = variables
             .filter(|(key, _)| managed.has(&["f:spec", "f:environment", &format!("f:{key}")]))
             .map(|(key, value)| (key.clone(), value.clone()));
-        let annotation = format!("f:{TERMINATE_AT_ANNOTATION}");
+        let annotated = |key: &str| {
+            let told = time(instance, key);
+            told.filter(|_| managed.has(&["f:metadata", "f:annotations", &format!("f:{key}")]))
+        };
         Self {
             subscription: label(labels::SUBSCRIPTION),
             customer: label(labels::CUSTOMER),
@@ -98,8 +104,8 @@ impl Declaration {
             secret: spec.secret_name.clone().filter(|_| has("f:secretName")),
             environment: environment.collect(),
             suspend: spec.suspend && has("f:suspend"),
-            terminate_at: terminate_at(instance)
-                .filter(|_| managed.has(&["f:metadata", "f:annotations", &annotation])),
+            terminate_at: annotated(TERMINATE_AT_ANNOTATION),
+            unentitled_since: annotated(UNENTITLED_SINCE_ANNOTATION),
         }
     }
 
@@ -108,8 +114,14 @@ impl Declaration {
         let labels =
             json!({labels::SUBSCRIPTION: self.subscription, labels::CUSTOMER: self.customer});
         let mut metadata = json!({"namespace": namespace, "name": name, "labels": labels});
-        if let Some(at) = self.terminate_at {
-            metadata["annotations"] = json!({TERMINATE_AT_ANNOTATION: at.to_string()});
+        let times = [
+            (TERMINATE_AT_ANNOTATION, self.terminate_at),
+            (UNENTITLED_SINCE_ANNOTATION, self.unentitled_since),
+        ];
+        for (key, at) in times {
+            if let Some(at) = at {
+                metadata["annotations"][key] = json!(at.to_string());
+            }
         }
         if let Some(Target { uid, version }) = target {
             metadata["uid"] = json!(uid);
@@ -134,8 +146,16 @@ impl Declaration {
 
 /// When an instance says that it is terminated; none if it does not, or nobody can read it.
 pub fn terminate_at(instance: &AgentInstance) -> Option<Timestamp> {
-    let text = instance.annotations().get(TERMINATE_AT_ANNOTATION)?;
-    text.parse().ok()
+    time(instance, TERMINATE_AT_ANNOTATION)
+}
+
+/// Since when an instance says that it is not entitled to run.
+pub fn unentitled_since(instance: &AgentInstance) -> Option<Timestamp> {
+    time(instance, UNENTITLED_SINCE_ANNOTATION)
+}
+
+fn time(instance: &AgentInstance, annotation: &str) -> Option<Timestamp> {
+    instance.annotations().get(annotation)?.parse().ok()
 }
 
 /// Keeps of an object's managed fields only what was declared here: the rest is of no use, and the larger half of a small object.
@@ -191,6 +211,7 @@ mod tests {
             environment: [("A".to_owned(), "1".to_owned())].into(),
             suspend: true,
             terminate_at: Some(Timestamp::from_second(1_800_000_000).unwrap()),
+            unentitled_since: Some(Timestamp::from_second(1_700_000_000).unwrap()),
         }
     }
 
@@ -228,6 +249,7 @@ mod tests {
             environment: BTreeMap::new(),
             suspend: false,
             terminate_at: None,
+            unentitled_since: None,
             ..declaration()
         };
         for declared in [declaration(), bare] {
@@ -260,6 +282,7 @@ mod tests {
         let running = Declaration {
             suspend: false,
             terminate_at: None,
+            unentitled_since: None,
             ..declaration()
         };
         let body = running.body("agents", "alice", Some(&target));

@@ -40,6 +40,8 @@ pub struct Past {
     pub suspended: bool,
     /// The time of termination that was planned.
     pub terminate_at: Option<Timestamp>,
+    /// When it was first seen that its entitlement goes.
+    pub unentitled_since: Option<Timestamp>,
 }
 
 /// What follows. All times are whole seconds, as Kubernetes keeps them, and rounded up.
@@ -57,6 +59,8 @@ pub struct Entitlement {
     pub suspend_at: Option<Timestamp>,
     /// When it will be terminated, if nothing changes.
     pub terminate_at: Option<Timestamp>,
+    /// When it was first seen that its entitlement goes, now or later.
+    pub unentitled_since: Option<Timestamp>,
 }
 
 /// For how long a state lets the agent run.
@@ -116,6 +120,7 @@ pub fn decide(terms: &Terms, past: &Past, now: Timestamp) -> Entitlement {
             _ => None,
         },
         terminate_at: terms.terminates(kept, past, &first_seen, now),
+        unentitled_since: terms.lost(past, &first_seen),
         first_seen,
     }
 }
@@ -197,6 +202,17 @@ impl Terms {
         let grace = first_seen.get(&PastDue).map(|at| later(*at, self.grace));
         let earliest = grace.into_iter().chain(end).min();
         earliest.map_or(Until::Open, Until::Time)
+    }
+
+    /// When the first thing was seen that takes entitlement away; what was told before stays told.
+    fn lost(
+        &self,
+        past: &Past,
+        first_seen: &BTreeMap<SubscriptionState, Timestamp>,
+    ) -> Option<Timestamp> {
+        let times = first_seen.values().copied().chain(self.deleted_at);
+        let first = times.min().map(whole_second)?;
+        Some(past.unentitled_since.unwrap_or(first))
     }
 
     /// The later of paid and first seen times, plus retention; never earlier than planned, and newly planned never earlier than a whole

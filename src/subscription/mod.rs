@@ -11,6 +11,7 @@ pub mod announcement;
 pub mod declaration;
 pub mod desired;
 pub mod entitlement;
+pub mod guard;
 pub mod memory;
 mod observe;
 pub mod orphans;
@@ -63,6 +64,8 @@ pub struct SubscriptionFlags {
     pub announce_before: Duration,
     /// How long an instance whose Subscription is missing runs on.
     pub orphan_patience: Duration,
+    /// How many agents are too many to lose, or to make.
+    pub guard: guard::Limits,
 }
 
 /// Looks at a subscription once, and does what there is to do.
@@ -79,8 +82,9 @@ pub async fn reconcile(
     }
     let desired = Desired::parse(&subscription);
     let world = observe(&ctx, &subscription, &desired);
-    let (lead, now) = (ctx.settings.subscriptions.announce_before, Timestamp::now());
-    let plan = plan(&desired, &world, lead, now);
+    let (flags, now) = (&ctx.settings.subscriptions, Timestamp::now());
+    let plan = plan(&desired, &world, flags, now);
+    let lead = flags.announce_before;
     tracing::debug!(steps = ?plan.steps, entitled = plan.entitlement.entitled, "planned");
     let mut look = Look {
         ctx: &ctx,
@@ -123,7 +127,7 @@ fn next(ctx: &Context, plan: &Plan, now: Timestamp) -> Option<Duration> {
         Some(Step::RemoveFinalizer) => return None,
         Some(_) => Some(PATIENCE),
         // Whoever it waits for may be another subscription, of which it is not told.
-        None if plan.refusal.is_some() => Some(ctx.settings.project_period),
+        None if plan.refusal.is_some() || plan.held.is_some() => Some(ctx.settings.project_period),
         None => None,
     };
     let due = plan.look_again.map(|at| at.duration_since(now));

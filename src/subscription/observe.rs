@@ -2,14 +2,17 @@
 
 use std::time::Instant;
 
-use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
+use jiff::Timestamp;
+use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
 
 use super::{
+    declaration::unentitled_since,
     desired::Desired,
+    guard::Census,
     world::{InstanceView, SecretView, World},
 };
 use crate::{
-    api::{AgentInstance, FINALIZER, Subscription},
+    api::{AgentInstance, CONFIRM_TERMINATION_ANNOTATION, FINALIZER, Subscription},
     context::Context,
     labels,
 };
@@ -29,9 +32,31 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
         instance: InstanceView::of(instance.as_deref(), desired),
         secret: secret(ctx, desired),
         elder: elder(ctx, subscription),
+        census: census(ctx),
+        confirmation: confirmation(subscription),
         taken: ctx.subscriptions.taken(&desired.uid),
         trouble: ctx.subscriptions.trouble(&desired.uid),
     }
+}
+
+/// Counts the agents that came from subscriptions.
+pub fn census(ctx: &Context) -> Census {
+    let instances = ctx.stores.instances.state();
+    let agents = instances.iter().filter(|instance| {
+        let came = instance.labels().get(labels::SUBSCRIPTION) == Some(&instance.name_any());
+        came && instance.metadata.deletion_timestamp.is_none()
+    });
+    let counted = agents.map(|agent| {
+        let made = agent.metadata.creation_timestamp.as_ref();
+        (made.map(|time| time.0), unentitled_since(agent))
+    });
+    Census::of(counted, Timestamp::now())
+}
+
+/// An admin's word that the agent of an object may end although it is one of many.
+pub fn confirmation<K: Resource>(object: &K) -> Option<String> {
+    let annotations = object.annotations();
+    annotations.get(CONFIRM_TERMINATION_ANNOTATION).cloned()
 }
 
 fn secret(ctx: &Context, desired: &Desired) -> SecretView {

@@ -14,9 +14,12 @@ use kube::{Resource as _, ResourceExt as _, runtime::reflector::ObjectRef};
 
 use super::{
     announcement,
-    declaration::{Declaration, Target, terminate_at},
+    declaration::{Declaration, Target, terminate_at, unentitled_since},
     entitlement::{earlier, later, whole_second},
-    event, perform,
+    event,
+    guard::{Census, is_confirmed},
+    observe::{census, confirmation},
+    perform,
 };
 use crate::{
     api::{AgentInstance, AnnouncedEvent, Announcement, Subscription},
@@ -40,6 +43,8 @@ pub struct Orphan {
     pub suspended: bool,
     /// When it says that it ends.
     pub terminate_at: Option<Timestamp>,
+    /// Whether it is one of too many that were left, and no admin has confirmed it.
+    pub held: bool,
     /// What was declared of it.
     pub declared: Declaration,
 }
@@ -56,13 +61,14 @@ pub enum Deed {
 /// Decides what is done about an orphan, if anything.
 pub fn plan(orphan: &Orphan, patience: Duration, now: Timestamp) -> Option<Deed> {
     match orphan.terminate_at {
-        Some(at) if orphan.suspended => (at <= now).then_some(Deed::Terminate),
+        Some(at) if orphan.suspended => (at <= now && !orphan.held).then_some(Deed::Terminate),
         _ if !orphan.abandoned || orphan.seen_for < patience => None,
         planned => {
             let kept = later(whole_second(now), RETENTION);
             Some(Deed::Keep(Declaration {
                 suspend: true,
                 terminate_at: planned.max(Some(kept)),
+                unentitled_since: orphan.declared.unentitled_since.or(Some(whole_second(now))),
                 ..orphan.declared.clone()
             }))
         }
@@ -89,6 +95,7 @@ pub async fn run(ctx: Arc<Context>) {
 
 async fn sweep(ctx: &Context, memory: &mut Memory) {
     let mut since = std::mem::take(&mut memory.since);
+    let census = census(ctx);
     for instance in ctx.stores.instances.state() {
         let (name, uid) = (instance.name_any(), instance.uid().unwrap_or_default());
         let namespace = instance.namespace().unwrap_or_default();
@@ -102,6 +109,7 @@ async fn sweep(ctx: &Context, memory: &mut Memory) {
             seen_for: since.elapsed(),
             suspended: instance.spec.suspend,
             terminate_at: terminate_at(&instance),
+            held: is_held(ctx, &instance, &census),
             declared: Declaration {
                 subscription: name.clone(),
                 customer: instance
@@ -147,6 +155,16 @@ fn is_orphan(
         Some(one) if label(labels::CUSTOMER) != Some(one.spec.customer_id.as_str()) => Some(false),
         Some(_) => None,
     }
+}
+
+/// One that does not say since when it is left is one of those that nobody knows.
+fn is_held(ctx: &Context, instance: &AgentInstance, census: &Census) -> bool {
+    let Some(lost) = unentitled_since(instance) else {
+        return false;
+    };
+    let limits = &ctx.settings.subscriptions.guard;
+    let confirmed = is_confirmed(confirmation(instance).as_deref(), lost);
+    !confirmed && census.too_many(lost, limits).is_some()
 }
 
 async fn carry_out(
@@ -202,6 +220,7 @@ mod tests {
             seen_for: Duration::from_mins(10),
             suspended,
             terminate_at,
+            held: false,
             declared: Declaration {
                 subscription: "alice".into(),
                 customer: "cus_1".into(),
@@ -210,6 +229,7 @@ mod tests {
                 environment: [].into(),
                 suspend: suspended,
                 terminate_at,
+                unentitled_since: terminate_at,
             },
         }
     }
@@ -221,6 +241,11 @@ mod tests {
         let orphan = orphan(true, Some(at(100)));
         assert_eq!(plan(&orphan, PATIENCE, at(99)), None);
         assert_eq!(plan(&orphan, PATIENCE, at(100)), Some(Deed::Terminate));
+        let one_of_many = Orphan {
+            held: true,
+            ..orphan.clone()
+        };
+        assert_eq!(plan(&one_of_many, PATIENCE, at(100)), None);
         let of_another_customer = Orphan {
             abandoned: false,
             ..orphan

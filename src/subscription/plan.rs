@@ -3,14 +3,14 @@
 //! A refusal (a Secret that is another's, a duplicate) stops whatever would be bought or changed, and nothing that takes away: an agent that is
 //! not entitled is suspended all the same.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 
 use super::{
+    SubscriptionFlags,
     declaration::Declaration,
     desired::Desired,
     entitlement::{Entitlement, decide},
+    guard::{Limits, is_confirmed},
     step::Step,
     world::{InstanceView, Ours, SecretView, World},
 };
@@ -20,6 +20,8 @@ use super::{
 pub struct Plan {
     /// What the state entitles to.
     pub entitlement: Entitlement,
+    /// With how many others its entitlement went, if they are so many that it is not terminated.
+    pub held: Option<usize>,
     /// Why nothing is created or changed: reason and message.
     pub refusal: Option<(&'static str, String)>,
     /// What to do now, in order.
@@ -28,26 +30,48 @@ pub struct Plan {
     pub look_again: Option<Timestamp>,
 }
 
-/// Plans; `lead` is how long before the deed it is announced.
-pub fn plan(desired: &Desired, world: &World, lead: Duration, now: Timestamp) -> Plan {
+/// Plans.
+pub fn plan(desired: &Desired, world: &World, flags: &SubscriptionFlags, now: Timestamp) -> Plan {
     let entitlement = decide(&desired.terms, &world.past(), now);
-    let refusal = refusal(desired, world);
+    let held = held(world, &entitlement, &flags.guard);
+    let refusal = refusal(desired, world, &flags.guard);
     let steps = if desired.is_absent() {
         leave(desired, world, &entitlement)
     } else {
         let first = (!world.finalizer).then_some(Step::AddFinalizer);
-        let next = keep(desired, world, &entitlement, refusal.is_some(), now);
+        let next = keep(desired, world, &entitlement, refusal.is_some());
+        let next = match next {
+            // Whatever else was to be declared is declared by then.
+            None if held.is_none() && entitlement.terminates(now) => terminate(world),
+            next => next,
+        };
         first.into_iter().chain(next).collect()
     };
     Plan {
-        look_again: desired.terms.next(&entitlement, lead, now),
+        look_again: desired.terms.next(&entitlement, flags.announce_before, now),
         entitlement,
+        held,
         refusal,
         steps,
     }
 }
 
-fn refusal(desired: &Desired, world: &World) -> Option<(&'static str, String)> {
+/// With how many others this one lost its entitlement, where that is too many and nobody has confirmed it.
+fn held(world: &World, entitlement: &Entitlement, limits: &Limits) -> Option<usize> {
+    let ours = world.ours()?;
+    let lost = ours.unentitled_since.or(entitlement.unentitled_since)?;
+    if is_confirmed(world.confirmation.as_deref(), lost) {
+        return None;
+    }
+    world.census.too_many(lost, limits)
+}
+
+fn terminate(world: &World) -> Option<Step> {
+    let ours = world.ours().filter(|ours| !ours.deleting)?;
+    Some(Step::Terminate(ours.target.clone()))
+}
+
+fn refusal(desired: &Desired, world: &World, limits: &Limits) -> Option<(&'static str, String)> {
     let Desired { name, customer, .. } = desired;
     if let Some(elder) = &world.elder {
         let message = format!(
@@ -60,6 +84,13 @@ fn refusal(desired: &Desired, world: &World) -> Option<(&'static str, String)> {
             "AgentInstance {name} {whose}: it is not touched; delete it, or use another name"
         );
         return Some(("NameTaken", message));
+    }
+    if world.instance == InstanceView::Absent && world.census.is_full(limits) {
+        let message = format!(
+            "{} agents were made within a day, and no more are before that is over: raise --creations-per-day if all of them are meant",
+            world.census.made_today
+        );
+        return Some(("CreationsHeld", message));
     }
     let secret = desired.secret.as_deref().unwrap_or_default();
     match world.secret {
@@ -81,16 +112,12 @@ fn keep(
     world: &World,
     entitlement: &Entitlement,
     refused: bool,
-    now: Timestamp,
 ) -> Option<Step> {
     match &world.instance {
         InstanceView::NotOurs(_) => None,
         InstanceView::Absent if refused || !entitlement.creates => None,
-        InstanceView::Absent => Some(Step::Create(Declaration::new(desired, false, None))),
+        InstanceView::Absent => Some(Step::Create(Declaration::new(desired, entitlement))),
         InstanceView::Ours(ours) if ours.deleting => None,
-        InstanceView::Ours(ours) if entitlement.terminates(now) => {
-            Some(Step::Terminate(ours.target.clone()))
-        }
         InstanceView::Ours(ours) => declare(declaration(desired, ours, entitlement, refused), ours),
     }
 }
@@ -116,8 +143,7 @@ fn declaration(
     entitlement: &Entitlement,
     as_it_was: bool,
 ) -> Declaration {
-    let (suspend, terminate_at) = (!entitlement.entitled, entitlement.terminate_at);
-    let wanted = Declaration::new(desired, suspend, terminate_at);
+    let wanted = Declaration::new(desired, entitlement);
     if !as_it_was {
         return wanted;
     }

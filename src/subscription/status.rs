@@ -57,7 +57,7 @@ pub fn status(
         ready(desired, world, plan),
         entitled(plan),
         plan_pending(desired, ours.filter(|_| entitlement.entitled)),
-        condition(ConditionType::TerminationHeld, Some(false), "NotHeld", ""),
+        held(plan),
     ];
     for found in found {
         set_condition(&mut next.conditions, found, generation, now);
@@ -127,6 +127,25 @@ fn entitled(plan: &Plan) -> Condition {
     };
     let entitled = Some(entitlement.entitled);
     condition(ConditionType::Entitled, entitled, state.as_str(), message)
+}
+
+fn held(plan: &Plan) -> Condition {
+    let held = |status, reason: &str, message: &str| {
+        condition(
+            ConditionType::TerminationHeld,
+            Some(status),
+            reason,
+            message,
+        )
+    };
+    if plan.held.is_none() || plan.entitlement.terminate_at.is_none() {
+        return held(false, "NotHeld", "");
+    }
+    held(
+        true,
+        "TooManyAtOnce",
+        "so many agents lost their entitlement at about the same time that none of them is deleted: if that was a mistake, put the state back;          if it is meant, set the annotation agentfleet.dev/confirm-termination to the present time, as an admin",
+    )
 }
 
 /// Whether what runs is what is paid for; the instance knows why not.

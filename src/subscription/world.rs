@@ -4,9 +4,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
-    declaration::{Declaration, Target, terminate_at},
+    declaration::{Declaration, Target, terminate_at, unentitled_since},
     desired::Desired,
     entitlement::Past,
+    guard::Census,
 };
 use crate::{
     api::{AgentInstance, ConditionType, SubscriptionStatus},
@@ -26,6 +27,10 @@ pub struct World {
     pub secret: SecretView,
     /// The older subscription with the same external reference, as `namespace/name`.
     pub elder: Option<String>,
+    /// All agents that came from subscriptions.
+    pub census: Census,
+    /// An admin's word that it may end although it is one of many.
+    pub confirmation: Option<String>,
     /// Id of the event that the receiver of the webhook took last, if there is one and he did.
     pub taken: Option<String>,
     /// What could not be done the last time: reason and message.
@@ -59,6 +64,8 @@ pub struct Ours {
     pub suspended: bool,
     /// When it says that it is terminated, whoever wrote that.
     pub terminate_at: Option<Timestamp>,
+    /// Since when it says that it is not entitled, whoever wrote that.
+    pub unentitled_since: Option<Timestamp>,
     /// Whether its status speaks of its spec as it is.
     pub observed: bool,
     /// Its conditions.
@@ -111,6 +118,7 @@ impl Ours {
             class: instance.spec.class_name.clone(),
             suspended: instance.spec.suspend,
             terminate_at: terminate_at(instance),
+            unentitled_since: unentitled_since(instance),
             observed: status.observed_generation == instance.metadata.generation,
             conditions: status.conditions,
         }
@@ -146,6 +154,7 @@ impl World {
             first_seen: seen.map(|seen| (seen.state, seen.at.0)).collect(),
             suspended: entitled.map_or_else(|| ours.is_some_and(|ours| ours.suspended), |is| !is),
             terminate_at: planned.max(ours.and_then(|ours| ours.terminate_at)),
+            unentitled_since: ours.and_then(|ours| ours.unentitled_since),
         }
     }
 }

@@ -53,6 +53,7 @@ impl Entitlement {
             first_seen: self.first_seen.clone(),
             suspended: !self.entitled,
             terminate_at: self.terminate_at,
+            unentitled_since: self.unentitled_since,
         }
     }
 }

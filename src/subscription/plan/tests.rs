@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ObjectMeta;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 use super::*;
 use crate::{
@@ -11,12 +12,28 @@ use crate::{
         is_true,
     },
     subscription::{
-        declaration::{MANAGER, terminate_at},
+        declaration::{MANAGER, terminate_at, unentitled_since},
+        guard::{Census, Limit},
         status::status,
     },
 };
 
-const LEAD: Duration = Duration::from_hours(24);
+const FLAGS: SubscriptionFlags = SubscriptionFlags {
+    announce_before: Duration::from_hours(24),
+    orphan_patience: Duration::from_mins(10),
+    guard: Limits {
+        soon: Limit {
+            window: Duration::from_mins(10),
+            percent: 20,
+        },
+        daily: Limit {
+            window: Duration::from_hours(24),
+            percent: 30,
+        },
+        least: 5,
+        creations: 100,
+    },
+};
 const DAY: i64 = 24 * 3600;
 
 fn at(second: i64) -> Timestamp {
@@ -93,7 +110,7 @@ impl Life {
     fn plan(&mut self) -> Plan {
         let desired = self.desired();
         self.world.instance = InstanceView::of(self.instance.as_ref(), &desired);
-        plan(&desired, &self.world, LEAD, at(self.now))
+        plan(&desired, &self.world, &FLAGS, at(self.now))
     }
 
     /// One look; answers its steps.
@@ -105,7 +122,7 @@ impl Life {
                 &self.world,
                 &plan,
                 Some(1),
-                (LEAD, at(self.now)),
+                (FLAGS.announce_before, at(self.now)),
             );
         }
         for step in &plan.steps {
@@ -238,6 +255,55 @@ fn one_that_does_not_pay_is_suspended_announced_and_ended_and_one_that_pays_is_b
     assert_eq!(life.announced(), Some(AnnouncedEvent::Terminated));
     life.says("Active");
     assert!(life.instance.is_some() && life.announced().is_none());
+}
+
+#[test]
+fn one_of_too_many_is_kept_beyond_its_end_until_an_admin_confirms() {
+    let mut life = Life::running();
+    life.says("Unpaid");
+    let lost = unentitled_since(life.instance.as_ref().unwrap()).unwrap();
+    let many = |agents| Census::of((0..agents).map(|_| (None, Some(lost))), at(0));
+    life.world.census = many(9);
+    life.after(100 * DAY);
+    assert!(life.instance.is_some());
+    let held = |life: &Life| {
+        is_true(
+            &life.world.status.conditions,
+            ConditionType::TerminationHeld,
+        )
+    };
+    assert!(held(&life));
+    let mut undone = Life {
+        subscription: life.subscription.clone(),
+        world: life.world.clone(),
+        instance: life.instance.clone(),
+        now: life.now,
+    };
+    undone.says("Active");
+    assert!(!held(&undone) && !undone.suspended());
+    assert_eq!(unentitled_since(undone.instance.as_ref().unwrap()), None);
+    life.world.confirmation = Some(at(-1).to_string());
+    life.settle();
+    assert!(life.instance.is_some(), "a word from before");
+    life.world.confirmation = Some(at(life.now).to_string());
+    life.settle();
+    assert!(life.instance.is_none());
+    let mut alone = Life::running();
+    alone.says("Unpaid");
+    alone.world.census = many(4);
+    alone.after(100 * DAY);
+    assert!(alone.instance.is_none());
+}
+
+#[test]
+fn no_more_agents_are_made_in_a_day_than_may() {
+    let mut life = Life::new("Active");
+    life.world.census = Census::of((0..100).map(|_| (Some(at(-5)), None)), at(0));
+    assert_eq!(life.look(), []);
+    assert_eq!(life.ready(), "CreationsHeld");
+    life.world.census = Census::of((0..99).map(|_| (Some(at(-5)), None)), at(0));
+    life.settle();
+    assert!(life.instance.is_some());
 }
 
 #[test]
