@@ -347,6 +347,76 @@ async fn a_plan_that_does_not_run_yet_says_so_and_why() -> Outcome {
     bed.finish().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_bulk_update_or_deletion_ends_no_agent_and_is_undone() -> Outcome {
+    let mut bed = Bed::start().await?;
+    let names = ["a", "b", "c", "d", "e", "f"];
+    for name in names {
+        subscribed(&bed, name).await?;
+    }
+    let mut servers = vec![];
+    for name in names {
+        servers.push(serves(&bed, name).await?);
+    }
+    let short = json!({"retention": "3s"});
+    for name in names {
+        bed.cluster.apply(&with(name, "Unpaid", &short)).await?;
+    }
+    for name in names {
+        is_suspended(&bed, name).await?;
+        told(&bed, name, "TerminationHeld", "True", "TooManyAtOnce").await?;
+    }
+    bed.operator.restart()?;
+    their_time_is_over(&bed).await?;
+    for name in names {
+        let kept = bed.instance(name).object().await?.unwrap_or_default();
+        assert_eq!(kept["metadata"]["deletionTimestamp"], Value::Null, "{kept}");
+    }
+    assert_eq!(bed.cloud().servers().len(), names.len());
+    // Meant for one, and a mistake for the others.
+    let now = Timestamp::now().to_string();
+    let word = json!({"metadata": {"annotations": {"agentfleet.dev/confirm-termination": now}}});
+    bed.cluster
+        .merge("Subscription", Some(TENANT), "a", word)
+        .await?;
+    bed.instance("a").gone().await?;
+    for (name, server) in names.into_iter().zip(&servers).skip(1) {
+        bed.cluster.apply(&with(name, "Active", &short)).await?;
+        assert_eq!(serves(&bed, name).await?, *server);
+        told(&bed, name, "TerminationHeld", "False", "NotHeld").await?;
+    }
+    bed.cluster
+        .kubectl(&["delete", "agsub", "--all", "--namespace", TENANT])?;
+    for name in &names[1..] {
+        is_suspended(&bed, name).await?;
+    }
+    their_time_is_over(&bed).await?;
+    for (name, server) in names.into_iter().zip(&servers).skip(1) {
+        bed.cluster.apply(&subscription(name, "Active")).await?;
+        assert_eq!(serves(&bed, name).await?, *server);
+    }
+    assert_eq!(bed.requests_to("DELETE", "/servers/{id}"), 1);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// Waits until each agent has been past its end for some periods of the operator.
+async fn their_time_is_over(bed: &Bed) -> Outcome {
+    bed.wait_until("their time is over", async || {
+        let all = bed.cluster.list("AgentInstance").await?;
+        let ends = all.iter().map(|one| {
+            let told = &one["metadata"]["annotations"]["agentfleet.dev/terminate-at"];
+            told.as_str()
+                .and_then(|told| told.parse::<Timestamp>().ok())
+        });
+        let over = Timestamp::now() - SignedDuration::from_secs(4);
+        Ok(ends
+            .into_iter()
+            .all(|end| end.is_some_and(|end| end < over)))
+    })
+    .await
+}
+
 /// What a user may do in the namespace of the agents, asked of the API server itself.
 async fn may(bed: &Bed, user: &str, verb: &str, resource: &str) -> Outcome<bool> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));

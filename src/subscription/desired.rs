@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use kube::ResourceExt as _;
 
 use super::entitlement::Terms;
-use crate::{agent_instance::desired::Identity, api::Subscription};
+use crate::{
+    agent_instance::desired::Identity,
+    api::{Subscription, SubscriptionState},
+};
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +65,18 @@ impl Desired {
             name: self.name.clone(),
             uid: self.uid.clone(),
         }
+    }
+
+    /// Whether anything said here can take entitlement away.
+    pub fn may_lose(&self) -> bool {
+        let Terms {
+            state, cancel_at, ..
+        } = &self.terms;
+        let runs = matches!(
+            state,
+            SubscriptionState::Trialing | SubscriptionState::Active
+        );
+        !runs || cancel_at.is_some() || self.is_absent()
     }
 
     /// Whether the subscription is being deleted.

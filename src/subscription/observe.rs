@@ -25,14 +25,17 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
     }
     let instance = ObjectRef::<AgentInstance>::new(&desired.name).within(&desired.namespace);
     let instance = ctx.stores.instances.get(&instance);
+    let view = InstanceView::of(instance.as_deref(), desired);
+    let counted = desired.may_lose() || view == InstanceView::Absent;
     let finalizers = subscription.finalizers();
     World {
         finalizer: finalizers.iter().any(|present| present == FINALIZER),
         status: subscription.status.clone().unwrap_or_default(),
-        instance: InstanceView::of(instance.as_deref(), desired),
+        instance: view,
         secret: secret(ctx, desired),
         elder: elder(ctx, subscription),
-        census: census(ctx),
+        // To count all of them for each of them is much for a large fleet.
+        census: counted.then(|| census(ctx)).unwrap_or_default(),
         confirmation: confirmation(subscription),
         taken: ctx.subscriptions.taken(&desired.uid),
         trouble: ctx.subscriptions.trouble(&desired.uid),
