@@ -97,7 +97,7 @@ fn ready(desired: &Desired, world: &World, plan: &Plan) -> Condition {
 /// What the instance says of itself.
 fn mirrored(ours: &Ours) -> Condition {
     let told = ours.condition(ConditionType::Ready);
-    let Some(told) = told.filter(|_| ours.observed) else {
+    let Some(told) = told else {
         let message = "the agent has not been looked at yet";
         return condition(ConditionType::Ready, Some(false), "Creating", message);
     };
