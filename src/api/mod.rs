@@ -72,6 +72,10 @@ pub const TERMINATE_AT_ANNOTATION: &str = "agentfleet.dev/terminate-at";
 /// On an instance that came from a Subscription: since when that does not, or will not, entitle it to run.
 pub const UNENTITLED_SINCE_ANNOTATION: &str = "agentfleet.dev/unentitled-since";
 
+/// On an instance that came from a Subscription: it is one of so many that lost their entitlement at once that it does not end before an admin
+/// confirms it.
+pub const TERMINATION_HELD_ANNOTATION: &str = "agentfleet.dev/termination-held";
+
 /// On a Subscription, or on an instance that one has left: lets the agent end although it is one of many. Its value is a time; what lost its
 /// entitlement before that is meant.
 pub const CONFIRM_TERMINATION_ANNOTATION: &str = "agentfleet.dev/confirm-termination";

@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 
 use super::{desired::Desired, entitlement::Entitlement};
 use crate::{
-    api::{AgentInstance, GROUP, TERMINATE_AT_ANNOTATION, UNENTITLED_SINCE_ANNOTATION},
+    api::{
+        AgentInstance, GROUP, TERMINATE_AT_ANNOTATION, TERMINATION_HELD_ANNOTATION,
+        UNENTITLED_SINCE_ANNOTATION,
+    },
     labels,
 };
 
@@ -38,6 +41,8 @@ pub struct Declaration {
     pub terminate_at: Option<Timestamp>,
     /// Since when it is not, or will not be, entitled to run.
     pub unentitled_since: Option<Timestamp>,
+    /// Whether it is kept beyond its end, as one of too many.
+    pub held: bool,
 }
 
 /// The object that a declaration is meant for; none when it is to make one.
@@ -61,7 +66,7 @@ impl Target {
 
 impl Declaration {
     /// What is to be declared.
-    pub fn new(desired: &Desired, entitlement: &Entitlement) -> Self {
+    pub fn new(desired: &Desired, entitlement: &Entitlement, held: bool) -> Self {
         Self {
             subscription: desired.name.clone(),
             customer: desired.customer.clone(),
@@ -71,6 +76,7 @@ impl Declaration {
             suspend: !entitlement.entitled,
             terminate_at: entitlement.terminate_at,
             unentitled_since: entitlement.unentitled_since,
+            held,
         }
     }
 
@@ -106,6 +112,7 @@ impl Declaration {
             suspend: spec.suspend && has("f:suspend"),
             terminate_at: annotated(TERMINATE_AT_ANNOTATION),
             unentitled_since: annotated(UNENTITLED_SINCE_ANNOTATION),
+            held: is_held(instance),
         }
     }
 
@@ -122,6 +129,9 @@ impl Declaration {
             if let Some(at) = at {
                 metadata["annotations"][key] = json!(at.to_string());
             }
+        }
+        if self.held {
+            metadata["annotations"][TERMINATION_HELD_ANNOTATION] = json!("TooManyAtOnce");
         }
         if let Some(Target { uid, version }) = target {
             metadata["uid"] = json!(uid);
@@ -152,6 +162,13 @@ pub fn terminate_at(instance: &AgentInstance) -> Option<Timestamp> {
 /// Since when an instance says that it is not entitled to run.
 pub fn unentitled_since(instance: &AgentInstance) -> Option<Timestamp> {
     time(instance, UNENTITLED_SINCE_ANNOTATION)
+}
+
+/// Whether an instance says that it is kept beyond its end.
+fn is_held(instance: &AgentInstance) -> bool {
+    instance
+        .annotations()
+        .contains_key(TERMINATION_HELD_ANNOTATION)
 }
 
 fn time(instance: &AgentInstance, annotation: &str) -> Option<Timestamp> {
@@ -212,6 +229,7 @@ mod tests {
             suspend: true,
             terminate_at: Some(Timestamp::from_second(1_800_000_000).unwrap()),
             unentitled_since: Some(Timestamp::from_second(1_700_000_000).unwrap()),
+            held: true,
         }
     }
 
@@ -250,6 +268,7 @@ mod tests {
             suspend: false,
             terminate_at: None,
             unentitled_since: None,
+            held: false,
             ..declaration()
         };
         for declared in [declaration(), bare] {
@@ -283,6 +302,7 @@ mod tests {
             suspend: false,
             terminate_at: None,
             unentitled_since: None,
+            held: false,
             ..declaration()
         };
         let body = running.body("agents", "alice", Some(&target));

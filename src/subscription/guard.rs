@@ -1,8 +1,8 @@
 //! The guard: what takes many agents away at once is more likely a mistake than many customers leaving.
 //!
 //! It counts agents by the time at which entitlement was first seen to go, which stands on each of them as an annotation: so it needs no memory of
-//! its own, a restart forgets nothing, a subscription that is deleted counts like one that was canceled, and whoever is put back to Active is out
-//! of the count at once. An agent that is in a window with too many is kept beyond its end until an admin confirms it. Likewise, when too many were
+//! its own, a restart forgets nothing, and a subscription that is deleted counts like one that was canceled. An agent that was in a window with too
+//! many says so itself from then on, as the others may be put back one by one, and is kept beyond its end until an admin confirms it. Likewise, when too many were
 //! made in a day, no more are.
 
 use std::time::Duration;
@@ -64,14 +64,12 @@ impl Census {
         census
     }
 
-    /// How many agents lost their entitlement together with one that lost it then, if they are too many.
-    pub fn too_many(&self, lost: Timestamp, limits: &Limits) -> Option<usize> {
-        let windows = [limits.soon, limits.daily].into_iter();
-        let most = windows.filter_map(|limit| {
+    /// Whether too many agents lost their entitlement together with one that lost it then.
+    pub fn too_many(&self, lost: Timestamp, limits: &Limits) -> bool {
+        [limits.soon, limits.daily].into_iter().any(|limit| {
             let count = self.together(lost, limit.window);
-            (count >= limits.least && count * 100 > self.agents * limit.percent).then_some(count)
-        });
-        most.max()
+            count >= limits.least && count * 100 > self.agents * limit.percent
+        })
     }
 
     /// The most that lost it in one window with `lost` in it.
@@ -132,7 +130,7 @@ mod tests {
             let census = census(agents, &losses);
             losses
                 .iter()
-                .filter(|loss| census.too_many(at(**loss), &LIMITS).is_some())
+                .filter(|loss| census.too_many(at(**loss), &LIMITS))
                 .count()
         };
         assert_eq!(many(4, 4, 0), 0, "a fleet too small to tell");
@@ -149,8 +147,8 @@ mod tests {
         let mut losses = vec![-3 * 24 * 3600];
         losses.extend(0..50);
         let census = census(100, &losses);
-        assert_eq!(census.too_many(at(losses[0]), &LIMITS), None);
-        assert_eq!(census.too_many(at(0), &LIMITS), Some(50));
+        assert!(!census.too_many(at(losses[0]), &LIMITS));
+        assert!(census.too_many(at(0), &LIMITS));
     }
 
     #[test]
@@ -181,7 +179,7 @@ mod tests {
             let losses = &seconds[..seconds.len().min(agents)];
             let census = census(agents, losses);
             let free: Vec<i64> = losses.iter().copied()
-                .filter(|loss| census.too_many(at(*loss), &LIMITS).is_none()).collect();
+                .filter(|loss| !census.too_many(at(*loss), &LIMITS)).collect();
             for limit in [LIMITS.soon, LIMITS.daily] {
                 let window = i64::try_from(limit.window.as_secs()).unwrap();
                 for start in &free {

@@ -127,7 +127,7 @@ fn next(ctx: &Context, plan: &Plan, now: Timestamp) -> Option<Duration> {
         Some(Step::RemoveFinalizer) => return None,
         Some(_) => Some(PATIENCE),
         // Whoever it waits for may be another subscription, of which it is not told.
-        None if plan.refusal.is_some() || plan.held.is_some() => Some(ctx.settings.project_period),
+        None if plan.refusal.is_some() || plan.held => Some(ctx.settings.project_period),
         None => None,
     };
     let due = plan.look_again.map(|at| at.duration_since(now));

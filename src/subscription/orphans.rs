@@ -52,7 +52,7 @@ pub struct Orphan {
 /// What is done about an orphan.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Deed {
-    /// It is suspended, and told its end.
+    /// It is suspended and told its end, or that it has none yet.
     Keep(Declaration),
     /// It is deleted.
     Terminate,
@@ -61,6 +61,12 @@ pub enum Deed {
 /// Decides what is done about an orphan, if anything.
 pub fn plan(orphan: &Orphan, patience: Duration, now: Timestamp) -> Option<Deed> {
     match orphan.terminate_at {
+        Some(_) if orphan.suspended && orphan.held != orphan.declared.held => {
+            Some(Deed::Keep(Declaration {
+                held: orphan.held,
+                ..orphan.declared.clone()
+            }))
+        }
         Some(at) if orphan.suspended => (at <= now && !orphan.held).then_some(Deed::Terminate),
         _ if !orphan.abandoned || orphan.seen_for < patience => None,
         planned => {
@@ -164,7 +170,7 @@ fn is_held(ctx: &Context, instance: &AgentInstance, census: &Census) -> bool {
     };
     let limits = &ctx.settings.subscriptions.guard;
     let confirmed = is_confirmed(confirmation(instance).as_deref(), lost);
-    !confirmed && census.too_many(lost, limits).is_some()
+    !confirmed && (Declaration::found(instance).held || census.too_many(lost, limits))
 }
 
 async fn carry_out(
@@ -230,6 +236,7 @@ mod tests {
                 suspend: suspended,
                 terminate_at,
                 unentitled_since: terminate_at,
+                held: false,
             },
         }
     }
@@ -245,7 +252,15 @@ mod tests {
             held: true,
             ..orphan.clone()
         };
-        assert_eq!(plan(&one_of_many, PATIENCE, at(100)), None);
+        let Some(Deed::Keep(declared)) = plan(&one_of_many, PATIENCE, at(100)) else {
+            panic!("it is told that it is held");
+        };
+        assert!(declared.held && declared.suspend);
+        let told = Orphan {
+            declared,
+            ..one_of_many.clone()
+        };
+        assert_eq!(plan(&told, PATIENCE, at(100)), None);
         let of_another_customer = Orphan {
             abandoned: false,
             ..orphan

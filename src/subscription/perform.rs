@@ -27,8 +27,8 @@ pub async fn create(
     let api = instances(ctx, namespace)?;
     let found = call("GET agentinstances", api.get_metadata_opt(name)).await?;
     if found.is_some() {
-        let message = format!("AgentInstance {name} has just been made by somebody else");
-        return Err(Setback::passing("NameTaken", message));
+        let message = format!("AgentInstance {name} has just been made");
+        return Err(Setback::until("StaleView", message, super::WATCH));
     }
     let body = declaration.body(namespace, name, None);
     let params = PatchParams::apply(MANAGER);

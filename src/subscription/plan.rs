@@ -9,7 +9,7 @@ use super::{
     SubscriptionFlags,
     declaration::Declaration,
     desired::Desired,
-    entitlement::{Entitlement, decide},
+    entitlement::{Entitlement, decide, later},
     guard::{Limits, is_confirmed},
     step::Step,
     world::{InstanceView, Ours, SecretView, World},
@@ -20,8 +20,8 @@ use super::{
 pub struct Plan {
     /// What the state entitles to.
     pub entitlement: Entitlement,
-    /// With how many others its entitlement went, if they are so many that it is not terminated.
-    pub held: Option<usize>,
+    /// Whether so many others lost their entitlement with it that it is not terminated.
+    pub held: bool,
     /// Why nothing is created or changed: reason and message.
     pub refusal: Option<(&'static str, String)>,
     /// What to do now, in order.
@@ -36,19 +36,19 @@ pub fn plan(desired: &Desired, world: &World, flags: &SubscriptionFlags, now: Ti
     let held = held(world, &entitlement, &flags.guard);
     let refusal = refusal(desired, world, &flags.guard);
     let steps = if desired.is_absent() {
-        leave(desired, world, &entitlement)
+        leave(desired, world, (&entitlement, held))
     } else {
         let first = (!world.finalizer).then_some(Step::AddFinalizer);
-        let next = keep(desired, world, &entitlement, refusal.is_some());
+        let next = keep(desired, world, (&entitlement, held), refusal.is_some());
         let next = match next {
             // Whatever else was to be declared is declared by then.
-            None if held.is_none() && entitlement.terminates(now) => terminate(world),
+            None if !held && entitlement.terminates(now) => terminate(world),
             next => next,
         };
         first.into_iter().chain(next).collect()
     };
     Plan {
-        look_again: desired.terms.next(&entitlement, flags.announce_before, now),
+        look_again: look_again(desired, &entitlement, flags, now),
         entitlement,
         held,
         refusal,
@@ -56,14 +56,30 @@ pub fn plan(desired: &Desired, world: &World, flags: &SubscriptionFlags, now: Ti
     }
 }
 
-/// With how many others this one lost its entitlement, where that is too many and nobody has confirmed it.
-fn held(world: &World, entitlement: &Entitlement, limits: &Limits) -> Option<usize> {
-    let ours = world.ours()?;
-    let lost = ours.unentitled_since.or(entitlement.unentitled_since)?;
-    if is_confirmed(world.confirmation.as_deref(), lost) {
-        return None;
-    }
-    world.census.too_many(lost, limits)
+/// When something changes by itself; also when all are known that lost their entitlement together with this one.
+fn look_again(
+    desired: &Desired,
+    entitlement: &Entitlement,
+    flags: &SubscriptionFlags,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let next = desired.terms.next(entitlement, flags.announce_before, now);
+    let windows = [flags.guard.soon.window, flags.guard.daily.window];
+    let lost = entitlement.unentitled_since.into_iter();
+    lost.flat_map(|lost| windows.map(|window| later(lost, window)))
+        .filter(|at| *at > now)
+        .chain(next)
+        .min()
+}
+
+/// Whether so many others lost their entitlement with this one that it does not end. It stays so, as the others are put back one by one, until it
+/// is entitled again or an admin confirms its end.
+fn held(world: &World, entitlement: &Entitlement, limits: &Limits) -> bool {
+    let (Some(ours), Some(lost)) = (world.ours(), entitlement.unentitled_since) else {
+        return false;
+    };
+    let together = || ours.declared.held || world.census.too_many(lost, limits);
+    !is_confirmed(world.confirmation.as_deref(), lost) && together()
 }
 
 fn terminate(world: &World) -> Option<Step> {
@@ -110,26 +126,29 @@ fn refusal(desired: &Desired, world: &World, limits: &Limits) -> Option<(&'stati
 fn keep(
     desired: &Desired,
     world: &World,
-    entitlement: &Entitlement,
+    (entitlement, held): (&Entitlement, bool),
     refused: bool,
 ) -> Option<Step> {
     match &world.instance {
         InstanceView::NotOurs(_) => None,
         InstanceView::Absent if refused || !entitlement.creates => None,
-        InstanceView::Absent => Some(Step::Create(Declaration::new(desired, entitlement))),
+        InstanceView::Absent => Some(Step::Create(Declaration::new(desired, entitlement, false))),
         InstanceView::Ours(ours) if ours.deleting => None,
-        InstanceView::Ours(ours) => declare(declaration(desired, ours, entitlement, refused), ours),
+        InstanceView::Ours(ours) => declare(
+            declaration(desired, ours, (entitlement, held), refused),
+            ours,
+        ),
     }
 }
 
 /// What is done for one that goes: its instance is suspended and told its end, and then it may go.
-fn leave(desired: &Desired, world: &World, entitlement: &Entitlement) -> Vec<Step> {
+fn leave(desired: &Desired, world: &World, (entitlement, held): (&Entitlement, bool)) -> Vec<Step> {
     if !world.finalizer {
         return vec![];
     }
     let open = match &world.instance {
         InstanceView::Ours(ours) if !ours.deleting => {
-            declare(declaration(desired, ours, entitlement, true), ours)
+            declare(declaration(desired, ours, (entitlement, held), true), ours)
         }
         _ => None,
     };
@@ -140,10 +159,10 @@ fn leave(desired: &Desired, world: &World, entitlement: &Entitlement) -> Vec<Ste
 fn declaration(
     desired: &Desired,
     ours: &Ours,
-    entitlement: &Entitlement,
+    (entitlement, held): (&Entitlement, bool),
     as_it_was: bool,
 ) -> Declaration {
-    let wanted = Declaration::new(desired, entitlement);
+    let wanted = Declaration::new(desired, entitlement, held);
     if !as_it_was {
         return wanted;
     }

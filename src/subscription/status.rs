@@ -138,7 +138,7 @@ fn held(plan: &Plan) -> Condition {
             message,
         )
     };
-    if plan.held.is_none() || plan.entitlement.terminate_at.is_none() {
+    if !plan.held || plan.entitlement.terminate_at.is_none() {
         return held(false, "NotHeld", "");
     }
     held(

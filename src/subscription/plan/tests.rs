@@ -282,6 +282,9 @@ fn one_of_too_many_is_kept_beyond_its_end_until_an_admin_confirms() {
     undone.says("Active");
     assert!(!held(&undone) && !undone.suspended());
     assert_eq!(unentitled_since(undone.instance.as_ref().unwrap()), None);
+    life.world.census = many(1);
+    life.after(DAY);
+    assert!(life.instance.is_some(), "when the others were put back");
     life.world.confirmation = Some(at(-1).to_string());
     life.settle();
     assert!(life.instance.is_some(), "a word from before");
