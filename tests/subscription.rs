@@ -465,9 +465,8 @@ async fn each_role_may_what_it_is_for_and_nothing_else() -> Outcome {
             resource == "subscriptions" && !["deletecollection", "administer"].contains(&verb)
         }
         "agentfleet-onboarding" => resource == "secrets" && verb == "create",
-        "agentfleet-viewer" if resource.ends_with("/status") => verb == "get",
+        "agentfleet-viewer" | "agentfleet-admin" if resource.ends_with("/status") => verb == "get",
         "agentfleet-viewer" => resource != "secrets" && reads.contains(&verb),
-        "agentfleet-admin" if resource.ends_with("/status") => verb == "get",
         "agentfleet-admin" => resource != "secrets",
         // The cluster's own roles give nothing of agentfleet.
         _ => resource == "secrets" && verb != "administer",

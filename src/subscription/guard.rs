@@ -119,7 +119,7 @@ mod tests {
 
     fn census(agents: usize, losses: &[i64]) -> Census {
         let lost = losses.iter().map(|second| Some(at(*second)));
-        let rest = std::iter::repeat(None).take(agents - losses.len());
+        let rest = std::iter::repeat_n(None, agents - losses.len());
         Census::of(lost.chain(rest).map(|lost| (None, lost)), at(0))
     }
 

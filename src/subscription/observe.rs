@@ -26,7 +26,12 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
     let instance = ObjectRef::<AgentInstance>::new(&desired.name).within(&desired.namespace);
     let instance = ctx.stores.instances.get(&instance);
     let view = InstanceView::of(instance.as_deref(), desired);
-    let counted = desired.may_lose() || view == InstanceView::Absent;
+    // To count all of them for each of them is much for a large fleet.
+    let census = if desired.may_lose() || view == InstanceView::Absent {
+        census(ctx)
+    } else {
+        Census::default()
+    };
     let finalizers = subscription.finalizers();
     World {
         finalizer: finalizers.iter().any(|present| present == FINALIZER),
@@ -34,8 +39,7 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
         instance: view,
         secret: secret(ctx, desired),
         elder: elder(ctx, subscription),
-        // To count all of them for each of them is much for a large fleet.
-        census: counted.then(|| census(ctx)).unwrap_or_default(),
+        census,
         confirmation: confirmation(subscription),
         taken: ctx.subscriptions.taken(&desired.uid),
         trouble: ctx.subscriptions.trouble(&desired.uid),
