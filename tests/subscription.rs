@@ -417,6 +417,30 @@ async fn their_time_is_over(bed: &Bed) -> Outcome {
     .await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_one_write_of_the_status_and_one_word_to_the_instance() -> Outcome {
+    let bed = Bed::start().await?;
+    subscribed(&bed, "one").await?;
+    oracle::calm(&bed).await?;
+    let before = bed.writes()?.len();
+    let patient = json!({"gracePeriod": "100h"});
+    bed.cluster.apply(&with("one", "PastDue", &patient)).await?;
+    told(&bed, "one", "Entitled", "True", "PastDue").await?;
+    oracle::calm(&bed).await?;
+    let since = bed.writes()?.split_off(before);
+    let since = since.iter().filter(|write| !write.is_lease());
+    let mut since: Vec<_> = since.map(|write| write.what.as_str()).collect();
+    since.retain(|what| !what.starts_with("create events"));
+    since.sort_unstable();
+    let status = format!("patch subscriptions/status {TENANT}/one");
+    assert_eq!(
+        since,
+        [format!("patch agentinstances {TENANT}/one"), status]
+    );
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
 /// What a user may do in the namespace of the agents, asked of the API server itself.
 async fn may(bed: &Bed, user: &str, verb: &str, resource: &str) -> Outcome<bool> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
