@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent_class,
     agent_instance::{memory::Memories, talk::Talks, world::RecoveryFlags},
-    api::{AgentClass, AgentInstance, HetznerProject},
+    api::{AgentClass, AgentInstance, HetznerProject, Subscription},
     guest::program::Program,
     health::{canary::Canaries, pace::Pace},
     hetzner_project::connection::Connections,
@@ -24,6 +24,7 @@ use crate::{
     metrics::Metrics,
     notification::delivery::Notifications,
     rollout::Rollouts,
+    subscription::{self, SubscriptionFlags},
     zombies::SweepFlags,
 };
 
@@ -47,6 +48,8 @@ pub struct Context {
     pub memories: Memories,
     /// What is remembered of classes.
     pub classes: agent_class::memory::Memories,
+    /// What is remembered of subscriptions.
+    pub subscriptions: subscription::memory::Memories,
     /// Where the rollouts of classes stand.
     pub rollouts: Rollouts,
     /// Acts over SSH that are under way.
@@ -88,6 +91,8 @@ pub struct Settings {
     pub recovery: RecoveryFlags,
     /// What is done about things that belong to nobody.
     pub sweep: SweepFlags,
+    /// When what a subscription takes away is announced, and for how long an instance is kept whose subscription is missing.
+    pub subscriptions: SubscriptionFlags,
     /// How long a server has to switch itself off before its plug is pulled.
     pub shutdown_grace: Duration,
     /// How long the object of a deleted instance waits until the webhook's receiver has taken its last event.
@@ -112,6 +117,8 @@ pub struct Stores {
     pub classes: Store<AgentClass>,
     /// All projects.
     pub projects: Store<HetznerProject>,
+    /// All subscriptions.
+    pub subscriptions: Store<Subscription>,
     /// All Secrets, without their content.
     pub secrets: Store<PartialObjectMeta<Secret>>,
     /// Former revisions of classes.
@@ -129,6 +136,8 @@ pub struct Wake {
     pub classes: mpsc::UnboundedSender<ObjectRef<AgentClass>>,
     /// To the projects' controller.
     pub projects: mpsc::UnboundedSender<ObjectRef<HetznerProject>>,
+    /// To the subscriptions' controller.
+    pub subscriptions: mpsc::UnboundedSender<ObjectRef<Subscription>>,
 }
 
 impl Wake {
@@ -142,6 +151,13 @@ impl Wake {
     /// Looks at a class again.
     pub fn class(&self, name: &str) {
         let _ended = self.classes.unbounded_send(ObjectRef::new(name));
+    }
+
+    /// Looks at a subscription again.
+    pub fn subscription(&self, namespace: &str, name: &str) {
+        let _ended = self
+            .subscriptions
+            .unbounded_send(ObjectRef::new(name).within(namespace));
     }
 
     /// Looks at a project again.

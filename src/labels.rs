@@ -27,6 +27,11 @@ pub const CLASS: &str = "agentfleet.dev/class";
 /// The operator that acts in a project, on its SSH key.
 pub const HOLDER: &str = "agentfleet.dev/holder";
 
+/// On an `AgentInstance`: the Subscription of the same name that keeps it, or kept it last.
+pub const SUBSCRIPTION: &str = "agentfleet.dev/subscription";
+/// On a Secret and on an `AgentInstance`: the customer that it belongs to.
+pub const CUSTOMER: &str = "agentfleet.dev/customer";
+
 /// Whether a thing carries the fleet, namespace and name of an instance, whatever its UID.
 pub fn are_ours(labels: &Labels, identity: &Identity, fleet: &str) -> bool {
     let has = |key: &str, value: &str| labels.get(key).is_some_and(|found| found == value);

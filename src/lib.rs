@@ -1,8 +1,8 @@
 //! agentfleet gives every AI agent a server of its own.
 //!
-//! Three kinds of objects are reconciled, each by the same pipeline: a [`HetznerProject`](api::HetznerProject) (a token and what
-//! it opens), an [`AgentClass`](api::AgentClass) (what runs on which machine) and an [`AgentInstance`](api::AgentInstance) (one
-//! agent, one server).
+//! Four kinds of objects are reconciled, each by the same pipeline: a [`HetznerProject`](api::HetznerProject) (a token and what
+//! it opens), an [`AgentClass`](api::AgentClass) (what runs on which machine), an [`AgentInstance`](api::AgentInstance) (one
+//! agent, one server) and a [`Subscription`](api::Subscription) (what a customer has paid for, and so which instance there is).
 //!
 //! ```text
 //!   Kubernetes stores ─┐                                       ┌─► Kubernetes: records, status, finalizers, events
@@ -22,6 +22,7 @@
 //! |---|---|
 //! | the objects and their rules | [`api`] |
 //! | instance, incarnation, voice, write-ahead records, rollback of a creation, replacement of a server, retained servers | [`agent_instance`] |
+//! | subscription, entitlement, what is kept how long, orphans, the guard | [`subscription`] |
 //! | class, firewall | [`agent_class`] |
 //! | project, identity, connection | [`hetzner_project`] |
 //! | requests, errors, budget and lanes, stock, catalogue | [`hetzner`] |
@@ -67,6 +68,7 @@ pub mod redact;
 pub mod render;
 pub mod rollout;
 pub mod secret_files;
+pub mod subscription;
 pub mod systemd_unit;
 pub mod telemetry;
 pub mod transitions;

@@ -14,6 +14,10 @@ use agentfleet::{
     notification::delivery::Receiver,
     operator::{self, Options},
     render,
+    subscription::{
+        SubscriptionFlags,
+        guard::{Limit, Limits},
+    },
     telemetry::{self, LogFormat},
     zombies::{SweepFlags, by_hand},
 };
@@ -142,6 +146,14 @@ struct Run {
     /// How long the object of a deleted instance waits until the receiver has taken its last event
     #[arg(long, default_value = "1m", value_parser = duration)]
     webhook_patience: Duration,
+    /// How long before it comes the suspension or termination of a subscription's agent is announced
+    #[arg(long, default_value = "24h", value_parser = duration)]
+    announce_before: Duration,
+    /// How long an agent runs on whose Subscription is missing without having been deleted
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    orphan_patience: Duration,
+    #[command(flatten)]
+    guard: Guard,
     #[command(flatten)]
     sweep: Sweep,
     /// How long others wait for a holder of the Lease that is silent
@@ -179,6 +191,50 @@ struct SweepByHand {
     /// What is younger is never swept
     #[arg(long, default_value = "1h", value_parser = duration)]
     zombie_min_age: Duration,
+}
+
+/// Flags of the guard over what subscriptions take away, and buy.
+#[derive(Args)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "each is the name of a flag among those of other things"
+)]
+struct Guard {
+    /// When more than a part of all subscribed agents lose their entitlement in this time, none of them is deleted before an admin confirms it
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    guard_window: Duration,
+    /// That part, in percent
+    #[arg(long, default_value_t = 20)]
+    guard_percent: usize,
+    /// The same for a longer time
+    #[arg(long, default_value = "24h", value_parser = duration)]
+    guard_long_window: Duration,
+    /// And its part, in percent
+    #[arg(long, default_value_t = 30)]
+    guard_long_percent: usize,
+    /// Fewer than this are never too many
+    #[arg(long, default_value_t = 5)]
+    guard_least: usize,
+    /// How many agents Subscriptions may create in a day
+    #[arg(long = "creations-per-day", default_value_t = 100)]
+    guard_creations: usize,
+}
+
+impl Guard {
+    fn limits(&self) -> Limits {
+        Limits {
+            soon: Limit {
+                window: self.guard_window,
+                percent: self.guard_percent,
+            },
+            daily: Limit {
+                window: self.guard_long_window,
+                percent: self.guard_long_percent,
+            },
+            least: self.guard_least,
+            creations: self.guard_creations,
+        }
+    }
 }
 
 /// Flags of the sweep that the operator makes of itself.
@@ -297,6 +353,11 @@ fn settings(flags: Run) -> Settings {
             min_age: flags.sweep.zombie_min_age,
             fuse: flags.sweep.zombie_fuse,
             dry_run: flags.sweep.zombie_dry_run,
+        },
+        subscriptions: SubscriptionFlags {
+            announce_before: flags.announce_before,
+            orphan_patience: flags.orphan_patience,
+            guard: flags.guard.limits(),
         },
         shutdown_grace: flags.shutdown_grace,
         webhook_patience: flags.webhook_patience,

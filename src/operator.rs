@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     notification::delivery::{self, Notifications, Receiver, ReceiverError},
     rollout::Rollouts,
-    zombies,
+    subscription, zombies,
 };
 use watches::{Watches, wake_when_over, wake_when_told, wakes};
 
@@ -227,6 +227,7 @@ async fn lead(
         connections: hetzner_project::connection::Connections::default(),
         memories: agent_instance::memory::Memories::default(),
         classes: agent_class::memory::Memories::default(),
+        subscriptions: subscription::memory::Memories::default(),
         rollouts: Rollouts::default(),
         talks,
         canaries,
@@ -255,7 +256,8 @@ async fn lead(
     ));
     tokio::select! {
         () = watches.control(context.clone(), woken, liveness, stop) => Ok(()),
-        () = Box::pin(zombies::run(context)) => Ok(()),
+        () = Box::pin(zombies::run(context.clone())) => Ok(()),
+        () = Box::pin(subscription::orphans::run(context)) => Ok(()),
         () = leadership.lost() => Err(OperatorError::LeaseLost),
     }
 }

@@ -5,6 +5,7 @@ use kube::runtime::events::{Event, EventType};
 
 use crate::kube_ext::Events;
 
+const BAD: [&str; 4] = ["Stalled", "RecoveryHeld", "PlanPending", "TerminationHeld"];
 const READY: &str = "Ready";
 /// Reasons of what is not yet as it should be because it is under way.
 const PROGRESS: [&str; 12] = [
@@ -71,9 +72,9 @@ fn says_for(told: &Condition, other: &Condition) -> bool {
     is_good(told) == is_good(other) && (same_words || told.type_ == READY && is_good(told))
 }
 
-/// Of all conditions only two are bad when true.
+/// Of all conditions these are bad when true.
 fn is_good(condition: &Condition) -> bool {
-    let is_bad = ["Stalled", "RecoveryHeld"].contains(&condition.type_.as_str());
+    let is_bad = BAD.contains(&condition.type_.as_str());
     (condition.status == "True") != is_bad
 }
 

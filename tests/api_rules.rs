@@ -359,6 +359,65 @@ async fn only_an_admin_may_order_what_can_cost_a_disk() -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_makes_no_sense_is_refused() -> Outcome {
+    let bed = bed().await?;
+    let good = json!({
+        "apiVersion": "agentfleet.dev/v1alpha1", "kind": "Subscription", "metadata": {"namespace": TENANT, "name": "one"},
+        "spec": {"customerId": "cus_1", "plan": "small", "state": "Active"},
+    });
+    let changed = |pointer, value| with(good.clone(), pointer, value);
+    let refused: Vec<Refused> = vec![
+        (changed("/spec/state", json!("Overdue")), "spec.state"),
+        (changed("/spec/customerId", json!("a b")), "spec.customerId"),
+        (changed("/spec/plan", json!("")), "spec.plan"),
+        (
+            changed("/spec/paidUntil", json!("tomorrow")),
+            "spec.paidUntil",
+        ),
+        (
+            changed("/spec/gracePeriod", json!("3d")),
+            "spec.gracePeriod",
+        ),
+        (
+            changed("/spec/retention", json!("8785h")),
+            "retention is at most 8784h, which is 366 days",
+        ),
+        (
+            changed("/spec/pausedRetention", json!("9000h")),
+            "pausedRetention is at most 8784h",
+        ),
+        (
+            changed("/spec/gracePeriod", json!("9000h")),
+            "gracePeriod is at most 8784h",
+        ),
+        (
+            changed("/spec/externalRef", json!({"system": "stripe"})),
+            "spec.externalRef.id",
+        ),
+        (
+            changed("/metadata/name", json!("x".repeat(64))),
+            "must have at most 63 characters",
+        ),
+    ];
+    for (object, words) in refused {
+        let said = bed.cluster.refusal(&object).await?;
+        assert!(said.contains(words), "{said} does not say {words}");
+    }
+    let created = bed.cluster.create(&good).await?;
+    let periods =
+        ["gracePeriod", "retention", "pausedRetention"].map(|field| created["spec"][field].clone());
+    assert_eq!(periods, ["72h", "168h", "720h"]);
+    let other = json!({"spec": {"customerId": "cus_2"}});
+    let said = bed
+        .cluster
+        .merge("Subscription", Some(TENANT), "one", other)
+        .await;
+    let said = said.expect_err("another customer").to_string();
+    assert!(said.contains("customerId cannot change"), "{said}");
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_field_has_words_for_kubectl_explain() -> Outcome {
     let bed = bed().await?;
     let openapi: Value = serde_json::from_str(&bed.cluster.kubectl(&[
@@ -367,7 +426,12 @@ async fn every_field_has_words_for_kubectl_explain() -> Outcome {
         "/openapi/v3/apis/agentfleet.dev/v1alpha1",
     ])?)?;
     let mut silent = Vec::new();
-    for kind in ["HetznerProject", "AgentClass", "AgentInstance"] {
+    for kind in [
+        "HetznerProject",
+        "AgentClass",
+        "AgentInstance",
+        "Subscription",
+    ] {
         let schema = &openapi["components"]["schemas"][format!("dev.agentfleet.v1alpha1.{kind}")];
         ensure(schema.is_object(), || format!("no schema of {kind}"))?;
         for part in ["spec", "status"] {

@@ -343,3 +343,58 @@ async fn a_receiver_that_is_gone_for_ever_is_told_nothing_more() -> Outcome {
     bed.delete_all().await?;
     bed.finish().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_subscription_takes_away_is_told_before_it_comes_and_each_one_time() -> Outcome {
+    let receiver = Receiver::start(307).await?;
+    let mut bed = receiver.bed(&[]).await?;
+    let mut secret = manifests::secret(bed::TENANT, "one", "API_KEY", &bed.canaries.fresh());
+    secret["metadata"]["labels"] = json!({"agentfleet.dev/customer": "cus_1"});
+    bed.cluster.apply(&secret).await?;
+    let says = |state: &str, grace: &str| {
+        json!({
+            "apiVersion": "agentfleet.dev/v1alpha1", "kind": "Subscription", "metadata": {"namespace": bed::TENANT, "name": "one"},
+            "spec": {
+                "customerId": "cus_1", "plan": manifests::CLASS, "state": state, "secretName": "one",
+                "gracePeriod": grace, "retention": "4s",
+            },
+        })
+    };
+    bed.cluster.apply(&says("Active", "1h")).await?;
+    bed.instance("one").ready().await?;
+    bed.cluster.apply(&says("PastDue", "1h")).await?;
+    receiver.was_posted("suspendsSoon", 2).await?;
+    bed.operator.restart()?;
+    receiver.answers(204);
+    wait_until("it is taken", async || {
+        Ok(receiver.told().contains(&"suspendsSoon".to_owned()))
+    })
+    .await?;
+    let mut ids = receiver.ids("suspendsSoon");
+    ids.dedup();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    bed.wait_until("the status says so", async || {
+        let one = bed
+            .cluster
+            .get("Subscription", Some(bed::TENANT), "one")
+            .await?;
+        let status = one.unwrap_or_default()["status"].clone();
+        Ok(status["notified"] == status["announced"])
+    })
+    .await?;
+    bed.cluster.apply(&says("Unpaid", "1h")).await?;
+    bed.instance("one").gone().await?;
+    for kind in ["terminatesSoon", "terminated", "deleted"] {
+        receiver.was_posted(kind, 1).await?;
+    }
+    let ends = receiver
+        .posted()
+        .into_iter()
+        .find(|posted| posted.kind() == "terminatesSoon");
+    let ends = ends
+        .map(|posted| posted.field("/data/message"))
+        .unwrap_or_default();
+    assert!(ends.contains("all of its data"), "{ends}");
+    bed.delete_all().await?;
+    bed.finish().await
+}

@@ -172,7 +172,7 @@ pub struct AgentInstanceStatus {
 pub struct NotifiedStatus {
     /// `Ready`: the agent serves. `Failed`: its server was created and never came to serve. `Stalled`: only a person can help. `RolledBack`: what
     /// was tried was undone. `Recovered`: it serves again. `Suspended`, `Resumed`: as `suspend` says. `UpdateFailed`: it serves with what it had.
-    /// `Deleted`: it is gone.
+    /// `Deleted`: it is gone. `SuspendsSoon`, `TerminatesSoon`, `Terminated` are told of its Subscription, and stand in that one's status.
     pub event: Notice,
     /// Reason of the condition that it told.
     #[schemars(length(max = 256))]
@@ -200,6 +200,9 @@ pub enum Notice {
     Resumed,
     UpdateFailed,
     Deleted,
+    SuspendsSoon,
+    TerminatesSoon,
+    Terminated,
 }
 
 impl Notice {
@@ -215,6 +218,9 @@ impl Notice {
             Self::Resumed => "resumed",
             Self::UpdateFailed => "updateFailed",
             Self::Deleted => "deleted",
+            Self::SuspendsSoon => "suspendsSoon",
+            Self::TerminatesSoon => "terminatesSoon",
+            Self::Terminated => "terminated",
         }
     }
 }

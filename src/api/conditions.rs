@@ -34,6 +34,12 @@ pub enum ConditionType {
     Healthy,
     /// The server has what the class and the instance ask for now; of a class: all of its servers have.
     UpToDate,
+    /// A subscription's state lets its agent run.
+    Entitled,
+    /// What runs is not yet what a subscription pays for.
+    PlanPending,
+    /// A subscription's agent would be terminated, and is not until an admin says so.
+    TerminationHeld,
 }
 
 impl ConditionType {
@@ -53,6 +59,9 @@ impl ConditionType {
             Self::Configured => "Configured",
             Self::Healthy => "Healthy",
             Self::UpToDate => "UpToDate",
+            Self::Entitled => "Entitled",
+            Self::PlanPending => "PlanPending",
+            Self::TerminationHeld => "TerminationHeld",
         }
     }
 }

@@ -13,6 +13,7 @@ mod health;
 mod hetzner_project;
 mod rollout;
 mod service;
+mod subscription;
 
 pub use agent::{AgentSpec, EnvFile, PlainFile, SecretFile, SecretKey, Source};
 pub use agent_class::{
@@ -32,6 +33,10 @@ pub use hetzner_project::{
 };
 pub use rollout::{Day, OnRolloutFailure, Rollout, RolloutWindow};
 pub use service::{KillMode, ProtectHome, ProtectSystem, Restart, Service};
+pub use subscription::{
+    AnnouncedEvent, Announcement, ExternalRef, FirstSeen, InstanceRef, Subscription,
+    SubscriptionSpec, SubscriptionState, SubscriptionStatus,
+};
 
 use kube::CustomResourceExt as _;
 
@@ -60,6 +65,20 @@ pub const RETRY_ANNOTATION: &str = "agentfleet.dev/retry";
 /// Ends a hold of recovery on a class or project; each new value does so once.
 pub const RELEASE_HOLD_ANNOTATION: &str = "agentfleet.dev/release-hold";
 
+/// On an instance that came from a Subscription: when it is deleted with its server and its data, whether or not that Subscription still exists.
+pub const TERMINATE_AT_ANNOTATION: &str = "agentfleet.dev/terminate-at";
+
+/// On an instance that came from a Subscription: since when that does not, or will not, entitle it to run.
+pub const UNENTITLED_SINCE_ANNOTATION: &str = "agentfleet.dev/unentitled-since";
+
+/// On an instance that came from a Subscription: it is one of so many that lost their entitlement at once that it does not end before an admin
+/// confirms it.
+pub const TERMINATION_HELD_ANNOTATION: &str = "agentfleet.dev/termination-held";
+
+/// On a Subscription, or on an instance that one has left: lets the agent end although it is one of many. Its value is a time; what lost its
+/// entitlement before that is meant.
+pub const CONFIRM_TERMINATION_ANNOTATION: &str = "agentfleet.dev/confirm-termination";
+
 /// All custom resource definitions as file name and YAML text, ready to be written to `crds/`.
 ///
 /// # Errors
@@ -69,6 +88,7 @@ pub fn crds() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
         HetznerProject::crd(),
         AgentClass::crd(),
         AgentInstance::crd(),
+        Subscription::crd(),
     ]
     .into_iter()
     .map(|crd| {

@@ -236,7 +236,12 @@ class Files:
                 except FileNotFoundError:
                     if not make:
                         raise
-                    inner = self.folder_within(part, flags, fd, make)
+                    with suppress(FileExistsError):  # another run makes it in this moment
+                        os.mkdir(part, dir_fd=fd)
+                    inner = os.open(part, flags, dir_fd=fd)
+                    self.system.chown(inner, *self.system.user(make.owner)[:2])
+                    os.fchmod(inner, 0o755 if make.mode & 0o077 else 0o700)
+                    os.fsync(fd)
                 os.close(fd)
                 fd = inner
             yield fd, name
@@ -246,18 +251,6 @@ class Files:
             raise Failure.of(error, path) from None
         finally:
             os.close(fd)
-
-    def folder_within(self, part: str, flags: int, fd: int, make: File) -> int:
-        """A new folder; one that another run made in the same moment is as that run makes it."""
-        try:
-            os.mkdir(part, dir_fd=fd)
-        except FileExistsError:
-            return os.open(part, flags, dir_fd=fd)
-        inner = os.open(part, flags, dir_fd=fd)
-        self.system.chown(inner, *self.system.user(make.owner)[:2])
-        os.fchmod(inner, 0o755 if make.mode & 0o077 else 0o700)
-        os.fsync(fd)
-        return inner
 
     def read(self, path: str) -> tuple[bytes, os.stat_result] | None:
         """Content and stat of a regular file, none if there is no file."""

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     api::{AgentInstance, ConditionType, is_true},
     context::Context,
+    subscription::declaration::Declaration,
 };
 
 /// Where an instance stands that was not looked at yet.
@@ -37,6 +38,8 @@ pub struct Fleet {
     budget_left: Gauges<1>,
     waiting: Gauges<2>,
     probers: Gauge,
+    subscriptions: Gauges<1>,
+    terminations_held: Gauge,
 }
 
 impl Fleet {
@@ -88,6 +91,15 @@ impl Fleet {
                 &["project", "lane"],
                 "Who waits for leave to send a request, by what it is for",
             ),
+            subscriptions: all.gauges(
+                "agentfleet_subscriptions",
+                &["state"],
+                "Subscriptions by the state that the billing system gave them",
+            ),
+            terminations_held: all.gauge(
+                "agentfleet_terminations_held",
+                "Agents that are kept beyond their end because so many lost their entitlement at once; an admin confirms or undoes it (see subscriptions.md)",
+            ),
             probers: all.gauge(
                 "agentfleet_probers",
                 "Agents whose health is probed by this process",
@@ -105,6 +117,21 @@ impl Fleet {
         self.show_projects(ctx);
         self.show_budgets(ctx);
         set(&self.probers, ctx.talks.probes.count());
+        self.count_subscriptions(ctx);
+    }
+
+    fn count_subscriptions(&self, ctx: &Context) {
+        let mut states: BTreeMap<[String; 1], i64> = BTreeMap::new();
+        for subscription in ctx.stores.subscriptions.state() {
+            let state = subscription.spec.state.as_str().to_owned();
+            *states.entry([state]).or_insert(0) += 1;
+        }
+        refill(&self.subscriptions, states);
+        let instances = ctx.stores.instances.state();
+        let held = instances
+            .iter()
+            .filter(|instance| Declaration::found(instance).held);
+        set(&self.terminations_held, held.count());
     }
 
     fn count_instances(&self, ctx: &Context) {

@@ -61,6 +61,11 @@ impl Event {
         )
     }
 
+    /// What is announced of a subscription's agent; `at` is the time that it tells.
+    pub fn announced(uid: &str, notice: Notice, message: &str, at: Timestamp) -> Self {
+        Self::new(uid, None, notice, (notice.as_str(), message), at)
+    }
+
     /// The id goes on from that of the event before, so that a thing that happens again is another event.
     fn new(
         uid: &str,

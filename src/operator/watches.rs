@@ -24,15 +24,18 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent_class,
     agent_instance::{self, talk::Ended},
-    api::{AgentClass, AgentInstance, HetznerProject},
+    api::{AgentClass, AgentInstance, HetznerProject, Subscription},
     context::{Context, Stores, Wake},
     hetzner_project,
     http::Liveness,
     kube_ext, labels,
     notification::delivery,
     rollout::members,
+    subscription::{self, declaration},
 };
 
+/// How many subscriptions are looked at side by side.
+const SUBSCRIPTIONS_AT_ONCE: u16 = 32;
 /// How many instances are looked at side by side; a look waits for the API server and Hetzner only.
 const INSTANCES_AT_ONCE: u16 = 64;
 
@@ -41,22 +44,26 @@ pub(super) struct Woken {
     instances: mpsc::UnboundedReceiver<ObjectRef<AgentInstance>>,
     classes: mpsc::UnboundedReceiver<ObjectRef<AgentClass>>,
     projects: mpsc::UnboundedReceiver<ObjectRef<HetznerProject>>,
+    subscriptions: mpsc::UnboundedReceiver<ObjectRef<Subscription>>,
 }
 
 pub(super) fn wakes() -> (Wake, Woken) {
     let (instances, woken_instances) = mpsc::unbounded();
     let (classes, woken_classes) = mpsc::unbounded();
     let (projects, woken_projects) = mpsc::unbounded();
+    let (subscriptions, woken_subscriptions) = mpsc::unbounded();
     let woken = Woken {
         instances: woken_instances,
         classes: woken_classes,
         projects: woken_projects,
+        subscriptions: woken_subscriptions,
     };
     (
         Wake {
             instances,
             classes,
             projects,
+            subscriptions,
         },
         woken,
     )
@@ -71,6 +78,8 @@ pub(super) async fn wake_when_over(mut ended: Ended, wake: Wake) {
 pub(super) async fn wake_when_told(mut ended: delivery::Ended, wake: Wake) {
     while let Some(instance) = ended.recv().await {
         wake.instance(&instance.namespace, &instance.name);
+        // What is announced of an agent is told by its subscription, which has its name.
+        wake.subscription(&instance.namespace, &instance.name);
     }
 }
 
@@ -87,6 +96,13 @@ impl Owners {
                 && instance.namespace().as_deref() == Some(namespace)
             {
                 self.wake.instance(namespace, &instance.name_any());
+            }
+        }
+        for subscription in self.stores.subscriptions.state() {
+            if subscription.spec.secret_name.as_deref() == Some(secret)
+                && subscription.namespace().as_deref() == Some(namespace)
+            {
+                self.wake.subscription(namespace, &subscription.name_any());
             }
         }
         for project in self.stores.projects.state() {
@@ -133,20 +149,26 @@ where
     }
 }
 
-/// Of a Secret's metadata only its name and version are of use; what `kubectl apply` keeps there may hold its content.
-fn keep_name_and_version(secret: &mut PartialObjectMeta<Secret>) {
+/// Of a Secret's metadata only its name, version and customer are of use; what `kubectl apply` keeps there may hold its content.
+fn keep_what_names_it(secret: &mut PartialObjectMeta<Secret>) {
     let ObjectMeta {
         name,
         namespace,
         resource_version,
         uid,
+        labels,
         ..
     } = std::mem::take(&mut secret.metadata);
+    let labels = labels.map(|mut labels| {
+        labels.retain(|key, _| key == labels::CUSTOMER);
+        labels
+    });
     secret.metadata = ObjectMeta {
         name,
         namespace,
         resource_version,
         uid,
+        labels: labels.filter(|labels| !labels.is_empty()),
         ..ObjectMeta::default()
     };
 }
@@ -197,6 +219,7 @@ pub(super) struct Watches {
     instances: Watch<AgentInstance>,
     classes: Watch<AgentClass>,
     projects: Watch<HetznerProject>,
+    subscriptions: Watch<Subscription>,
     secrets: Watch<PartialObjectMeta<Secret>>,
     revisions: Watch<ControllerRevision>,
 }
@@ -211,7 +234,7 @@ impl Watches {
                 Api::all(client.clone()),
                 all(),
                 liveness,
-                drop_managed_fields,
+                declaration::keep_declared_fields,
             ),
             classes: watch(
                 Api::all(client.clone()),
@@ -225,11 +248,17 @@ impl Watches {
                 liveness,
                 drop_managed_fields,
             ),
+            subscriptions: watch(
+                Api::all(client.clone()),
+                all(),
+                liveness,
+                drop_managed_fields,
+            ),
             secrets: watch(
                 Api::all(client.clone()),
                 all(),
                 liveness,
-                keep_name_and_version,
+                keep_what_names_it,
             ),
             revisions: watch(own, ours, liveness, drop_managed_fields),
         }
@@ -240,6 +269,7 @@ impl Watches {
             instances: self.instances.store.clone(),
             classes: self.classes.store.clone(),
             projects: self.projects.store.clone(),
+            subscriptions: self.subscriptions.store.clone(),
             secrets: self.secrets.store.clone(),
             revisions: self.revisions.store.clone(),
             synced: CancellationToken::new(),
@@ -252,6 +282,7 @@ impl Watches {
             &self.instances.synced,
             &self.classes.synced,
             &self.projects.synced,
+            &self.subscriptions.synced,
             &self.secrets.synced,
             &self.revisions.synced,
         ]
@@ -289,7 +320,13 @@ impl Watches {
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let projects = Controller::for_stream(self.projects.objects, self.projects.store)
             .reconcile_on(woken.projects)
-            .graceful_shutdown_on(stop.cancelled_owned());
+            .graceful_shutdown_on(stop.clone().cancelled_owned());
+        let several = controller::Config::default().concurrency(SUBSCRIPTIONS_AT_ONCE);
+        let subscriptions =
+            Controller::for_stream(self.subscriptions.objects, self.subscriptions.store)
+                .with_config(several)
+                .reconcile_on(woken.subscriptions)
+                .graceful_shutdown_on(stop.cancelled_owned());
         tokio::join!(
             watched(
                 instances.run(
@@ -311,6 +348,14 @@ impl Watches {
                 projects.run(
                     measured("HetznerProject", hetzner_project::reconcile),
                     hetzner_project::error_policy,
+                    ctx.clone()
+                ),
+                &liveness
+            ),
+            watched(
+                subscriptions.run(
+                    measured("Subscription", subscription::reconcile),
+                    subscription::error_policy,
                     ctx
                 ),
                 &liveness
@@ -348,7 +393,7 @@ fn waking_users(
     })
 }
 
-/// Looks at the class of an instance when what its rollout depends on has changed, on the very stream that fills the store: woken by whoever
+/// Looks at the subscription of an instance that came from one, and at the class of one when what its rollout depends on has changed, on the very stream that fills the store: woken by whoever
 /// wrote it, the class might look before the store shows it.
 fn waking_class(
     instances: BoxStream<'static, Result<AgentInstance, watcher::Error>>,
@@ -356,6 +401,10 @@ fn waking_class(
 ) -> impl Stream<Item = Result<AgentInstance, watcher::Error>> + Send + 'static {
     let mut seen = HashMap::new();
     instances.inspect_ok(move |instance| {
+        if instance.labels().contains_key(labels::SUBSCRIPTION) {
+            let namespace = instance.namespace().unwrap_or_default();
+            wake.subscription(&namespace, &instance.name_any());
+        }
         let uid = instance.uid().unwrap_or_default();
         let told = members::news(instance);
         let news = if instance.metadata.deletion_timestamp.is_some() {

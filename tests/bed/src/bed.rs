@@ -495,7 +495,12 @@ impl Bed {
     /// # Errors
     /// Fails when something is left at the deadline.
     pub async fn delete_all(&self) -> Outcome {
-        for kind in ["AgentInstance", "AgentClass", "HetznerProject"] {
+        for kind in [
+            "Subscription",
+            "AgentInstance",
+            "AgentClass",
+            "HetznerProject",
+        ] {
             for object in self.cluster.list(kind).await? {
                 let name = object["metadata"]["name"].as_str().unwrap_or_default();
                 self.cluster

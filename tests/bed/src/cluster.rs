@@ -23,19 +23,26 @@ pub struct Cluster {
 }
 
 /// Kinds that the operator owns, those first that others wait for.
-const OWNED: [&str; 3] = ["AgentInstance", "AgentClass", "HetznerProject"];
+const OWNED: [&str; 4] = [
+    "Subscription",
+    "AgentInstance",
+    "AgentClass",
+    "HetznerProject",
+];
 
 fn resource(kind: &str) -> Outcome<ApiResource> {
     let (group, version, plural) = match kind {
         "HetznerProject" => ("agentfleet.dev", "v1alpha1", "hetznerprojects"),
         "AgentClass" => ("agentfleet.dev", "v1alpha1", "agentclasses"),
         "AgentInstance" => ("agentfleet.dev", "v1alpha1", "agentinstances"),
+        "Subscription" => ("agentfleet.dev", "v1alpha1", "subscriptions"),
         "Namespace" => ("", "v1", "namespaces"),
         "Secret" => ("", "v1", "secrets"),
         "Event" => ("events.k8s.io", "v1", "events"),
         "ControllerRevision" => ("apps", "v1", "controllerrevisions"),
         "Lease" => ("coordination.k8s.io", "v1", "leases"),
         "ClusterRole" => ("rbac.authorization.k8s.io", "v1", "clusterroles"),
+        "SubjectAccessReview" => ("authorization.k8s.io", "v1", "subjectaccessreviews"),
         "RoleBinding" => ("rbac.authorization.k8s.io", "v1", "rolebindings"),
         _ => return Err(Failure::new(format!("the bed knows no kind {kind}"))),
     };

@@ -188,7 +188,12 @@ impl Plane {
             &chart.stdout,
         )?;
         let established = "customresourcedefinitions/agentinstances.agentfleet.dev";
-        for kind in ["hetznerprojects", "agentclasses", "agentinstances"] {
+        for kind in [
+            "hetznerprojects",
+            "agentclasses",
+            "agentinstances",
+            "subscriptions",
+        ] {
             let crd = established.replace("agentinstances", kind);
             cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd])?;
         }

@@ -210,7 +210,13 @@ pub async fn told(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
     if let Some(metrics) = bed.operator.scrape().await {
         places.push(("the metrics".to_owned(), metrics.into_bytes()));
     }
-    for kind in ["HetznerProject", "AgentClass", "AgentInstance", "Event"] {
+    for kind in [
+        "HetznerProject",
+        "AgentClass",
+        "AgentInstance",
+        "Subscription",
+        "Event",
+    ] {
         places.push((
             format!("a {kind}"),
             serde_json::to_vec(&bed.cluster.list(kind).await?)?,

@@ -53,7 +53,11 @@ func TestTheChartGrantsTheOperatorWhatItNeedsAndNoMore(t *testing.T) {
 		"watch agentfleet.dev/agentclasses -",
 		"watch agentfleet.dev/agentinstances -",
 		"patch agentfleet.dev/agentinstances tenant",
+		"create agentfleet.dev/agentinstances tenant",
+		"delete agentfleet.dev/agentinstances tenant",
 		"patch agentfleet.dev/agentinstances/status tenant",
+		"watch agentfleet.dev/subscriptions -",
+		"patch agentfleet.dev/subscriptions/status tenant",
 		"watch /secrets -",
 		"patch /secrets tenant",
 		"create /secrets agentfleet-system",
@@ -67,8 +71,8 @@ func TestTheChartGrantsTheOperatorWhatItNeedsAndNoMore(t *testing.T) {
 		}
 	}
 	for _, dangerous := range []string{
-		"create agentfleet.dev/agentinstances tenant",
-		"delete agentfleet.dev/agentinstances tenant",
+		"create agentfleet.dev/subscriptions tenant",
+		"delete agentfleet.dev/subscriptions tenant",
 		"administer agentfleet.dev/agentinstances tenant",
 		"create /secrets tenant",
 		"delete /secrets agentfleet-system",
@@ -84,7 +88,7 @@ func TestTheChartGrantsTheOperatorWhatItNeedsAndNoMore(t *testing.T) {
 	}
 
 	t.Run("and no rule has a wildcard", func(t *testing.T) {
-		for _, path := range []string{"clusterroles/agentfleet", "clusterroles/agentfleet-admin", "namespaces/" + operatorNamespace + "/roles/agentfleet"} {
+		for _, path := range []string{"clusterroles/agentfleet", "clusterroles/agentfleet-admin", "clusterroles/agentfleet-billing", "clusterroles/agentfleet-onboarding", "clusterroles/agentfleet-viewer", "namespaces/" + operatorNamespace + "/roles/agentfleet"} {
 			status, body := plane.call(t, http.MethodGet, "/apis/rbac.authorization.k8s.io/v1/"+path, "", "")
 			var role struct{ Rules []json.RawMessage }
 			must(t, json.Unmarshal(body, &role))
