@@ -54,8 +54,6 @@ pub(crate) async fn measure(scale: &Scale, summary: &mut Summary) -> Outcome {
         }
         remove(&stack, numbers).await?;
     }
-    healing::measure(&stack, scale.healing, summary).await?;
-    stack.close();
     tell(
         summary,
         "ready_after_boot",
@@ -82,6 +80,8 @@ pub(crate) async fn measure(scale: &Scale, summary: &mut Summary) -> Outcome {
             "status.timings: time since the step before",
         )?;
     }
+    healing::measure(&stack, scale.healing, summary).await?;
+    stack.close();
     Ok(())
 }
 
