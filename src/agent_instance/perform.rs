@@ -5,6 +5,7 @@
 
 mod at_hetzner;
 mod at_the_guest;
+mod power;
 
 use kube::{Api, ResourceExt as _};
 use serde_json::json;

@@ -48,10 +48,6 @@ pub enum Fit {
 }
 
 /// An instance of the class.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own, and tests write them down one by one"
-)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Member {
     /// UID.

@@ -159,8 +159,7 @@ async fn i1_i2_i13_a_crash_around_any_call_costs_no_server_and_no_voice() -> Out
             }
         }
     };
-    assert_eq!(AT_ONCE, 2, "as many workers as there are control planes");
-    tokio::join!(worker(), worker());
+    futures::future::join_all((0..AT_ONCE).map(|_| worker())).await;
     let failures = failures
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);

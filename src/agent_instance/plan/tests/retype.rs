@@ -37,7 +37,7 @@ fn i14_a_kept_server_becomes_one_of_a_listed_type_with_its_disk() {
     assert_eq!(reason(&plan), "Retyping");
     let asked = |second| {
         present(&with(unlisted(), |server| {
-            server.guest.shut_down = Some(at(second))
+            server.guest.shut_down = Some(at(second));
         }))
     };
     assert_eq!(
@@ -79,7 +79,7 @@ fn a_server_that_no_listed_type_can_be_given_needs_another_one_and_one_of_which_
     assert_eq!(reason(&of(Retype::Impossible)), "NeedsNewServer");
     assert_eq!(of(Retype::Unknown).stage, Stage::Serving(None));
     let new = with(unlisted(), |server| {
-        server.boot_revision = Some("older".into())
+        server.boot_revision = Some("older".into());
     });
     assert_eq!(reason(&present(&new)), "NeedsNewServer");
 }
