@@ -37,11 +37,17 @@ async fn bed_at(pace: Pace, flags: &[&str], lifecycle: Value) -> Outcome<Bed> {
     })
     .await?;
     bed.apply_basics().await?;
-    let mut class = manifests::class();
-    class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
-    class["spec"]["lifecycle"] = lifecycle;
-    bed.change(&class).await?;
+    bed.change(&class(2, lifecycle)).await?;
     Ok(bed)
+}
+
+/// A class whose agents are asked each second, and have failed after so many times.
+fn class(failures: i32, lifecycle: Value) -> Value {
+    let mut class = manifests::class();
+    class["spec"]["health"] =
+        json!({"interval": "1s", "timeout": "1s", "failureThreshold": failures});
+    class["spec"]["lifecycle"] = lifecycle;
+    class
 }
 
 /// The agent of a fake machine dies, and systemd gives it up.
@@ -472,12 +478,10 @@ async fn thirty_percent_of_a_class_that_fail_at_once_are_started_again_and_never
 -> Outcome {
     let recovery = json!({"restarts": 1, "reboots": 1, "recreations": 1});
     let flags = ["--recoveries-per-minute", "600"];
-    let bed = bed_with(
-        "2s",
-        &flags,
-        json!({"disk": "Disposable", "recovery": recovery}),
-    )
-    .await?;
+    let lifecycle = json!({"disk": "Disposable", "recovery": recovery});
+    let bed = bed_with("2s", &flags, lifecycle.clone()).await?;
+    // The last of them has fallen before the first was started in vain.
+    bed.change(&class(6, lifecycle)).await?;
     let all = ready_of(&bed, manifests::CLASS, &numbered("one", 10)).await?;
     let (failing, others) = all.split_at(3);
     let mutations = bed.latest_mutation();
