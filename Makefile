@@ -13,8 +13,6 @@ CONTROL_PLANE := target/control-plane/control-plane
 HELM := target/helm/helm
 VENV := target/venv
 READERS := target/readers
-# Tests wait more than they work; the bed has as many control planes for them.
-export RUST_TEST_THREADS := 3
 # Crash points are in a build with this feature only; one build for all that tests use.
 FAILPOINTS := --features failpoints
 

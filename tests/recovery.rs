@@ -479,7 +479,7 @@ async fn thirty_percent_of_a_class_that_fail_at_once_are_started_again_and_never
     let recovery = json!({"restarts": 1, "reboots": 1, "recreations": 1});
     let flags = ["--recoveries-per-minute", "600"];
     let lifecycle = json!({"disk": "Disposable", "recovery": recovery});
-    let bed = bed_with("2s", &flags, lifecycle.clone()).await?;
+    let bed = bed_with("15s", &flags, lifecycle.clone()).await?;
     // The last of them has fallen before the first was started in vain.
     bed.change(&class(6, lifecycle)).await?;
     let all = ready_of(&bed, manifests::CLASS, &numbered("one", 10)).await?;

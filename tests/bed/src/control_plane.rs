@@ -17,7 +17,7 @@ use crate::failure::{Failure, Outcome, ensure};
 use crate::{place, wait};
 
 /// How many control planes one program runs at once.
-pub const AT_ONCE: u32 = 3;
+pub const AT_ONCE: u32 = 2;
 /// Where the operator is installed.
 pub const SYSTEM: &str = "agentfleet-system";
 /// The operator's user name at the API server.

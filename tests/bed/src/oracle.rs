@@ -245,10 +245,15 @@ async fn places(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
     Ok(places)
 }
 
-/// The declared file, and where a released guest keeps what its agent may have changed: for root alone, until the next `configure`.
+/// The declared file, also while a guest at work has it beside its place, and where a released guest keeps what its agent may have changed: for
+/// root alone, until the next `configure`.
 fn may_hold_secrets(path: &Path) -> bool {
     let text = path.to_string_lossy();
-    text.ends_with(SECRET_FILE) || text.contains("/var/lib/agentfleet/kept/")
+    let written = text
+        .strip_suffix(".agentfleet-new")
+        .map(|text| text.replace("/..", "/."));
+    let declared = written.as_deref().unwrap_or(&text);
+    declared.ends_with(SECRET_FILE) || text.contains("/var/lib/agentfleet/kept/")
 }
 
 /// User-data as cloud-init sees it.
