@@ -33,7 +33,7 @@ fn the_table_in_the_docs_is_what_is_declared() {
 
 #[test]
 fn the_example_rules_use_what_is_declared_and_nothing_else() {
-    let rules = include_str!("../../examples/prometheus/rules.yaml");
+    let rules = include_str!("../../docs/alerts.yaml");
     let metrics = Metrics::new();
     let words = rules.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let mut used = 0;
