@@ -319,12 +319,12 @@ pub struct ConfigureFailure {
 const BLAMED_FROM: u32 = 2;
 
 impl ConfigureFailure {
-    /// Whether it is believed that the same would fail again.
     /// Whether the guest itself has said that all is as it was before.
     pub fn was_without_effect(&self) -> bool {
         self.of_content && self.as_before
     }
 
+    /// Whether it is believed that the same would fail again.
     fn blames_content(&self) -> bool {
         self.of_content && (self.cure == Cure::Change || self.times >= BLAMED_FROM)
     }

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 
 use super::host_key::HostKey;
 use super::leash::Leash;
-use super::protocol::{MAX_ANSWER, Verb};
+use super::protocol::{self, MAX_ANSWER, Verb};
 use super::transport::{Call, LOGIN, Stage, TransportError};
 
 /// How long a connection may take to come about: a server that boots swallows the first packet, and the system sends the next ones ever more
@@ -27,14 +28,45 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// How long after an answer a line is believed to be whole.
 pub const FRESH: Duration = Duration::from_secs(5);
 
+/// How old a command that was made ready may be when something else is asked for over its line: a guest gives a command up whose input does not
+/// come within 60 s, and what is asked for meanwhile may take 25 of them.
+const READY: Duration = Duration::from_secs(30);
+
+/// A command that was started, and waits for its standard input.
+struct Ready<C> {
+    verb: Verb,
+    since: Instant,
+    channel: C,
+}
+
+impl<C> Ready<C> {
+    /// Whether it is this one, and stays one for so long as anything else may take.
+    fn keeps(&self, verb: Verb, now: Instant) -> bool {
+        self.verb == verb && now.duration_since(self.since) < READY
+    }
+
+    /// Whether it is this one, and is surely still there.
+    fn is_there(&self, verb: Verb, now: Instant) -> bool {
+        self.verb == verb && now.duration_since(self.since) < READY + protocol::MAX_WAIT
+    }
+}
+
 /// A connection to a guest; dropping it ends it.
 pub struct Line {
     session: client::Handle<Gate>,
     host_key: HostKey,
-    ready: Option<(Verb, Channel<Msg>)>,
+    ready: Option<Ready<Channel<Msg>>>,
     answered: Instant,
     #[expect(dead_code, reason = "its drop ends the connection")]
     leash: Leash,
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line")
+            .field("host_key", &self.host_key)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Line {
@@ -90,8 +122,18 @@ impl Line {
 
     /// Starts a command whose standard input is to come, unless that is done already.
     pub(super) async fn make_ready(&mut self, verb: Verb) -> Result<(), TransportError> {
-        if self.ready.as_ref().is_none_or(|(ready, _)| *ready != verb) {
-            self.ready = Some((verb, self.start(verb).await?));
+        let since = Instant::now();
+        if !self
+            .ready
+            .as_ref()
+            .is_some_and(|ready| ready.keeps(verb, since))
+        {
+            let channel = self.start(verb).await?;
+            self.ready = Some(Ready {
+                verb,
+                since,
+                channel,
+            });
         }
         Ok(())
     }
@@ -102,8 +144,10 @@ impl Line {
         verb: Verb,
         stdin: &SecretSlice<u8>,
     ) -> Result<Zeroizing<Vec<u8>>, TransportError> {
-        let channel = match self.ready.take_if(|(ready, _)| *ready == verb) {
-            Some((_, channel)) => channel,
+        let now = Instant::now();
+        let ready = self.ready.take_if(|ready| ready.is_there(verb, now));
+        let channel = match ready {
+            Some(ready) => ready.channel,
             None => self.start(verb).await?,
         };
         let answer = converse(channel, stdin).await?;
@@ -234,5 +278,26 @@ impl client::Handler for Gate {
         } else {
             Err(SessionError::HostKeyChanged(key.fingerprint().to_owned()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_ready_is_used_only_while_the_guest_surely_waits_for_its_input() {
+        let since = Instant::now();
+        let ready = Ready {
+            verb: Verb::Configure,
+            since,
+            channel: (),
+        };
+        let after = |seconds| since + Duration::from_secs(seconds);
+        assert!(ready.keeps(Verb::Configure, after(29)));
+        assert!(!ready.keeps(Verb::Configure, after(30)));
+        assert!(ready.is_there(Verb::Configure, after(54)));
+        assert!(!ready.is_there(Verb::Configure, after(55)));
+        assert!(!ready.keeps(Verb::Hello, after(0)) && !ready.is_there(Verb::Hello, after(0)));
     }
 }

@@ -435,7 +435,7 @@ class Guest:
             raise Failure("UpgradeRefused", "not the program that was announced")
         with self.files.locked("lock", LOCK_WAIT):
             self.files.write(program._replace(path=PROGRAM + ".new"))
-            ran = run([sys.executable, "-I", self.system.root + PROGRAM + ".new", "--version"], 20)
+            ran = run([sys.executable, "-IS", self.system.root + PROGRAM + ".new", "--version"], 20)
             if not (ran.code == 0 and ran.tail):
                 raise Failure("UpgradeRefused", "the program does not run here", ran.tail)
             last = self.files.read(PROGRAM)
@@ -488,6 +488,7 @@ def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> 
 VERSION = "1.0.0"
 KEPT, ENVIRONMENT = VAR + "kept/files.json", ETC + "environment"
 SETTLE, SETTLE_FIRST = 0.5, 0.25  # seconds that a unit has to stay up; the first time there is nothing to give way to
+IN_A_ROW = 0.5  # seconds in which the next step of an installation is waited for
 MAX_KEPT = 128 << 10  # characters of put-away content in one answer
 
 Check = Callable[[Any, str], bool]
@@ -738,6 +739,14 @@ class Guest(Guest):
 
     def is_armed(self) -> bool:
         return SPEAKER["is_armed"](self.system.root)
+
+    def hello(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
+        """Waits a moment longer while the agent is installed: steps often come in a row, and the last one is waited for."""
+        answer = super().hello(request, members)
+        deadline = self.system.now() + min(IN_A_ROW, request.get("wait", 0))
+        while answer["phase"] == "Installing" and (left := deadline - self.system.now()) > 0:
+            answer = super().hello({**request, "seen": answer["progress"], "wait": left}, members)
+        return answer
 
     def status(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
         disk = os.statvfs(self.system.root or "/")

@@ -14,6 +14,7 @@ use russh::keys::PrivateKey;
 use super::GuestError;
 use super::answers::Greeting;
 use super::host_key::HostKey;
+use super::line::Line;
 use super::protocol::{self, Answered, Command, Hello};
 use super::transport::{Call, Pinned, exec};
 use crate::keys::SecretKey32;
@@ -59,10 +60,12 @@ pub struct Unproven {
 }
 
 /// A server that proved its host key, which is to be pinned.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Proven {
     /// The host key of the connection that the proof came over.
     pub host_key: HostKey,
+    /// That connection.
+    pub line: Line,
     /// The key that proved it.
     pub by: ProofKind,
     /// What the guest told along with the proof.
@@ -120,6 +123,7 @@ impl Unproven {
         let by = self.judge(accept, hello.nonce(), &host_key, &greeting.answer)?;
         Ok(Proven {
             host_key,
+            line,
             by,
             greeting,
         })

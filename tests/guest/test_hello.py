@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import threading
 import time
+from typing import Any
 
 from machine import BOOT_KEY, HOST_KEY, RESUME_KEY, GuestTest, guest
 
@@ -65,6 +67,31 @@ class Hello(GuestTest):
         answer = self.machine.call("hello", {"nonce": "ab" * 32, "wait": 5, "seen": seen}, system=system)
         self.assertEqual(answer["progress"], seen)
         self.assertAlmostEqual(system.skipped - before, 5, delta=0.5)
+
+    def of_an_installation(self, *changes: list[str]) -> dict[str, Any]:
+        """What a long poll answers when its server's steps come to stand so, one change with each look."""
+        def stand(*states: str) -> None:
+            steps = [{"name": "install", "state": state, "seconds": 0, "tail": []} for state in states]
+            self.machine.put("/var/lib/agentfleet/state.json", json.dumps(self.machine.state() | {"steps": steps}))
+        stand("Running", "Pending", "Pending")
+        seen, system, left = self.machine.hello()["progress"], self.machine.system(), list(changes)
+        skip = system.sleep
+
+        def sleep(seconds: float) -> None:
+            skip(seconds)
+            if left:
+                stand(*left.pop(0))
+        system.sleep = sleep
+        return self.machine.call("hello", {"nonce": "ab" * 32, "wait": 25, "seen": seen}, system=system)
+
+    def test_steps_that_come_in_a_row_are_told_with_the_last_one(self) -> None:
+        answer = self.of_an_installation(["Done", "Running", "Pending"], ["Done", "Done", "Running"], ["Done"] * 3)
+        self.assertEqual((answer["phase"], [step["state"] for step in answer["steps"]]), ("Installed", ["Done"] * 3))
+
+    def test_a_step_that_lasts_keeps_the_one_before_from_nobody(self) -> None:
+        answer = self.of_an_installation(["Done", "Running", "Pending"])
+        self.assertEqual((answer["phase"], [step["state"] for step in answer["steps"]]),
+                         ("Installing", ["Done", "Running", "Pending"]))
 
     def test_hello_changes_nothing(self) -> None:
         before = {path: path.stat().st_mtime_ns for path in self.machine.root.rglob("*") if path.is_file()}

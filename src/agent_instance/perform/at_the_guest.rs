@@ -129,11 +129,10 @@ impl Performer<'_> {
 
     pub(super) fn upgrade(&self, id: i64, epoch: i64) -> Result<(), Setback> {
         let (pinned, program) = (self.known_guest(id)?, self.ctx.program.clone());
-        self.ctx.talks.order(
-            GuestKey::new(self.identity(), id),
-            Verb::Upgrade,
-            talk::upgrade(pinned, program, epoch),
-        );
+        let key = GuestKey::new(self.identity(), id);
+        let way = (key.clone(), self.ctx.talks.lines.clone());
+        let upgrade = talk::upgrade(pinned, program, epoch, way);
+        self.ctx.talks.order(key, Verb::Upgrade, upgrade);
         Ok(())
     }
 

@@ -71,16 +71,16 @@ impl Look<'_> {
     }
 
     fn installing(&self, server: &ServerView) -> Plan {
-        let mut plan = self.contact(server, "");
-        if server.guest.upgrade == Upgrade::Due && !server.guest.busy {
-            // Beside listening, so that the end of the installation is heard at once.
-            plan.steps.push(Step::Upgrade {
-                server: server.id,
-                // Nothing may have been written down for it yet, and the guest takes none below.
-                epoch: self.epoch(server).max(1),
-            });
+        if server.guest.upgrade != Upgrade::Due || server.guest.busy {
+            return self.contact(server, "");
         }
-        plan
+        // First of all, so that it is the new program that hears the end of the installation, and gives the answer at once.
+        let upgrade = Step::Upgrade {
+            server: server.id,
+            // Nothing may have been written down for it yet, and the guest takes none below.
+            epoch: self.epoch(server).max(1),
+        };
+        Plan::act(upgrade, Stage::Installing)
     }
 
     fn power_on(&self, server: &ServerView) -> Plan {

@@ -64,6 +64,7 @@ impl Listening {
                 .prove(&self.accept, BRIEF)
                 .await
                 .map_err(unproven)?;
+            self.lines.keep(self.key.clone(), proven.line);
             return Ok(Outcome::Greeted(
                 Some(proven.host_key),
                 Box::new(proven.greeting),

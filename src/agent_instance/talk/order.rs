@@ -1,11 +1,11 @@
 //! Orders to a guest: `configure`, with an upgrade before it where one is due, `restart` and `release`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretSlice};
 
-use super::{BRIEF, Outcome};
+use super::{BRIEF, GuestKey, Lines, Outcome};
 use crate::{
     agent_instance::world::{ConfigureFailure, Configured, ContactProblem, Cure},
     crash_point, error,
@@ -65,7 +65,7 @@ impl Order {
             if let Some(program) = upgrade {
                 // What is ready on the line is the former program.
                 line = None;
-                brought(&server, &program, configure.epoch).await?;
+                brought(&server, &mut line, &program, configure.epoch).await?;
             }
             let given = server.run_on(&mut line, None, &configure, CONFIGURE);
             crash_point::around("ssh", "configure", given).await
@@ -89,14 +89,29 @@ impl Order {
 }
 
 /// Brings a guest up to date that has nothing else to do for the operator yet.
-pub async fn upgrade(server: Pinned, program: Program, epoch: i64) -> Outcome {
-    let done = brought(&server, &program, epoch.unsigned_abs()).await;
+pub async fn upgrade(
+    server: Pinned,
+    program: Program,
+    epoch: i64,
+    (key, lines): (GuestKey, Arc<Lines>),
+) -> Outcome {
+    let mut line = lines.take(&key);
+    let done = brought(&server, &mut line, &program, epoch.unsigned_abs()).await;
+    if let Some(line) = line {
+        lines.keep(key, line);
+    }
     Outcome::Upgraded(done.is_ok())
 }
 
-async fn brought(server: &Pinned, program: &Program, epoch: u64) -> Result<(), GuestError> {
+async fn brought(
+    server: &Pinned,
+    line: &mut Option<Line>,
+    program: &Program,
+    epoch: u64,
+) -> Result<(), GuestError> {
     let upgrade = program.upgrade(epoch);
-    crash_point::around("ssh", "upgrade", server.run(&upgrade, BRIEF * 3)).await?;
+    let given = server.run_on(line, None, &upgrade, BRIEF * 3);
+    crash_point::around("ssh", "upgrade", given).await?;
     Ok(())
 }
 

@@ -16,8 +16,10 @@ use crate::cluster::Cluster;
 use crate::failure::{Failure, Outcome, ensure};
 use crate::{place, wait};
 
-/// How many control planes one program runs at once.
-pub const AT_ONCE: u32 = 2;
+/// How many control planes one program runs at once: most of what a test does is to wait.
+pub const AT_ONCE: u32 = 6;
+/// How many turns a bed on real machines takes, which keep the processor busy.
+pub(crate) const REAL: u32 = 2;
 /// Where the operator is installed.
 pub const SYSTEM: &str = "agentfleet-system";
 /// The operator's user name at the API server.
@@ -33,7 +35,7 @@ pub struct ControlPlane {
     _turn: SemaphorePermit<'static>,
 }
 
-/// The right to so many control planes; taken together, so that two tests cannot wait for one another.
+/// The right to start so many beds; taken together, so that two tests cannot wait for one another.
 pub struct Turns(SemaphorePermit<'static>);
 
 /// One running control plane. It ends when its standard input closes, which the end of this program does too.
@@ -57,22 +59,23 @@ pub fn end_idle() {
 }
 
 impl Turns {
-    /// Waits for so many control planes.
+    /// Waits for so many turns.
     ///
     /// # Errors
     /// Never, as long as the program runs.
-    pub async fn take(beds: u32) -> Outcome<Self> {
-        Ok(Self(FREE.acquire_many(beds).await?))
+    pub async fn take(turns: u32) -> Outcome<Self> {
+        Ok(Self(FREE.acquire_many(turns).await?))
     }
 
-    /// One of them.
+    /// A control plane for so many of them.
     ///
     /// # Errors
     /// Fails when none is left, or the control plane cannot be started or emptied.
-    pub async fn control_plane(&mut self) -> Outcome<ControlPlane> {
+    pub async fn control_plane(&mut self, turns: u32) -> Outcome<ControlPlane> {
+        let turns = usize::try_from(turns)?;
         let turn = self
             .0
-            .split(1)
+            .split(turns)
             .ok_or_else(|| Failure::new("no turn is left"))?;
         let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let plane = match idle {
