@@ -151,9 +151,6 @@ pub struct Configured {
     pub restarted: bool,
     /// The agent's unit.
     pub unit: Unit,
-    /// The unit's last lines.
-    #[serde(default)]
-    pub journal: Last<Text, 20>,
 }
 
 /// Answer to `status`.
@@ -189,9 +186,6 @@ pub struct Disk {
 pub struct Restarted {
     /// The agent's unit.
     pub unit: Unit,
-    /// The unit's last lines.
-    #[serde(default)]
-    pub journal: Last<Text, 20>,
 }
 
 /// Answer to `logs`.

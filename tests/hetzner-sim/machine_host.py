@@ -186,6 +186,9 @@ def fake_system(guest: ModuleType, root: str, faults: dict[str, bool]) -> Any:
             starts = verb in ("start", "restart") or "--now" in arguments
             return self.start(name) if starts else guest.Ran(0, [])
 
+        def reload_soon(self) -> None:
+            self.systemctl("daemon-reload")
+
         def may_start(self, name: str) -> bool:
             """What systemd would ask the drop-in."""
             with suppress(FileNotFoundError), open(f"{root}/etc/systemd/system/{name}.d/10-agentfleet.conf") as file:

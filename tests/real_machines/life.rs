@@ -41,7 +41,10 @@ async fn a_real_debian_becomes_an_agent_takes_new_secrets_and_leaves_nothing() -
     );
     assert_eq!(one.shell("systemctl --failed --no-legend").await?, "");
     let guard = "/etc/systemd/system/agent.service.d/10-agentfleet.conf\nno\n";
-    assert_eq!(one.shell(GUARD).await?, guard);
+    bed.wait_until("systemd has read the unit's files", async || {
+        Ok(one.shell(GUARD).await? == guard)
+    })
+    .await?;
 
     let value = bed.apply_secret("one").await?;
     one.has_in_file(manifests::SECRET_FILE, &value).await?;

@@ -36,6 +36,7 @@ fn resource(kind: &str) -> Outcome<ApiResource> {
         "AgentClass" => ("agentfleet.dev", "v1alpha1", "agentclasses"),
         "AgentInstance" => ("agentfleet.dev", "v1alpha1", "agentinstances"),
         "Subscription" => ("agentfleet.dev", "v1alpha1", "subscriptions"),
+        "CustomResourceDefinition" => ("apiextensions.k8s.io", "v1", "customresourcedefinitions"),
         "Namespace" => ("", "v1", "namespaces"),
         "Secret" => ("", "v1", "secrets"),
         "Event" => ("events.k8s.io", "v1", "events"),

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cluster::Cluster;
@@ -190,18 +191,21 @@ impl Plane {
             &["apply", "--server-side", "--filename", "-"],
             &chart.stdout,
         )?;
-        let established = "customresourcedefinitions/agentinstances.agentfleet.dev";
-        for kind in [
-            "hetznerprojects",
-            "agentclasses",
-            "agentinstances",
-            "subscriptions",
-        ] {
-            let crd = established.replace("agentinstances", kind);
-            cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", &crd])?;
-        }
-        Ok(())
+        wait::wait_until("the resource definitions are established", async || {
+            let definitions = cluster.list("CustomResourceDefinition").await?;
+            Ok(definitions.iter().all(is_established))
+        })
+        .await
     }
+}
+
+/// Whether the API server serves what a definition declares.
+fn is_established(definition: &Value) -> bool {
+    definition["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|told| told["type"] == "Established" && told["status"] == "True")
 }
 
 impl Drop for Plane {
