@@ -1,8 +1,5 @@
 //! An agent that fails is brought back, within its budgets; what cannot be brought back is told to a person, once.
 
-use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use bed::{
     Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, oracle, wait_for, wait_until,
 };
@@ -52,32 +49,7 @@ fn class(failures: i32, lifecycle: Value) -> Value {
 
 /// The agent of a fake machine dies, and systemd gives it up.
 fn die(bed: &Bed, server: u64) -> Outcome {
-    let machine = bed.cloud().machine(server)?.root.join(".machine");
-    let file = machine.join("unit.json");
-    let mut units: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
-    for unit in units
-        .as_object_mut()
-        .into_iter()
-        .flat_map(|units| units.values_mut())
-    {
-        unit["active"] = json!("failed");
-        unit["sub"] = json!("failed");
-        unit["result"] = json!("exit-code");
-    }
-    let fallen_silent = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
-    append(
-        &machine.join("voice.log"),
-        &format!("stop {fallen_silent}\n"),
-    )?;
-    let new = machine.join("unit.json.dies");
-    std::fs::write(&new, units.to_string())?;
-    Ok(std::fs::rename(new, file)?)
-}
-
-fn append(file: &Path, text: &str) -> Outcome {
-    use std::io::Write as _;
-    let mut file = std::fs::File::options().append(true).open(file)?;
-    Ok(file.write_all(text.as_bytes())?)
+    bed::die(&bed.cloud(), server)
 }
 
 /// From now on no start of the agent on this server succeeds.

@@ -201,7 +201,7 @@ fn memory_after(stack: &Stack, scale: &Scale, summary: &mut Summary) -> Outcome 
 }
 
 /// Waits until nothing was written anywhere for a while.
-async fn settled(stack: &Stack) -> Outcome {
+pub(crate) async fn settled(stack: &Stack) -> Outcome {
     wait_within(PATIENCE, "nothing is written any more", async || {
         let before = (stack.writes()?.len(), latest_mutation(stack));
         sleep(SETTLED).await;

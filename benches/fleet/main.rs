@@ -1,9 +1,11 @@
 //! `make bench`: what agentfleet costs and how fast it is, counted where others count it: at the simulated Hetzner Cloud, in the API server's
 //! audit log, on the machines' disks and in `/proc`.
 //!
-//! One stack of fake machines is used from beginning to end: lives of a few instances, a burst, growth to a large fleet, calm, a restart. A second one has real machines. The numbers go to
-//! `target/bench/summary.json`; nothing here judges them.
+//! One stack of fake machines is used from beginning to end: lives of a few instances, a burst, growth to a large fleet, calm, a restart, a fall
+//! of many. A second one has Subscriptions alone, a third one real machines. The numbers go to `target/bench/summary.json`; nothing here judges
+//! them.
 
+mod fall;
 mod fleet;
 mod healing;
 mod lives;
@@ -11,6 +13,7 @@ mod processes;
 mod real;
 mod scale;
 mod stack;
+mod subscriptions;
 mod summary;
 mod timeline;
 mod user_data;
@@ -51,6 +54,7 @@ async fn measure(scale: &Scale) -> Outcome {
     user_data::measure(&mut summary)?;
     if scale.fleet > 0 {
         fakes(scale, &mut summary).await?;
+        subscriptions::measure(scale, &mut summary).await?;
     }
     real::measure(scale, &mut summary).await?;
     summary.end()
@@ -64,6 +68,7 @@ async fn fakes(scale: &Scale, summary: &mut Summary) -> Outcome {
     fleet::grow(&stack, scale, summary).await?;
     fleet::calm(&stack, scale, summary).await?;
     fleet::restart(&mut stack, scale, summary).await?;
+    fall::measure(&stack, scale, summary).await?;
     stack.close();
     Ok(())
 }

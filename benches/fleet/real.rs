@@ -33,7 +33,7 @@ pub(crate) async fn measure(scale: &Scale, summary: &mut Summary) -> Outcome {
             return Ok(());
         }
     };
-    let stack = Stack::on(simulator).await?;
+    let stack = Stack::on(simulator, &[]).await?;
     stack.apply_all(IDLE.map(idle).collect()).await?;
     let began = Instant::now();
     provision(&stack, 0..TEN).await?;

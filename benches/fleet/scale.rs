@@ -10,6 +10,8 @@ pub(crate) struct Scale {
     pub(crate) burst: usize,
     /// Instances of the large fleet, those of the burst among them.
     pub(crate) fleet: usize,
+    /// Subscriptions at most.
+    pub(crate) subscriptions: usize,
     /// Instances on real machines.
     pub(crate) real: usize,
     /// Agents on real machines that die, move and lose their server.
@@ -25,6 +27,7 @@ impl Scale {
             lives: 50,
             burst: 500,
             fleet: 1_000,
+            subscriptions: 5_000,
             real: 50,
             healing: 5,
             calm: Duration::from_mins(5),
@@ -34,6 +37,7 @@ impl Scale {
                 lives: 50,
                 burst: 50,
                 fleet: 100,
+                subscriptions: 500,
                 real: 4,
                 healing: 1,
                 calm: Duration::from_secs(30),

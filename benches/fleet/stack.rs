@@ -28,6 +28,8 @@ const PACE: Pace = Pace {
 };
 /// Requests to the API server at once, of whoever applies many objects.
 const AT_ONCE: usize = 16;
+/// How many servers may be rebooted in a minute: more than the default, so that hundreds of them are seen to come back.
+pub(crate) const RECOVERIES: &str = "60";
 /// Between two looks at all instances: a list of hundreds costs the API server what dozens of writes do.
 const SELDOM: Duration = Duration::from_secs(5);
 /// Used up by a failure only.
@@ -65,7 +67,7 @@ fn cloud() -> Config {
 impl Stack {
     /// Starts everything, and waits for a project and a class that are Ready.
     pub(crate) async fn start(summary: &mut Summary) -> Outcome<Self> {
-        let stack = Self::on(Simulator::start(cloud()).await?).await?;
+        let stack = Self::with(&["--recoveries-per-minute", RECOVERIES]).await?;
         let how = "from an empty project to HetznerProject and AgentClass Ready, from the simulator's count: ";
         summary.add(
             "setup_requests",
@@ -76,8 +78,13 @@ impl Stack {
         Ok(stack)
     }
 
+    /// The same with these flags of the operator.
+    pub(crate) async fn with(flags: &[&str]) -> Outcome<Self> {
+        Self::on(Simulator::start(cloud()).await?, flags).await
+    }
+
     /// The same on these machines.
-    pub(crate) async fn on(simulator: Simulator) -> Outcome<Self> {
+    pub(crate) async fn on(simulator: Simulator, flags: &[&str]) -> Outcome<Self> {
         let control_plane = Turns::take(1).await?.control_plane(1).await?;
         let cluster = Cluster::admin(control_plane.kubeconfig()?).await?;
         let audit = Audit::from_now(control_plane.audit_log()?)?;
@@ -94,7 +101,7 @@ impl Stack {
             host: simulator.host(),
             dir: dir.clone(),
             pace: PACE,
-            flags: vec![],
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
         })?;
         let mut stack = Self {
             operator,
