@@ -1,5 +1,4 @@
 //! An agent that fails is brought back, within its budgets; what cannot be brought back is told to a person, once.
-
 use bed::{
     Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, oracle, wait_for, wait_until,
 };

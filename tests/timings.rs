@@ -1,18 +1,9 @@
 //! What a status tells of the time that each step took.
 
+use bed::oracle::STEPS;
 use bed::{Bed, Outcome, ensure};
 use jiff::Timestamp;
 use serde_json::Value;
-
-const STEPS: [&str; 7] = [
-    "WrittenDown",
-    "Requested",
-    "Accepted",
-    "Answered",
-    "Installed",
-    "Configured",
-    "Ready",
-];
 
 fn steps(status: &Value) -> Outcome<Vec<(&str, Timestamp)>> {
     let mut steps = vec![];

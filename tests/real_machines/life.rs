@@ -27,18 +27,7 @@ async fn a_real_debian_becomes_an_agent_takes_new_secrets_and_leaves_nothing() -
         .flatten()
         .map(|timing| timing["step"].as_str().unwrap_or_default())
         .collect();
-    assert_eq!(
-        steps,
-        [
-            "WrittenDown",
-            "Requested",
-            "Accepted",
-            "Answered",
-            "Installed",
-            "Configured",
-            "Ready"
-        ]
-    );
+    assert_eq!(steps, oracle::STEPS);
     assert_eq!(one.shell("systemctl --failed --no-legend").await?, "");
     let guard = "/etc/systemd/system/agent.service.d/10-agentfleet.conf\nno\n";
     bed.wait_until("systemd has read the unit's files", async || {

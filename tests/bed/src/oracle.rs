@@ -16,6 +16,17 @@ use crate::failure::{Failure, Outcome, ensure};
 use crate::manifests::SECRET_FILE;
 use crate::wait;
 
+/// The steps of a life in `status.timings`, in order.
+pub const STEPS: [&str; 7] = [
+    "WrittenDown",
+    "Requested",
+    "Accepted",
+    "Answered",
+    "Installed",
+    "Configured",
+    "Ready",
+];
+
 /// A condition in a status.
 pub fn condition<'a>(status: &'a Value, kind: &str) -> Option<&'a Value> {
     status["conditions"]
