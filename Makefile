@@ -45,13 +45,13 @@ lint: helm ## Check formats, lints, the chart and that crds/ is what the code sa
 test: deps ## Run all tests, the crash matrix as a seeded sample.
 	cargo test --workspace --no-fail-fast $(FAILPOINTS) --locked
 	cd tests/control-plane && go test -count=1 ./...
-	$(VENV)/bin/pytest -q tests --ignore tests/hetzner-sim/conformance
+	$(VENV)/bin/pytest -q tests examples --ignore tests/hetzner-sim/conformance
 	tests/hetzner-sim/conformance/run.sh $(VENV)/bin/python
 
 test-full: deps ## Run all tests with the whole crash matrix.
 	AGENTFLEET_CRASH_MATRIX=full cargo test --workspace --no-fail-fast $(FAILPOINTS) --locked
 
-demo: deps ## Create, use and delete three agents on a real control plane, a simulated Hetzner Cloud and, as root, real machines.
+demo: deps ## Three agents and a paying customer on a real control plane, a simulated Hetzner Cloud and, as root, real machines.
 	cargo build --workspace --bins $(FAILPOINTS) --locked
 	target/debug/agentfleet-bed demo
 
@@ -93,7 +93,7 @@ $(HELM): tests/helm/go.mod tests/helm/go.sum
 		-X helm.sh/helm/v3/internal/version.version=$(HELM_VERSION) \
 		$(call HELM_FOR,chartutil) $(call HELM_FOR,lint/rules)" helm.sh/helm/v3/cmd/helm
 
-$(VENV)/requirements.txt: tests/requirements.txt
+$(VENV)/requirements.txt: tests/requirements.txt examples/billing/requirements.txt
 	python3 -m venv --clear $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement $<
 	cp $< $@

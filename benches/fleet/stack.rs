@@ -92,7 +92,7 @@ impl Stack {
         let kubeconfig = dir.join("operator.kubeconfig");
         bed::write_private(
             &kubeconfig,
-            &cluster.kubeconfig_of("agentfleet")?.to_string(),
+            &cluster.kubeconfig_of(SYSTEM, "agentfleet")?.to_string(),
         )?;
         let operator = Operator::new(Setup {
             kubeconfig,

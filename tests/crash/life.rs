@@ -1,5 +1,7 @@
 //! The lives that a crash may come into: each is one bed with one instance, to which something happens that makes the operator call out.
 
+mod subscription;
+
 use std::time::Duration;
 
 use bed::{Bed, Call, Moment, Options, Outcome, TENANT, ensure, manifests, oracle, wait_within};
@@ -26,16 +28,19 @@ pub enum Story {
     Suspension,
     /// Its first server cannot be installed.
     Rollback,
+    /// Its customer subscribes, does not pay, pays, and cancels.
+    Subscription,
 }
 
 impl Story {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Whole,
         Self::Update,
         Self::Replacement,
         Self::Suspension,
         Self::Rollback,
+        Self::Subscription,
     ];
 
     /// Whether the instance is Ready before it begins.
@@ -46,7 +51,7 @@ impl Story {
     /// How many servers there are in it, one after the other or beside one another.
     fn servers(self) -> usize {
         match self {
-            Self::Whole | Self::Update | Self::Suspension => 1,
+            Self::Whole | Self::Update | Self::Suspension | Self::Subscription => 1,
             Self::Replacement | Self::Rollback => 2,
         }
     }
@@ -65,7 +70,7 @@ impl Story {
                 let install = format!("mkdir {tried} 2>/dev/null && exit 7; true");
                 class["spec"]["agent"]["install"] = json!([install]);
             }
-            Self::Whole | Self::Update | Self::Suspension => {}
+            Self::Whole | Self::Update | Self::Suspension | Self::Subscription => {}
         }
         class
     }
@@ -128,8 +133,11 @@ impl Life {
             Story::Replacement => self.is_replaced().await?,
             Story::Suspension => self.is_suspended_and_resumed().await?,
             Story::Rollback => self.is_rolled_back().await?,
+            Story::Subscription => self.is_paid_for_suspended_and_ended().await?,
         }
-        self.bed.instance("one").serves().await?;
+        if self.story != Story::Subscription {
+            self.bed.instance("one").serves().await?;
+        }
         let told = self.bed.operator.calls()?.split_off(self.before);
         self.is_deleted().await?;
         Ok(match self.story {
@@ -179,15 +187,19 @@ impl Life {
     async fn is_suspended_and_resumed(&mut self) -> Outcome {
         let server = self.bed.instance("one").serves().await?;
         self.suspend(true).await?;
+        self.until_off(server).await?;
+        self.suspend(false).await?;
+        self.until("Ready again", is_ready).await
+    }
+
+    async fn until_off(&mut self, server: u64) -> Outcome {
         self.until("its server is off", async |bed| {
             let status = bed.instance("one").status().await?;
             let told = oracle::condition(&status, "Ready");
             Ok(told.is_some_and(|told| told["reason"] == "Suspended")
                 && bed.cloud().machine(server)?.stage == Stage::Off)
         })
-        .await?;
-        self.suspend(false).await?;
-        self.until("Ready again", is_ready).await
+        .await
     }
 
     async fn suspend(&self, suspend: bool) -> Outcome {
@@ -212,13 +224,18 @@ impl Life {
             ("AgentClass", None, manifests::CLASS),
             ("HetznerProject", None, manifests::PROJECT),
         ] {
-            self.bed.cluster.delete(kind, namespace, name).await?;
-            self.until(&format!("the {kind} is gone"), async |bed| {
-                Ok(bed.cluster.get(kind, namespace, name).await?.is_none())
-            })
-            .await?;
+            self.is_gone(kind, namespace, name).await?;
         }
         Ok(())
+    }
+
+    /// Deletes an object, and waits until nothing is left of it.
+    async fn is_gone(&mut self, kind: &str, namespace: Option<&str>, name: &str) -> Outcome {
+        self.bed.cluster.delete(kind, namespace, name).await?;
+        self.until(&format!("the {kind} is gone"), async |bed| {
+            Ok(bed.cluster.get(kind, namespace, name).await?.is_none())
+        })
+        .await
     }
 
     /// Waits for a crash that may come after all else was seen to be done; whether it came.

@@ -124,6 +124,7 @@ async fn i1_i2_i13_a_crash_around_any_call_costs_no_server_and_no_voice() -> Out
         (Story::Replacement, "release"),
         (Story::Suspension, "POST /servers/{id}/actions/shutdown"),
         (Story::Rollback, "DELETE /servers/{id}"),
+        (Story::Subscription, "DELETE agentinstances"),
     ] {
         let made = calls
             .iter()

@@ -12,5 +12,6 @@ mod record;
 mod recovery;
 mod replacement;
 mod security;
+mod subscription;
 mod suspend;
 mod voice;

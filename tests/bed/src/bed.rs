@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::audit::Audit;
 use crate::cluster::Cluster;
-use crate::control_plane::{ControlPlane, OPERATOR, REAL, Turns};
+use crate::control_plane::{ControlPlane, OPERATOR, REAL, SYSTEM, Turns};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::instance::Instance;
 use crate::late_watch::LateWatch;
@@ -183,7 +183,7 @@ impl Bed {
             None => Arc::new(Simulator::start(options.cloud).await?),
         };
         let kubeconfig = dir.join("operator.kubeconfig");
-        let mut access = cluster.kubeconfig_of("agentfleet")?;
+        let mut access = cluster.kubeconfig_of(SYSTEM, "agentfleet")?;
         let mut late = None;
         if options.late {
             let way = LateWatch::open(cluster.nobody()?, "/agentinstances").await?;
@@ -258,12 +258,7 @@ impl Bed {
     /// # Errors
     /// Fails with what the API server says.
     pub async fn apply_token(&self, project: &str, token: &str) -> Outcome {
-        let secret = manifests::secret(
-            crate::control_plane::SYSTEM,
-            &manifests::token_secret(project),
-            "token",
-            token,
-        );
+        let secret = manifests::secret(SYSTEM, &manifests::token_secret(project), "token", token);
         self.cluster.apply(&secret).await?;
         Ok(())
     }

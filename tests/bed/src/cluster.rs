@@ -340,17 +340,17 @@ impl Cluster {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// A kubeconfig for a ServiceAccount of the operator's namespace, with a token made for it.
+    /// A kubeconfig for a ServiceAccount, with a token made for it.
     ///
     /// # Errors
     /// Fails when the API server gives no token.
-    pub fn kubeconfig_of(&self, service_account: &str) -> Outcome<Value> {
+    pub fn kubeconfig_of(&self, namespace: &str, service_account: &str) -> Outcome<Value> {
         let token = self.kubectl(&[
             "create",
             "token",
             service_account,
             "--namespace",
-            SYSTEM,
+            namespace,
             "--duration",
             "4h",
         ])?;

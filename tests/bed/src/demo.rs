@@ -1,6 +1,8 @@
-//! The demo: `examples/quickstart` from nothing to Ready, a changed Secret, and back to nothing.
+//! The demo: `examples/quickstart` from nothing to Ready, a changed Secret, and back to nothing; then a customer's subscription, from beginning to end.
 //!
 //! Every claim that it prints was looked up before, at the API server, in the simulator's ledger or on a machine's disk.
+
+mod customer;
 
 use std::collections::BTreeMap;
 
@@ -47,6 +49,7 @@ pub(crate) async fn run() -> Outcome {
     change_a_secret(&bed).await?;
     delete_agents(&bed)?;
     let per_life = f64::from(requests(&bed)) / f64::from(AGENTS);
+    customer::live(&bed).await?;
     tear_down(&bed).await?;
     bed.finish().await?;
 

@@ -1,4 +1,4 @@
-//! `agentfleet-bed demo` shows a whole life of three agents on real parts; `agentfleet-bed dev` keeps the same stack until Ctrl-C.
+//! `agentfleet-bed demo` shows a whole life of three agents on real parts, and that of a customer's subscription; `agentfleet-bed dev` keeps the same stack until Ctrl-C.
 
 mod demo;
 mod dev;
@@ -17,7 +17,8 @@ const DEMO_DEADLINE: Duration = Duration::from_mins(10);
 #[derive(Parser)]
 #[command(name = "agentfleet-bed", version)]
 enum Command {
-    /// Creates, uses and deletes three agents, tells each step, and fails when anything is not as told.
+    /// Creates, uses and deletes three agents, lets a customer subscribe, not pay, pay and cancel, tells each step, and fails when anything is not as
+    /// told.
     Demo,
     /// Starts the same and keeps it until Ctrl-C; see target/dev/env.
     Dev,
