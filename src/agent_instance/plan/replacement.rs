@@ -141,14 +141,17 @@ impl Look<'_> {
         if server.deleting {
             return self.await_end(server, stage);
         }
+        let taken = self.world.taken_at();
+        let refused = server.guest.released.is_some_and(|(told, _)| told >= taken);
+        let in_vain = refused || server.guest.contact.is_some();
+        if in_vain && !self.may_go(server) {
+            return self.cannot_release(server);
+        }
         if server.guest.busy {
             return Plan::wait(stage);
         }
-        let taken = self.world.taken_at();
-        let refused = server.guest.released.is_some_and(|(told, _)| told >= taken);
-        let out_of_reach = server.guest.contact.is_some();
-        if refused || out_of_reach {
-            return self.give_up(server);
+        if in_vain {
+            return self.at_hetzner(&server.project, delete(server), stage);
         }
         if self.world.pinned(server).is_none() {
             return Plan {
@@ -165,13 +168,14 @@ impl Look<'_> {
     }
 
     /// A server that cannot be silenced is deleted, if it may be: merely switched off it would speak when somebody switches it on.
-    fn give_up(&self, server: &ServerView) -> Plan {
+    fn may_go(&self, server: &ServerView) -> bool {
         let disposable = self
             .class()
             .is_ok_and(|agent| agent.disk() == Disk::Disposable);
-        if disposable || self.is_given_up(i64::from(server.incarnation)) {
-            return self.at_hetzner(&server.project, delete(server), Stage::Updating);
-        }
+        disposable || self.is_given_up(i64::from(server.incarnation))
+    }
+
+    fn cannot_release(&self, server: &ServerView) -> Plan {
         let words = match &server.guest.contact {
             Some((ContactProblem::Silent(why), _)) => why.as_str(),
             _ => "it does not do as told",

@@ -511,4 +511,10 @@ fn i14_a_preserved_server_that_may_speak_and_does_not_answer_is_a_persons_matter
     let plan = silent_since(-20);
     assert!(matches!(plan.steps[..], [Step::Hello { server: 41, .. }]));
     assert_eq!(reason(&plan), "CannotRelease");
+    world.servers[0].guest.busy = true;
+    assert_eq!(
+        reason(&silent_since(-20)),
+        "CannotRelease",
+        "while it is asked"
+    );
 }
