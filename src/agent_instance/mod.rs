@@ -13,6 +13,7 @@ mod observe;
 mod perform;
 pub mod phone_home;
 pub mod plan;
+mod revision;
 pub mod rollback;
 pub mod status;
 pub mod step;

@@ -49,6 +49,10 @@ pub enum Fit {
 
 /// An instance of the class.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and any of them may be true together"
+)]
 pub struct Member {
     /// UID.
     pub uid: String,

@@ -494,7 +494,7 @@ fn i14_a_preserved_server_that_may_speak_and_does_not_answer_is_a_persons_matter
     status.host_key = Some("ssh-ed25519 BBBB".into());
     world.servers[1].boot_revision = Some(agent().boot_revision);
     world.secrets = SecretsView::Met { tag: "new".into() };
-    let silent_since = |second| {
+    let silent_since = |world: &World, second| {
         let problem = ContactProblem::Silent("no route".into());
         let world = with_old(world.clone(), |old| {
             old.created_at = Some(at(-3600));
@@ -502,18 +502,18 @@ fn i14_a_preserved_server_that_may_speak_and_does_not_answer_is_a_persons_matter
         });
         present(&world)
     };
-    let plan = silent_since(-1);
+    let plan = silent_since(&world, -1);
     assert_eq!(reason(&plan), "CannotRelease");
     assert!(
         plan.steps.is_empty() && plan.look_again.is_some(),
         "{plan:?}"
     );
-    let plan = silent_since(-20);
+    let plan = silent_since(&world, -20);
     assert!(matches!(plan.steps[..], [Step::Hello { server: 41, .. }]));
     assert_eq!(reason(&plan), "CannotRelease");
     world.servers[0].guest.busy = true;
     assert_eq!(
-        reason(&silent_since(-20)),
+        reason(&silent_since(&world, -20)),
         "CannotRelease",
         "while it is asked"
     );
