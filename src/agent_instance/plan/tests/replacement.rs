@@ -383,6 +383,7 @@ fn one_that_failed_gives_the_voice_back_to_the_old_server_if_that_is_still_there
 
 #[test]
 fn a_revision_is_refused_when_no_attempt_to_prepare_a_server_for_it_is_left() {
+    use OnProvisionFailure::{Keep, Remove, Retry};
     let mut world = of_another_revision();
     let agent = usable(&mut world).clone();
     let basis = world.basis(&agent);
@@ -407,7 +408,6 @@ fn a_revision_is_refused_when_no_attempt_to_prepare_a_server_for_it_is_left() {
         }];
         world.refuses(&world.servers[0])
     };
-    use OnProvisionFailure::{Keep, Remove, Retry};
     assert!(refuses(3, Retry, basis.clone()) && refuses(1, Remove, basis.clone()));
     assert!(!refuses(2, Retry, basis.clone()), "another one follows");
     assert!(
