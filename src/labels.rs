@@ -16,6 +16,8 @@ pub const UID: &str = "agentfleet.dev/uid";
 pub const INCARNATION: &str = "agentfleet.dev/incarnation";
 /// The boot revision that a server was made of.
 pub const BOOT_REVISION: &str = "agentfleet.dev/boot-revision";
+/// The revision of its class that a server was made of.
+pub const REVISION: &str = "agentfleet.dev/revision";
 /// What a server's disk is worth.
 pub const DISK: &str = "agentfleet.dev/disk";
 /// The version of the master key that a server's keys come from.

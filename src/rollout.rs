@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     agent_instance::desired::Want,
-    api::{AgentClass, AgentInstance, RETRY_ANNOTATION},
+    api::{AgentClass, AgentInstance, Disk, RETRY_ANNOTATION},
     context::Context,
 };
 use members::Members;
@@ -120,6 +120,8 @@ pub struct Share {
 pub struct Given {
     /// The class as it was at that revision; none when that is not kept any more.
     pub class: Option<AgentClass>,
+    /// The class at the revision that it has, while it may be given a new server for another.
+    pub meanwhile: Option<AgentClass>,
     /// Which revision, and why.
     pub share: Share,
     /// Whether the instance may be given a new server for it, or its server another type.
@@ -304,13 +306,14 @@ impl Own<'_> {
             .refused
             .as_ref()
             .filter(|try_| **try_ == course.attempt);
+        let disposable = self.class.spec.lifecycle.disk == Disk::Disposable;
         let goes_back = refused.is_some() && goal.name == *target && self.has != Has::Nothing;
         let back = self.good.as_ref().filter(|good| *good != target);
         let back = back.and_then(|good| Some((good.clone(), kept(good)?)));
         let (class, revision, why, may_move) = match (turn, &self.has, back.clone()) {
             (_, _, Some((good, class))) if goes_back => {
                 let why = words::went_back(target, &good, "");
-                (Some(class), good, Some((words::WENT_BACK, why)), false)
+                (Some(class), good, Some((words::WENT_BACK, why)), disposable)
             }
             (_, Has::Nothing, _) | (None, ..) => {
                 let revision = &standing.newcomers.name;
@@ -330,6 +333,10 @@ impl Own<'_> {
                 (at(&goal.name), goal.name.clone(), why, moves)
             }
         };
+        let meanwhile = match &self.has {
+            Has::Revision(has) if may_move && *has != revision => at(has),
+            _ => None,
+        };
         let newest = revision == *target;
         let share = Share {
             attempt: newest.then(|| course.attempt.clone()),
@@ -340,6 +347,7 @@ impl Own<'_> {
         };
         Given {
             class,
+            meanwhile,
             share,
             may_move,
         }

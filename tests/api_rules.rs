@@ -237,6 +237,20 @@ fn other_objects_that_are_refused() -> Vec<Refused> {
             "restarts, reboots and recreations are at most 10 together",
         ),
         (
+            class_with(
+                "/spec/lifecycle",
+                json!({"rollout": {"strategy": "Replace"}}),
+            ),
+            "lifecycle.rollout.strategy Replace needs lifecycle.disk Disposable",
+        ),
+        (
+            class_with(
+                "/spec/lifecycle",
+                json!({"disk": "Preserve", "rollout": {"strategy": "Replace"}}),
+            ),
+            "lifecycle.rollout.strategy Replace needs lifecycle.disk Disposable",
+        ),
+        (
             class_with("/spec/lifecycle", json!({"recovery": {"restarts": -1}})),
             "spec.lifecycle.recovery.restarts",
         ),

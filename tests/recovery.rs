@@ -563,7 +563,7 @@ async fn i9_servers_that_shifted_pages_hide_are_asked_for_and_stay_and_one_that_
     let names = numbered("one", 6);
     let all = ready_of(&bed, manifests::CLASS, &names).await?;
     let servers: Vec<u64> = all.iter().map(|(_, server)| *server).collect();
-    let mutations = bed.latest_mutation();
+    let (mutations, written) = (bed.latest_mutation(), bed.writes()?.len());
     for server in &servers[..3] {
         bed.cloud().hide(*server, true)?;
     }
@@ -582,6 +582,14 @@ async fn i9_servers_that_shifted_pages_hide_are_asked_for_and_stay_and_one_that_
     }
     oracle::calm(&bed).await?;
     assert_eq!(bed.mutations_after(mutations), [""; 0]);
+
+    let writes = bed.writes()?;
+    let unready = writes[written..].iter().find(|write| {
+        let ready = oracle::condition(&write.event["responseObject"]["status"], "Ready");
+        write.event["responseObject"]["kind"] == "AgentInstance"
+            && ready.is_some_and(|ready| ready["status"] != "True")
+    });
+    assert!(unready.is_none(), "{:#}", unready.unwrap().event);
 
     let hidden = bed.instance(&names[0]);
     hidden.delete().await?;

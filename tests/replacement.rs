@@ -1,7 +1,7 @@
 //! A server that is no longer what is wanted gives way to one that was prepared beside it, and at no instant do both run the agent.
 
-use bed::{Bed, Instance, Outcome, manifests, wait_until};
-use hetzner_sim::MachineFaults;
+use bed::{Bed, Instance, Outcome, manifests, oracle, wait_until};
+use hetzner_sim::{Fault, FaultBody, FaultRule, MachineFaults};
 use serde_json::{Value, json};
 
 const RECREATE: &str = "agentfleet.dev/recreate";
@@ -113,6 +113,10 @@ async fn a_replacement_that_never_boots_leaves_the_old_server_as_it_was() -> Out
     one.told(&["prepared beside this one", "failed"]).await?;
     one.condition("UpToDate", "False", "Replacing").await?;
     assert_eq!(one.ready().await?, server);
+    // Meanwhile a changed Secret reaches the agent where it is.
+    let secret = bed.apply_secret("one").await?;
+    one.has_in_file(manifests::SECRET_FILE, &secret).await?;
+    assert_eq!(one.ready().await?, server);
     // Taken back, it is as if nothing had been.
     bed.change(&class("Disposable", "1G")).await?;
     one.condition("UpToDate", "True", "AsDeclared").await?;
@@ -123,6 +127,59 @@ async fn a_replacement_that_never_boots_leaves_the_old_server_as_it_was() -> Out
     assert_eq!(one.ready().await?, server);
     bed.delete_all().await?;
     bed.finish_after_replacements().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_a_preserved_server_that_may_speak_and_does_not_answer_is_waited_for() -> Outcome {
+    let mut bed = bed("Disposable").await?;
+    let former = bed.create("one").await?.ready().await?;
+    bed.cloud().add_fault(FaultRule {
+        times: None,
+        ..FaultRule::next("DELETE", "/servers/{id}", unavailable())
+    });
+    bed.change(&class("Disposable", "2G")).await?;
+    bed.wait_until("another server has the voice", async || {
+        let status = bed.instance("one").status().await?;
+        let ready = oracle::condition(&status, "Ready");
+        Ok(ready.is_some_and(|ready| ready["status"] == "True")
+            && status["server"]["id"] != json!(former))
+    })
+    .await?;
+    // In the middle of it the disks are declared to be worth something, and nobody remembers what the old server has said.
+    bed.change(&class("Preserve", "2G")).await?;
+    let frozen = MachineFaults {
+        frozen: true,
+        ..MachineFaults::default()
+    };
+    bed.cloud().set_machine_faults(former, frozen)?;
+    bed.operator.restart()?;
+    let one = bed.instance("one");
+    let secret = bed.apply_secret("one").await?;
+    let told = one.condition("Stalled", "True", "CannotRelease").await?;
+    assert!(told.contains(&format!("server {former}")), "{told}");
+    assert!(bed.cloud().machine(former).is_ok());
+
+    bed.cloud()
+        .set_machine_faults(former, MachineFaults::default())?;
+    one.has_in_file(manifests::SECRET_FILE, &secret).await?;
+    one.condition("Stalled", "False", "NotStalled").await?;
+    bed.cloud().clear_faults();
+    wait_until("the former server is gone", async || {
+        Ok(bed.cloud().machine(former).is_err())
+    })
+    .await?;
+    bed.delete_all().await?;
+    bed.finish_after_replacements().await
+}
+
+fn unavailable() -> Fault {
+    Fault::Status {
+        status: 503,
+        code: None,
+        message: None,
+        commit: false,
+        body: FaultBody::default(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -248,8 +248,9 @@ impl Agent {
         here.map(|place| place.server_type.as_str()).collect()
     }
 
-    /// What attempts to create a server are counted for: what is declared, its secrets by their tag, and a person's last word to try again.
-    pub fn basis(&self, secrets_tag: &str, retried: Option<&str>) -> String {
+    /// What attempts to create a server are counted for: what is declared, its secrets by their tag, and the last words to try again, on the
+    /// instance and on its class.
+    pub fn basis(&self, secrets_tag: &str, retried: &[Option<&str>; 2]) -> String {
         revision(&(&self.declared, secrets_tag, retried))
     }
 

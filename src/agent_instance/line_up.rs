@@ -16,6 +16,8 @@ pub enum Misfit {
     Ordered,
     /// It was born with what the class no longer says.
     Boot,
+    /// It is of another revision, and each gets servers of its own.
+    Revision,
     /// The class no longer lists its type, and it can become one that is listed.
     Type,
     /// The class no longer lists its project, type or location.
@@ -27,8 +29,13 @@ impl Misfit {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Type => "NeedsOtherType",
-            Self::Ordered | Self::Boot | Self::Place => "NeedsNewServer",
+            Self::Ordered | Self::Boot | Self::Revision | Self::Place => "NeedsNewServer",
         }
+    }
+
+    /// Whether it is of another revision than the one that is wanted, in what it cannot take up.
+    pub const fn is_replaced(self) -> bool {
+        matches!(self, Self::Boot | Self::Revision)
     }
 
     /// What is the matter, for a condition.
@@ -36,6 +43,7 @@ impl Misfit {
         match self {
             Self::Ordered => "a new server was asked for",
             Self::Boot => "the class changed in what only a new server can take up",
+            Self::Revision => "the class changed, and replaces its servers for that",
             Self::Type => "the class no longer lists the type of the server",
             Self::Place => {
                 "the class no longer lists the project, the type or the location of the server"
@@ -45,7 +53,7 @@ impl Misfit {
 }
 
 /// Why a server is not the one that is wanted, if it is not; servers up to the number `given_up` are not.
-pub fn misfit(agent: &Agent, given_up: Option<i64>, server: &ServerView) -> Option<Misfit> {
+fn misfit(agent: &Agent, given_up: Option<i64>, server: &ServerView) -> Option<Misfit> {
     let booted = server.boot_revision.as_ref();
     if Some(i64::from(server.incarnation)) <= given_up {
         Some(Misfit::Ordered)
@@ -78,9 +86,28 @@ impl World {
     /// Why a server is not the one that is wanted; unknown, and so never, while the class cannot be used.
     pub fn misfit(&self, server: &ServerView) -> Option<Misfit> {
         match &self.class {
-            ClassView::Usable(agent) => misfit(agent, self.status.given_up(), server),
+            ClassView::Usable(agent) => match misfit(agent, self.status.given_up(), server) {
+                found @ Some(Misfit::Ordered | Misfit::Boot) => found,
+                _ if self.is_of_another_revision(agent, server) => Some(Misfit::Revision),
+                found => found,
+            },
             _ => None,
         }
+    }
+
+    /// Whether a server was made for, or has, another revision than the one that is wanted, where each gets servers of its own. What an
+    /// instance changes of its own is in no revision.
+    fn is_of_another_revision(&self, agent: &Agent, server: &ServerView) -> bool {
+        let applied = self.applied(server);
+        let is_applied = applied.is_some_and(|(config, _)| config == agent.config_revision);
+        if !agent.lifecycle.replaces() || is_applied {
+            return false;
+        }
+        let told = self.status.server.as_ref();
+        let told = told.filter(|told| told.id == server.id);
+        let told = told.and(self.status.class_revision.as_ref());
+        let has = told.or(server.revision.as_ref());
+        has.is_some_and(|has| *has != self.rollout.revision)
     }
 
     /// The server that the agent runs on, or is about to: the holder of the voice; while nobody has it, the one that had it last, until that is
@@ -98,7 +125,7 @@ impl World {
         let Some(last) = self.own(uid).find(|server| Some(server.id) == told) else {
             return newest();
         };
-        if self.is_silent(last) {
+        if self.cannot_speak(last) {
             return self.successor(uid, last).or(Some(last));
         }
         Some(last)
@@ -117,6 +144,12 @@ impl World {
     pub fn is_silent(&self, server: &ServerView) -> bool {
         let told = server.guest.released;
         told.is_some_and(|(epoch, done)| done && epoch >= self.taken_at())
+    }
+
+    /// Whether its agent is silent, or never spoke.
+    pub fn cannot_speak(&self, server: &ServerView) -> bool {
+        let hello = server.guest.hello.as_ref();
+        self.is_silent(server) || hello.is_some_and(|hello| !hello.ever_armed)
     }
 
     /// The epoch with which the voice was taken from whoever had it before. Who is given it gets the next one.

@@ -4,7 +4,7 @@
 //! records of the status.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -37,8 +37,8 @@ pub struct Memory {
     pub guests: BTreeMap<i64, GuestMemory>,
     /// Versions of the object that our own writes have replaced: a view of one of them is out of date.
     pub replaced: Vec<String>,
-    /// The Secret as it was measured last: what it was measured by, and the outcome.
-    pub secrets: Option<(String, SecretsView)>,
+    /// The Secret as it was measured last, for each of two revisions at most: what it was measured by, and the outcome.
+    pub secrets: VecDeque<(String, SecretsView)>,
     /// The events that were told.
     pub notices: NoticesMemory,
     /// The last step of which incarnation the metrics know.

@@ -13,6 +13,7 @@ mod observe;
 mod perform;
 pub mod phone_home;
 pub mod plan;
+mod revision;
 pub mod rollback;
 pub mod status;
 pub mod step;
@@ -98,10 +99,11 @@ pub async fn reconcile(
         wake_owners(&ctx, &instance);
         return Ok(Action::await_change());
     }
-    if plan.stage == Stage::AsBefore {
-        return Ok(Action::await_change());
-    }
     let goes_on = (failed.is_none() && !plan.steps.is_empty()).then_some(Duration::ZERO);
+    if plan.stage == Stage::AsBefore {
+        let again = failed.or(goes_on);
+        return Ok(requeue(again.or_else(|| remaining(&plan, moment))));
+    }
     if goes_on.is_some() && can_wait(&world.status) {
         return Ok(requeue(goes_on));
     }

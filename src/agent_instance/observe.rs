@@ -16,13 +16,12 @@ pub use secrets::{instance_keys, read_secret};
 
 use super::{
     desired::{Agent, Desired, Identity, Want},
-    line_up::misfit,
     memory::Memory,
     notices, talk,
-    world::{ClassView, GuestView, Known, Power, SecretsView, ServerView, World},
+    world::{ClassView, GuestView, Known, Meanwhile, Power, SecretsView, ServerView, World},
 };
 use crate::{
-    api::{AgentClass, AgentInstance, AgentInstanceStatus, FINALIZER},
+    api::{AgentClass, AgentInstance, FINALIZER},
     context::Context,
     health::{breaker::Verdict, holds},
     hetzner::{Server, ServerStatus},
@@ -95,6 +94,7 @@ pub async fn observe(
 struct Prerequisites {
     class: ClassView,
     rollout: Share,
+    meanwhile: Option<Meanwhile>,
     may_move: bool,
     secrets: SecretsView,
 }
@@ -111,6 +111,7 @@ impl Look<'_> {
         let Prerequisites {
             class,
             rollout,
+            meanwhile,
             may_move,
             secrets,
         } = prerequisites;
@@ -130,15 +131,14 @@ impl Look<'_> {
             let notices =
                 notices::observe(self.ctx, self.identity, about, memory, self.moment.wall);
             let servers = self.servers(&connections, &class, memory);
-            let wants_place = wants_place(desired, &class, &status, &servers);
-            World {
+            let world = World {
                 finalizer: self
                     .instance
                     .finalizers()
                     .iter()
                     .any(|finalizer| finalizer == FINALIZER),
                 known: self.known(&connections, &servers),
-                projects: self.projects(&class, wants_place, &servers),
+                projects: vec![],
                 attempt: memory.attempt.clone(),
                 fresh_epoch: memory.fresh_epoch,
                 recovery: self.ctx.settings.recovery,
@@ -151,9 +151,15 @@ impl Look<'_> {
                 status,
                 class,
                 rollout,
+                meanwhile,
                 may_move,
                 secrets,
                 servers,
+            };
+            let wants_place = wants_place(desired, &world);
+            World {
+                projects: self.projects(&world.class, wants_place, &world.servers),
+                ..world
             }
         })
     }
@@ -181,9 +187,26 @@ impl Look<'_> {
         Ok(Prerequisites {
             class: view,
             rollout: given.share,
+            meanwhile: self.meanwhile(given.meanwhile.as_ref(), want).await?,
             may_move: given.may_move,
             secrets,
         })
+    }
+
+    /// What it is to have until its new server serves.
+    async fn meanwhile(
+        &self,
+        class: Option<&AgentClass>,
+        want: &Want,
+    ) -> Result<Option<Meanwhile>, CallError> {
+        let Some(Ok(agent)) = class.map(|class| Agent::of(class, want)) else {
+            return Ok(None);
+        };
+        let SecretsView::Met { tag } = self.secrets(&agent, want).await? else {
+            return Ok(None);
+        };
+        let agent = Box::new(agent);
+        Ok(Some(Meanwhile { agent, tag }))
     }
 
     /// Who says, or is about to say, that no server is touched to bring agents back.
@@ -292,6 +315,7 @@ impl Look<'_> {
             uid: labels::text(&server.labels, labels::UID),
             incarnation: labels::number(&server.labels, labels::INCARNATION),
             boot_revision: server.labels.get(labels::BOOT_REVISION).cloned(),
+            revision: server.labels.get(labels::REVISION).cloned(),
             ipv4: server.ipv4().map(|address| address.to_string()),
             ipv6: server.ipv6().map(|address| address.to_string()),
             server_type: server.server_type.name.clone(),
@@ -361,19 +385,13 @@ fn class_view(class: &AgentClass, given: Option<AgentClass>, want: &Want) -> Cla
 }
 
 /// Whether a server may have to be asked for: there is none, or none that is as the class asks.
-fn wants_place(
-    desired: &Desired,
-    class: &ClassView,
-    status: &AgentInstanceStatus,
-    servers: &[ServerView],
-) -> bool {
-    let (Desired::Present(identity, _), ClassView::Usable(agent)) = (desired, class) else {
+fn wants_place(desired: &Desired, world: &World) -> bool {
+    let (Desired::Present(identity, _), ClassView::Usable(_)) = (desired, &world.class) else {
         return false;
     };
-    let given_up = status.given_up();
-    !servers
-        .iter()
-        .any(|server| server.uid == identity.uid && misfit(agent, given_up, server).is_none())
+    !world
+        .own(&identity.uid)
+        .any(|server| world.misfit(server).is_none())
 }
 
 fn power(status: &ServerStatus) -> Power {

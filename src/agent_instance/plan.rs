@@ -149,6 +149,7 @@ impl Plan {
         let stage = match self.stage {
             stage @ (Stage::Starting(_)
             | Stage::Unhealthy(..)
+            | Stage::AsBefore
             | Stage::Serving(_)
             | Stage::Suspended(_)
             | Stage::Stalled(..)) => stage,

@@ -55,8 +55,7 @@ pub fn status(
             .as_ref()
             .map(|(config, _)| config.clone())
             .or_else(|| kept(&former.config_revision)),
-        class_revision: class_revision(world, applied.as_ref())
-            .or_else(|| kept(&former.class_revision)),
+        class_revision: class_revision(world, current, applied.as_ref()),
         good_revision: former.good_revision.clone(),
         refused_revision: refused_revision(world, current),
         secrets_tag: applied
@@ -80,14 +79,34 @@ pub fn status(
     next
 }
 
-/// The revision of the class that was applied. What was applied before it got another one keeps its name.
-fn class_revision(world: &World, applied: Option<&(String, String)>) -> Option<String> {
-    let (config, _) = applied?;
+/// The revision of the class that was applied. What was applied before it got another one keeps its name, also while nobody has the voice.
+fn class_revision(
+    world: &World,
+    current: Option<&ServerView>,
+    applied: Option<&(String, String)>,
+) -> Option<String> {
+    let former = world.status.class_revision.clone();
+    let Some(server) = current else {
+        return former;
+    };
+    let told = world.status.server.as_ref();
+    let is_same = told.is_some_and(|told| told.id == server.id);
+    let silenced = is_same
+        && world
+            .voice()
+            .is_some_and(|voice| voice.incarnation.is_none());
+    let Some((config, _)) = applied else {
+        return former.filter(|_| silenced);
+    };
+    // Of two revisions that differ in nothing else it has not the one that another server is prepared for.
+    let awaits_next = former.is_some()
+        && world.status.config_revision.as_ref() == Some(config)
+        && world.awaits_next(server);
     match &world.class {
-        ClassView::Usable(agent) if agent.config_revision == *config => {
+        ClassView::Usable(agent) if agent.config_revision == *config && !awaits_next => {
             Some(world.rollout.revision.clone()).filter(|revision| !revision.is_empty())
         }
-        _ => world.status.class_revision.clone(),
+        _ => former,
     }
 }
 

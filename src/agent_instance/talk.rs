@@ -245,6 +245,8 @@ fn greeted(guest: &mut GuestMemory, proven: Option<HostKey>, greeting: &Answered
     let said = &greeting.answer;
     guest.progress = said.progress.to_string();
     guest.view.contact = None;
+    // What it did not do before it may do now.
+    guest.view.released = guest.view.released.filter(|(_, done)| *done);
     guest.view.proven = proven
         .map(|key| key.to_string())
         .or_else(|| guest.view.proven.take());

@@ -148,6 +148,7 @@ mod tests {
             uid: "uid".into(),
             incarnation: 1,
             boot_revision: None,
+            revision: None,
             ipv4: None,
             ipv6: None,
             server_type: "cx23".into(),

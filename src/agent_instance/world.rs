@@ -25,6 +25,8 @@ pub struct World {
     pub class: ClassView,
     /// Which revision of the class that is, and why.
     pub rollout: Share,
+    /// What a server that another one is prepared for is to have until then, if that is something else.
+    pub meanwhile: Option<Meanwhile>,
     /// Whether it is this instance's turn to be given a new server beside the old one, or the old one another type, by the operator's own decision.
     pub may_move: bool,
     /// The instance's Secret.
@@ -53,6 +55,15 @@ pub struct World {
     pub trouble: Option<Trouble>,
     /// What was told outside, and whether anybody listens.
     pub notices: NoticesView,
+}
+
+/// The revision of the class that an instance has while it is its turn to get another one by a new server.
+#[derive(Clone, Debug)]
+pub struct Meanwhile {
+    /// What that revision and the instance describe.
+    pub agent: Box<Agent>,
+    /// HMAC over all secret files of it.
+    pub tag: String,
 }
 
 /// What the flags say of recovery.
@@ -133,6 +144,8 @@ pub struct ServerView {
     pub incarnation: u32,
     /// The boot revision that its labels name.
     pub boot_revision: Option<String>,
+    /// The revision of its class that its labels name.
+    pub revision: Option<String>,
     /// Public IPv4 address.
     pub ipv4: Option<String>,
     /// Public IPv6 address.
@@ -325,7 +338,7 @@ impl ConfigureFailure {
     }
 
     /// Whether it is believed that the same would fail again.
-    fn blames_content(&self) -> bool {
+    pub(super) fn blames_content(&self) -> bool {
         self.of_content && (self.cure == Cure::Change || self.times >= BLAMED_FROM)
     }
 }
@@ -507,27 +520,6 @@ impl World {
             .iter()
             .filter(|server| self.voice_holder() != Some(server.incarnation));
         waiting.any(|server| server.guest.contact.is_some())
-    }
-
-    /// Whether the newest revision of the class has failed here, before the agent ever served with it, and there is one to go back to.
-    pub fn refuses(&self, server: &ServerView) -> bool {
-        let (ClassView::Usable(agent), Some(_), Some(_)) =
-            (&self.class, &self.rollout.attempt, &self.rollout.former)
-        else {
-            return false;
-        };
-        let guest = &server.guest;
-        let of_this = |sent: &(String, String)| sent.0 == agent.config_revision;
-        let refused = guest.configured.as_ref().is_some_and(|configured| {
-            let blamed = configured
-                .outcome
-                .as_ref()
-                .is_err_and(ConfigureFailure::blames_content);
-            of_this(&configured.sent) && blamed
-        });
-        let health = guest.health.as_ref().and_then(|health| health.state);
-        let applied = self.spoken(server);
-        refused || (health == Some(HealthState::Failed) && applied.as_ref().is_some_and(of_this))
     }
 
     /// What the server that holds the voice has applied: it runs the agent.

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AgentSpec, Duration, Health, Rollout};
+use super::{AgentSpec, Duration, Health, Rollout, RolloutStrategy};
 
 /// A kind of agent: the software, the machine it runs on, and what instances may ask for. An `AgentInstance` names its class.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,7 @@ use super::{AgentSpec, Duration, Health, Rollout};
 )]
 #[x_kube(validation = Rule::new("(has(self.health) && has(self.health.http)) == (has(self.firewall.healthFrom) && self.firewall.healthFrom.size() > 0)").message("health.http and firewall.healthFrom belong together: the probe comes from the operator, whose network has to be let in"))]
 #[x_kube(validation = Rule::new("self.ipv4 || self.ipv6 || has(self.network)").message("a server without ipv4, ipv6 and network cannot be reached: allow at least one"))]
+#[x_kube(validation = Rule::new("!has(self.lifecycle) || !has(self.lifecycle.rollout) || !has(self.lifecycle.rollout.strategy) || self.lifecycle.rollout.strategy != 'Replace' || (has(self.lifecycle.disk) && self.lifecycle.disk == 'Disposable')").message("lifecycle.rollout.strategy Replace needs lifecycle.disk Disposable: what is on the disk of the old server does not come along to the new one"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentClassSpec {
     /// Names of the `HetznerProject`s that may hold servers of this class, in order of preference.
@@ -208,6 +209,13 @@ pub struct Lifecycle {
     /// How a change of the class reaches its instances.
     #[serde(skip_serializing_if = "is_default")]
     pub rollout: Rollout,
+}
+
+impl Lifecycle {
+    /// Whether each revision of the class gets servers of its own.
+    pub fn replaces(&self) -> bool {
+        self.rollout.strategy == RolloutStrategy::Replace && self.disk == Disk::Disposable
+    }
 }
 
 impl Default for Lifecycle {

@@ -31,7 +31,7 @@ pub use health::{ExecProbe, Health, HealthState, HealthStatus, HttpProbe, System
 pub use hetzner_project::{
     HetznerProject, HetznerProjectSpec, HetznerProjectStatus, TokenSecretRef,
 };
-pub use rollout::{Day, OnRolloutFailure, Rollout, RolloutWindow};
+pub use rollout::{Day, OnRolloutFailure, Rollout, RolloutStrategy, RolloutWindow};
 pub use service::{KillMode, ProtectHome, ProtectSystem, Restart, Service};
 pub use subscription::{
     AnnouncedEvent, Announcement, ExternalRef, FirstSeen, InstanceRef, Subscription,

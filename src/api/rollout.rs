@@ -12,6 +12,11 @@ use super::{Duration, agent_class::is_default};
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rollout {
+    /// How an instance gets a new revision. `InPlace`: on the server that it has, as far as that can take it up. `Replace`: by a new server,
+    /// booted and installed beside the old one, whatever has changed; only where `lifecycle.disk` is `Disposable`. What is an instance's own
+    /// (its Secret, its environment) is applied in place either way.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub strategy: RolloutStrategy,
     /// How many instances that have got the new revision, or are getting it, may be not Ready at once: a number, or a part of all such as
     /// `10%`, rounded down; one at the least. When so many have failed on a revision, its rollout stops.
     #[x_kube(validation = Rule::new("type(self) == int ? self >= 1 : self.matches('^([1-9]|[1-9][0-9]|100)%$')").message("lifecycle.rollout.maxUnavailable is 1 or more, or a part such as 10%"))]
@@ -38,6 +43,7 @@ pub struct Rollout {
 impl Default for Rollout {
     fn default() -> Self {
         Self {
+            strategy: RolloutStrategy::default(),
             max_unavailable: max_unavailable(),
             max_surge: max_surge(),
             paused: false,
@@ -53,6 +59,16 @@ fn max_unavailable() -> IntOrString {
 
 fn max_surge() -> IntOrString {
     IntOrString::Int(1)
+}
+
+/// How an instance gets a new revision.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RolloutStrategy {
+    /// On the server that it has, as far as that can take it up.
+    #[default]
+    InPlace,
+    /// By a new server.
+    Replace,
 }
 
 /// What happens when the rollout of a revision has failed.

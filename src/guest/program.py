@@ -352,7 +352,10 @@ class Guest:
     def install(self) -> bool:
         """Goes on where it ended last; the first step that fails ends it."""
         with self.files.locked("install.lock", 0):
-            steps = self.steps(self.files.document(AGENT))
+            try:
+                steps = self.steps(self.files.document(AGENT))
+            except Exception as error:  # told like a step that failed
+                steps = {"description": lambda error=error: self.refuse(error)}
             with self.changing() as state:
                 done = [step for step in state["steps"] if step["state"] == "Done"]
                 state["steps"] = done + [{"name": name, "state": "Pending", "seconds": 0, "tail": []}
@@ -364,6 +367,9 @@ class Guest:
                     for index, command in enumerate(agent["install"], 1)}
         return {"packages": lambda: self.add_packages(agent["packages"]), "source": lambda: self.fetch(agent),
                 "files": lambda: self.place(agent), **commands}
+
+    def refuse(self, error: Exception) -> None:
+        raise error
 
     def step(self, index: int, act: Callable[[], Any]) -> bool:
         with self.changing() as state:

@@ -24,6 +24,8 @@ use crate::{
     context::Context,
     health::holds,
     hetzner_project::retype::Retype,
+    inventory::{Key, Presence},
+    labels,
 };
 
 const OUTSIDE: &str = "OutsideWindow";
@@ -105,6 +107,7 @@ impl Members {
             gate,
             on_failure: rollout.on_failure,
             disposable: class.spec.lifecycle.disk == Disk::Disposable,
+            replaces: class.spec.lifecycle.replaces(),
             settle: class.spec.health.interval.get(),
         }
     }
@@ -135,6 +138,7 @@ fn member(
         Some(Turn::Takes { revision, moves }) => Some((revision.clone(), *moves)),
         _ => None,
     };
+    let prepared = next_is_under_way(status) && next_exists(ctx, instance, status);
     Member {
         uid: instance.uid().unwrap_or_default(),
         name: format!(
@@ -149,34 +153,47 @@ fn member(
         health,
         stalled: is_true(&status.conditions, ConditionType::Stalled),
         out_of_reach: health == Some(HealthState::Unknown) || holds::is_missing(ctx, status),
-        moving: given.as_ref().is_some_and(|(_, moves)| *moves) || next_is_under_way(status),
+        moving: prepared || given.as_ref().is_some_and(|(_, moves)| *moves),
+        prepared,
         granted: given.map(|(revision, _)| revision),
         good: status.good_revision.clone(),
         refused: status.refused_revision.clone(),
     }
 }
 
-/// Which revision of its class an instance speaks with. Where its status does not say so, as before the first release that wrote it, it is
+/// Which revision of its class an instance speaks with, or spoke with while the voice is handed over. Where its status does not say so, as before the first release that wrote it, it is
 /// known by what was applied.
 pub fn has(ctx: &Context, class: &AgentClass, instance: &AgentInstance, want: &Want) -> Has {
     let Some(status) = &instance.status else {
         return Has::Nothing;
     };
-    let voiced = status
-        .voice
-        .as_ref()
-        .is_some_and(|voice| voice.incarnation.is_some());
-    if want.suspend || status.server.is_none() || !voiced {
+    if want.suspend || status.server.is_none() || status.voice.is_none() {
         return Has::Nothing;
     }
     match (&status.class_revision, &status.config_revision) {
-        (_, None) => Has::Nothing,
         (Some(revision), _) => Has::Revision(revision.clone()),
+        // A new server is given the voice, and has not done anything with it yet.
+        (None, None) if status.good_revision.is_some() => born_with(ctx, status),
+        (None, None) => Has::Nothing,
         (None, Some(config)) => {
             let applied = (status.boot_revision.as_ref(), config);
             revisions::recognised(ctx, class, want, applied).map_or(Has::Unknown, Has::Revision)
         }
     }
+}
+
+/// The revision that its server was made of.
+fn born_with(ctx: &Context, status: &AgentInstanceStatus) -> Has {
+    let Some(server) = &status.server else {
+        return Has::Nothing;
+    };
+    let Some(Ok(connection)) = ctx.connections.get(&server.project) else {
+        return Has::Nothing;
+    };
+    let snapshot = connection.inventory.snapshot();
+    let entry = snapshot.get(server.id.into());
+    let label = entry.and_then(|entry| entry.server.labels.get(labels::REVISION));
+    label.cloned().map_or(Has::Nothing, Has::Revision)
 }
 
 /// Whether the class still lists what its server is made of.
@@ -272,6 +289,25 @@ fn next_is_under_way(status: &AgentInstanceStatus) -> bool {
     speaks
         .zip(asked)
         .is_some_and(|(speaks, asked)| asked > speaks)
+}
+
+/// Whether that server exists and is not going: one that was asked for once may long be gone.
+fn next_exists(ctx: &Context, instance: &AgentInstance, status: &AgentInstanceStatus) -> bool {
+    let Some(record) = &status.provisioning else {
+        return false;
+    };
+    let Some(Ok(connection)) = ctx.connections.get(&record.project) else {
+        return false;
+    };
+    let key = Key {
+        namespace: instance.namespace().unwrap_or_default(),
+        name: instance.name_any(),
+    };
+    let mut all = connection.inventory.of(&key).into_iter();
+    all.any(|entry| {
+        let lives = !matches!(entry.presence, Presence::Gone | Presence::Deleting);
+        lives && entry.server.name == record.server_name
+    })
 }
 
 #[cfg(test)]

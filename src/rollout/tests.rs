@@ -3,8 +3,8 @@
 use super::*;
 use turns::Why;
 
-fn class(colour: &str) -> AgentClass {
-    serde_json::from_value(serde_json::json!({
+fn class(colour: &str, disk: Disk) -> AgentClass {
+    let mut class: AgentClass = serde_json::from_value(serde_json::json!({
         "apiVersion": "agentfleet.dev/v1alpha1", "kind": "AgentClass", "metadata": {"name": "small"},
         "spec": {
             "projects": ["one"], "serverTypes": ["cx23"], "locations": ["nbg1"], "image": "debian-13",
@@ -12,7 +12,9 @@ fn class(colour: &str) -> AgentClass {
             "agent": {"service": {"execStart": ["/bin/agent"]}, "environment": {"COLOUR": colour}}
         }
     }))
-    .unwrap()
+    .unwrap();
+    class.spec.lifecycle.disk = disk;
+    class
 }
 
 fn named(name: &str) -> Revision {
@@ -69,14 +71,22 @@ fn with(revision: &str) -> Told<'_> {
 
 /// The revision that is given, whose content `r1` is red and `r2` green; the reason; and whether it may move.
 fn given(told: Told<'_>, goal: &str, turn: Option<Turn>) -> (String, &'static str, bool) {
-    let class_now = class("green");
+    given_of(&class("green", Disk::Preserve), told, goal, turn)
+}
+
+fn given_of(
+    class_now: &AgentClass,
+    told: Told<'_>,
+    goal: &str,
+    turn: Option<Turn>,
+) -> (String, &'static str, bool) {
     let own = Own {
-        class: &class_now,
+        class: class_now,
         has: told.has,
         good: told.good.map(str::to_owned),
         refused: told.refused.map(str::to_owned),
     };
-    let kept = |revision: &str| (revision == "r1").then(|| class("red"));
+    let kept = |revision: &str| (revision == "r1").then(|| class("red", Disk::Preserve));
     let given = own.share(&standing(goal), turn, kept);
     let colour = given
         .class
@@ -155,12 +165,19 @@ fn what_an_instance_tells_now_counts_more_than_what_was_decided_before_it() {
     };
     assert_eq!(given(nothing_good, "r2", turn()), ("r2".into(), "", false));
     let has_it = given(with("r2"), "r2", Some(Turn::Keeps(Why::Waits)));
+    let disposable = class("green", Disk::Disposable);
+    let back = given_of(&disposable, refused("r2.ab12"), "r2", turn());
+    assert_eq!(
+        back,
+        ("r1".into(), "WentBack", true),
+        "to the server that it had"
+    );
     assert_eq!(has_it, ("r2".into(), "", false));
 }
 
 #[test]
 fn a_new_word_of_a_person_begins_a_new_try() {
-    let mut class = class("red");
+    let mut class = class("red", Disk::Preserve);
     let plain = attempt(&class, &named("r2"));
     let mut said = |word: &str| {
         class

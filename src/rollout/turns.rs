@@ -49,6 +49,10 @@ pub enum Fit {
 
 /// An instance of the class.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and any of them may be true together"
+)]
 pub struct Member {
     /// UID.
     pub uid: String,
@@ -76,6 +80,8 @@ pub struct Member {
     pub granted: Option<String>,
     /// Whether it was let get a new server, or another type.
     pub moving: bool,
+    /// Whether a server stands beside the one that speaks, to take its place.
+    pub prepared: bool,
 }
 
 /// Whether further turns may be given.
@@ -103,6 +109,8 @@ pub struct Rules {
     pub on_failure: OnRolloutFailure,
     /// Whether the operator may replace a server by its own decision.
     pub disposable: bool,
+    /// Whether it does so for each revision.
+    pub replaces: bool,
     /// How long an agent must be Ready before it counts as such.
     pub settle: Duration,
 }
@@ -286,12 +294,12 @@ impl Look<'_> {
     fn give(&self, members: &[Member]) -> Vec<Turn> {
         // One on which it failed keeps its place for good: a bad revision reaches no more than that.
         let holds = |member: &&Member| {
-            let retypes = self.is_moving(member) && member.is_to_retype(self.goal);
+            let retypes = self.is_moving(member) && self.is_to_retype(member);
             retypes || self.is_pending(member) || self.went_back(member)
         };
         let held = members.iter().filter(holds).count();
         let mut slots = self.rules.max_unavailable.saturating_sub(held);
-        let beside = |member: &&Member| self.is_moving(member) && !member.is_to_retype(self.goal);
+        let beside = |member: &&Member| self.is_moving(member) && !self.is_to_retype(member);
         let moving = members.iter().filter(beside);
         let mut surge = self.rules.max_surge.saturating_sub(moving.count());
         let mut of: Vec<Turn> = members.iter().map(|member| self.settled(member)).collect();
@@ -310,7 +318,7 @@ impl Look<'_> {
                 continue;
             };
             let moves = self.must_move(member);
-            let retypes = member.is_to_retype(self.goal);
+            let retypes = self.is_to_retype(member);
             let slot = usize::from(!member.has(self.goal) || retypes);
             let another = usize::from(moves && !retypes);
             if slot <= slots && another <= surge {
@@ -367,7 +375,7 @@ impl Look<'_> {
         let may_begin = self.rules.gate == Gate::Open && !self.stopped;
         let begun = member.ready.is_none() || self.is_moving(member);
         let granted = member.granted.as_ref() == Some(&self.goal.name);
-        if member.has(self.goal) {
+        if member.has(self.goal) || member.prepared {
             self.is_moving(member)
         } else {
             granted && (begun || may_begin)
@@ -376,7 +384,16 @@ impl Look<'_> {
 
     fn must_move(&self, member: &Member) -> bool {
         let beside = self.rules.disposable && member.misfits(self.goal);
-        beside || member.is_to_retype(self.goal)
+        beside || self.needs_anyhow(member) || self.is_to_retype(member)
+    }
+
+    /// Whether a new server is due to it whatever has changed.
+    fn needs_anyhow(&self, member: &Member) -> bool {
+        self.rules.replaces && !member.has(self.goal)
+    }
+
+    fn is_to_retype(&self, member: &Member) -> bool {
+        member.is_to_retype(self.goal) && !self.needs_anyhow(member)
     }
 
     fn is_moving(&self, member: &Member) -> bool {

@@ -47,6 +47,18 @@ class Install(GuestTest):
         self.assertLessEqual(len(failed["tail"]), 21)
         self.assertEqual(self.steps()["install 2"], "Pending")
 
+    def test_what_fails_before_the_first_step_is_told_like_a_step_and_mended_by_another_run(self) -> None:
+        self.machine.describe(install=["echo hello"])
+        whole = self.machine.text("/etc/agentfleet/agent.json")
+        self.machine.put("/etc/agentfleet/agent.json", whole[:40])
+        self.assertEqual(self.machine.install(boot_guest), 1)
+        answer = self.machine.hello(boot_guest)
+        self.assertEqual((answer["phase"], answer["steps"][0]["name"]), ("Failed", "description"))
+        self.assertIn("JSONDecodeError", answer["steps"][0]["tail"][0])
+        self.machine.put("/etc/agentfleet/agent.json", whole)
+        self.assertEqual(self.machine.install(boot_guest), 0)
+        self.assertEqual(self.machine.hello(boot_guest)["phase"], "Installed")
+
     def test_install_goes_on_with_the_step_that_failed(self) -> None:
         self.machine.describe(install=["echo once >> first", "test -e ready"])
         self.assertEqual(self.machine.install(), 1)

@@ -51,13 +51,12 @@ impl Look<'_> {
             "{name} {version:?} {} {:?}",
             agent.config_revision, agent.spec.secret_keys
         );
-        let remembered = self
-            .ctx
-            .memories
-            .with(&self.identity.uid, |memory| memory.secrets.clone());
-        if let Some((by, view)) = remembered
-            && by == measure
-        {
+        let remembered = self.ctx.memories.with(&self.identity.uid, |memory| {
+            let mut measured = memory.secrets.iter();
+            let found = measured.find(|(by, _)| *by == measure);
+            found.map(|(_, view)| view.clone())
+        });
+        if let Some(view) = remembered {
             return Ok(view);
         }
         let view = match read_secret(self.ctx, &self.identity.namespace, name).await? {
@@ -76,7 +75,8 @@ impl Look<'_> {
             ),
         };
         self.ctx.memories.with(&self.identity.uid, |memory| {
-            memory.secrets = Some((measure, view.clone()));
+            memory.secrets.truncate(1);
+            memory.secrets.push_front((measure, view.clone()));
         });
         Ok(view)
     }

@@ -81,8 +81,10 @@ impl Performer<'_> {
     pub(super) async fn create_server(&self, record: &ProvisioningRecord) -> Result<(), Setback> {
         let connection = self.connection(&record.project)?;
         let (agent, _) = self.agent()?;
-        let request =
+        let mut request =
             creation::request(self.ctx, &connection, self.identity(), agent, record).await?;
+        let revision = self.world.rollout.revision.clone();
+        request.labels.insert(labels::REVISION.into(), revision);
         let spend = self.spend(&connection)?;
         let permit = match self.permit_to_buy(&connection, record) {
             Ok(permit) => permit,

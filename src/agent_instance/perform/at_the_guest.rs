@@ -144,6 +144,7 @@ impl Performer<'_> {
     ) -> Result<(), Setback> {
         let server = self.server(id)?;
         let (agent, want) = self.agent()?;
+        let agent = self.world.due(server).map_or(agent, |(due, _)| due);
         let (guest, keys) = self.guest(server)?;
         let Some(host_key) = self.pinned(server)? else {
             return Err(Setback::passing(

@@ -51,7 +51,11 @@ impl Look<'_> {
             Err((reason, message)) if self.held_voice(server.incarnation) => {
                 Plan::wait(Stage::Serving(Some((reason, message))))
             }
-            _ => self.confirm_gone(&server.project, server.id),
+            _ => Plan {
+                // Only Hetzner's answer is news.
+                stage: Stage::AsBefore,
+                ..self.confirm_gone(&server.project, server.id)
+            },
         }
     }
 

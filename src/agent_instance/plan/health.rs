@@ -12,6 +12,7 @@ impl Look<'_> {
         let note = self.world.misfit(server).map(|misfit| {
             let cure = match misfit {
                 Misfit::Type => "it becomes one of another when it is its turn".to_owned(),
+                Misfit::Revision => "it is replaced when it is its turn".to_owned(),
                 _ => format!(
                     "this one is kept as its disk is: an admin replaces it by the annotation {RECREATE_ANNOTATION}"
                 ),

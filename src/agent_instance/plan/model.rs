@@ -161,6 +161,7 @@ impl Model {
             status: self.status.clone(),
             class: ClassView::Usable(Box::new(self.agent())),
             rollout: Share::default(),
+            meanwhile: None,
             may_move: true,
             secrets: SecretsView::Met { tag: "tag".into() },
             projects: vec![view("one"), view("two")],
@@ -574,6 +575,20 @@ proptest! {
         prop_assert!(guest.armed);
         prop_assert_eq!(model.born.get(number), Some(&model.boot));
         prop_assert!(!ordered || *number > 1, "the server that was given up is kept");
+    }
+
+    #[test]
+    fn a_class_that_is_taken_back_in_the_middle_of_a_replacement_is_followed(looks in 0_usize..40) {
+        let desired = Desired::Present(identity(), Box::new(want()));
+        let mut model = Model { disk: Disk::Disposable, ..Model::new(vec![]) };
+        model.settle(&desired, &[]);
+        let former = std::mem::replace(&mut model.boot, "another".into());
+        for _ in 0..looks {
+            model.look(&desired);
+        }
+        model.boot = former;
+        model.settle(&desired, &[]);
+        prop_assert_eq!(model.alive.len(), 1);
     }
 
     #[test]

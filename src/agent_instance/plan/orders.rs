@@ -31,12 +31,7 @@ impl Look<'_> {
         self.world.status.heard.as_ref()?.retry.as_ref()
     }
 
-    /// The last word to go on with what stands still.
-    pub(super) fn retried(&self) -> Option<&str> {
-        self.retry().map(|order| order.value.as_str())
-    }
-
-    /// When that was.
+    /// When a person last said to go on with what stands still.
     pub(super) fn retried_at(&self) -> Option<Timestamp> {
         self.retry().map(|order| order.at.0)
     }

@@ -69,8 +69,11 @@ impl Look<'_> {
             "{}, and is prepared beside this one: {words}",
             misfit.words()
         );
-        let own = if front.guest.busy {
+        // What failed with the revision that it goes back from is not mended.
+        let own = if front.guest.busy || self.world.rollout.refused.is_some() {
             Plan::wait(self.health(front, Some(("Replacing", note))))
+        } else if let Some(plan) = self.refreshed(front) {
+            plan
         } else {
             self.probed(front, agent, Some(("Replacing", note)))
         };
@@ -89,6 +92,23 @@ impl Look<'_> {
             look_again,
             ..own
         }
+    }
+
+    /// A changed Secret reaches the agent also while another server is prepared for it; that one has said by then that it never spoke.
+    pub(super) fn refreshed(&self, front: &ServerView) -> Option<Plan> {
+        let (agent, tag) = self.world.due(front)?;
+        let wanted = (agent.config_revision.clone(), tag.to_owned());
+        let spoken = self.world.spoken(front)?;
+        let is_due = match &front.guest.configured {
+            Some(configured) if configured.sent == wanted => {
+                let failure = configured.outcome.as_ref().err();
+                failure.is_some_and(|failure| failure.again.is_some_and(|again| again <= self.now))
+            }
+            _ => spoken.0 == wanted.0 && spoken.1 != wanted.1,
+        };
+        let next = self.world.successor(&self.identity.uid, front);
+        let is_heard = next.is_none_or(|next| next.guest.hello.is_some());
+        (is_due && is_heard).then(|| self.configure(front))
     }
 
     /// Nobody has the voice from here on, until the old server is silent.
@@ -111,11 +131,7 @@ impl Look<'_> {
 
     /// What there is to do until no other server of the instance can speak. What never spoke cannot, and goes by itself.
     pub(super) fn hush_others(&self, but: &ServerView) -> Option<Plan> {
-        let other = |server: &&ServerView| {
-            let hello = server.guest.hello.as_ref();
-            let never_spoke = hello.is_some_and(|hello| !hello.ever_armed);
-            server.id != but.id && !self.world.is_silent(server) && !never_spoke
-        };
+        let other = |server: &&ServerView| server.id != but.id && !self.world.cannot_speak(server);
         let other = self.own().find(other)?;
         Some(self.hush(other))
     }
@@ -125,14 +141,17 @@ impl Look<'_> {
         if server.deleting {
             return self.await_end(server, stage);
         }
+        let taken = self.world.taken_at();
+        let refused = server.guest.released.is_some_and(|(told, _)| told >= taken);
+        let in_vain = refused || server.guest.contact.is_some();
+        if in_vain && !self.may_go(server) {
+            return self.cannot_release(server);
+        }
         if server.guest.busy {
             return Plan::wait(stage);
         }
-        let taken = self.world.taken_at();
-        let refused = server.guest.released.is_some_and(|(told, _)| told >= taken);
-        let out_of_reach = server.guest.contact.is_some();
-        if refused || out_of_reach {
-            return self.give_up(server);
+        if in_vain {
+            return self.at_hetzner(&server.project, delete(server), stage);
         }
         if self.world.pinned(server).is_none() {
             return Plan {
@@ -149,25 +168,31 @@ impl Look<'_> {
     }
 
     /// A server that cannot be silenced is deleted, if it may be: merely switched off it would speak when somebody switches it on.
-    fn give_up(&self, server: &ServerView) -> Plan {
+    fn may_go(&self, server: &ServerView) -> bool {
         let disposable = self
             .class()
             .is_ok_and(|agent| agent.disk() == Disk::Disposable);
-        if disposable || self.is_given_up(i64::from(server.incarnation)) {
-            return self.at_hetzner(&server.project, delete(server), Stage::Updating);
-        }
+        disposable || self.is_given_up(i64::from(server.incarnation))
+    }
+
+    fn cannot_release(&self, server: &ServerView) -> Plan {
         let words = match &server.guest.contact {
             Some((ContactProblem::Silent(why), _)) => why.as_str(),
             _ => "it does not do as told",
         };
-        Plan::wait(Stage::Stalled(
+        let stage = Stage::Stalled(
             "CannotRelease",
             format!(
                 "server {} may still run the agent and cannot be told to be silent ({words}); bring it back, or delete it at Hetzner, before another \
                  one is given the voice",
                 server.id
             ),
-        ))
+        );
+        // When it answers, it is told again.
+        Plan {
+            stage,
+            ..self.contact(server, "")
+        }
     }
 
     /// Servers of this object that are neither the agent's nor about to be: a late answer's, or one that was replaced (I2).

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::{
     Agent, Bootstrap, CONTACT, ContactProblem, Duration, InstallPhase, Look, Plan,
-    ProvisioningRecord, SecretsView, SendOutcome, ServerView, Stage, Step, Timestamp, delete,
+    ProvisioningRecord, SendOutcome, ServerView, Stage, Step, Timestamp, delete,
 };
 use crate::{
     agent_instance::rollback,
@@ -227,10 +227,7 @@ impl Look<'_> {
 
     /// What attempts are counted for.
     pub(super) fn basis(&self, agent: &Agent) -> Option<String> {
-        match &self.world.secrets {
-            SecretsView::Met { tag } => Some(agent.basis(tag, self.retried())),
-            _ => None,
-        }
+        self.world.basis(agent)
     }
 
     /// The number of the next attempt to create a server, or why there is none now.

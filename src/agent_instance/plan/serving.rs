@@ -225,6 +225,10 @@ impl Look<'_> {
                 Plan::wait(Stage::Starting(String::new()))
             }
             _ if server.guest.busy => Plan::wait(self.applying(server)),
+            // Another server is to have what is wanted, though somebody keeps that from being prepared.
+            _ if self.world.awaits_next(server) && self.world.spoken(server).is_some() => self
+                .refreshed(server)
+                .unwrap_or_else(|| self.serving(server, agent)),
             Some(configured) if configured.sent == wanted => match &configured.outcome {
                 Err(failure) if failure.again.is_some_and(|again| again <= self.now) => {
                     self.configure(server)
@@ -321,7 +325,7 @@ impl Look<'_> {
     }
 
     /// Each `configure` carries an epoch that was written down first, so that a late one can be told from the present (I11, I13).
-    fn configure(&self, server: &ServerView) -> Plan {
+    pub(super) fn configure(&self, server: &ServerView) -> Plan {
         if server.guest.hello.is_none() {
             return Plan {
                 stage: self.applying(server),

@@ -95,7 +95,7 @@ fn record(incarnation: u32, written: i64) -> ProvisioningRecord {
         server_type: "cx23".into(),
         location: "nbg1".into(),
         attempt: Some(1),
-        basis: Some(agent().basis("tag", None)),
+        basis: Some(agent().basis("tag", &[None; 2])),
         at: MicroTime(at(written)),
     }
 }
@@ -115,6 +115,7 @@ pub(super) fn server(incarnation: u32) -> ServerView {
         uid: "uid-1".into(),
         incarnation,
         boot_revision: Some(agent().boot_revision),
+        revision: None,
         ipv4: Some("127.1.0.1".into()),
         ipv6: None,
         server_type: "cx23".into(),

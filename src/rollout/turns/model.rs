@@ -43,11 +43,18 @@ struct Model {
 }
 
 impl Model {
-    fn new(members: usize, max: usize, bad: bool, on_failure: OnRolloutFailure) -> Self {
+    fn new(
+        (members, max, bad): (usize, usize, bool),
+        surge: Option<usize>,
+        on_failure: OnRolloutFailure,
+    ) -> Self {
         Self {
             members: (0..members).map(|nth| old(&format!("m{nth:02}"))).collect(),
             rules: Rules {
                 on_failure,
+                disposable: surge.is_some(),
+                replaces: surge.is_some(),
+                max_surge: surge.unwrap_or(1),
                 ..rules(max)
             },
             course: course(),
@@ -61,9 +68,11 @@ impl Model {
         let turns = turns(&self.members, &self.course, &self.rules, at(self.now));
         self.course.failed |= turns.progress.failed;
         for (member, turn) in self.members.iter_mut().zip(&turns.of) {
-            member.granted = match turn {
-                Turn::Takes { revision, .. } => Some(revision.clone()),
-                _ => None,
+            (member.granted, member.moving) = match turn {
+                Turn::Takes { revision, moves } => {
+                    (Some(revision.clone()), *moves || member.prepared)
+                }
+                _ => (None, member.prepared),
             };
         }
         turns
@@ -82,10 +91,13 @@ impl Model {
             Turn::Keeps(_) => member.has.clone(),
         };
         let target = wanted == Has::Revision("r2".into());
-        if member.has != wanted && member.ready.is_some() {
+        let beside = matches!(turn, Turn::Takes { moves: true, .. }) && !member.prepared;
+        if member.has != wanted && beside {
+            member.prepared = true;
+        } else if member.has != wanted && member.ready.is_some() {
             member.ready = None;
         } else if member.has != wanted {
-            member.has = wanted;
+            (member.has, member.prepared) = (wanted, false);
             member.health = None;
             if target {
                 self.had.insert(nth);
@@ -108,7 +120,7 @@ impl Model {
             Event::Act(nth) => self.act(nth),
             Event::Restart => {
                 for member in &mut self.members {
-                    member.granted = None;
+                    (member.granted, member.moving) = (None, member.prepared);
                 }
             }
             Event::Pause(paused) => {
@@ -128,6 +140,12 @@ impl Model {
             .iter()
             .filter(|member| member.ready.is_none())
             .count()
+    }
+
+    /// How many new servers stand beside old ones.
+    fn beside(&self) -> usize {
+        let members = self.members.iter();
+        members.filter(|member| member.prepared).count()
     }
 
     /// Everybody acts, often enough.
@@ -154,16 +172,22 @@ fn on_failure() -> impl Strategy<Value = OnRolloutFailure> {
     ]
 }
 
+/// How many new servers may stand beside old ones, where each revision has servers of its own.
+fn surge() -> impl Strategy<Value = Option<usize>> {
+    prop::option::of(1..4_usize)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn never_more_than_may_be_are_down_for_a_rollout(
-        (members, max, bad) in (1..12_usize, 1..4_usize, any::<bool>()),
+        of in (1..12_usize, 1..4_usize, any::<bool>()), surge in surge(),
         on_failure in on_failure(),
         events in prop::collection::vec(event(), 0..120),
     ) {
-        let mut model = Model::new(members, max, bad, on_failure);
+        let mut model = Model::new(of, surge, on_failure);
+        let max = of.1;
         let mut fell = std::collections::BTreeSet::new();
         for event in events {
             if let Event::Fall(nth) = event {
@@ -171,15 +195,16 @@ proptest! {
             }
             model.happens(event);
             prop_assert!(model.down() <= max + fell.len(), "{:?}", model.members);
+            prop_assert!(model.beside() <= surge.unwrap_or_default(), "{:?}", model.members);
         }
     }
 
     #[test]
     fn a_good_revision_reaches_all_when_all_heal(
-        (members, max) in (1..12_usize, 1..4_usize),
+        (members, max) in (1..12_usize, 1..4_usize), surge in surge(),
         events in prop::collection::vec(event(), 0..60),
     ) {
-        let mut model = Model::new(members, max, false, OnRolloutFailure::Pause);
+        let mut model = Model::new((members, max, false), surge, OnRolloutFailure::Pause);
         for event in events {
             model.happens(event);
         }
@@ -193,11 +218,11 @@ proptest! {
 
     #[test]
     fn a_bad_revision_reaches_few_and_all_serve_again_without_it(
-        (members, max) in (1..12_usize, 1..4_usize),
+        (members, max) in (1..12_usize, 1..4_usize), surge in surge(),
         on_failure in on_failure(),
         events in prop::collection::vec(event(), 0..60),
     ) {
-        let mut model = Model::new(members, max, true, on_failure);
+        let mut model = Model::new((members, max, true), surge, on_failure);
         for event in events {
             model.happens(event);
         }

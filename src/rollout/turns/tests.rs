@@ -75,6 +75,7 @@ pub(super) fn rules(max_unavailable: usize) -> Rules {
         gate: Gate::Open,
         on_failure: OnRolloutFailure::Pause,
         disposable: false,
+        replaces: false,
         settle: Duration::from_mins(1),
     }
 }
@@ -318,6 +319,69 @@ fn new_servers_are_given_one_beside_the_other_only_where_a_disk_is_disposable() 
         decided(&[moved, under_way, misfit], &paused),
         ["Paused", "r2+", "r2"]
     );
+}
+
+#[test]
+fn where_each_revision_has_servers_of_its_own_a_turn_is_a_new_server() {
+    let rules = Rules {
+        disposable: true,
+        replaces: true,
+        ..rules(3)
+    };
+    let all = ["a", "b"].map(old);
+    assert_eq!(decided(&all, &rules), ["r2+", "Waits"], "maxSurge is 1");
+    let both = Rules {
+        max_surge: 2,
+        ..rules.clone()
+    };
+    assert_eq!(decided(&all, &both), ["r2+", "r2+"]);
+    let few = Rules {
+        max_unavailable: 1,
+        ..both.clone()
+    };
+    assert_eq!(decided(&all, &few), ["r2+", "Waits"], "it may fail there");
+    let retyped = Member {
+        fits: Fit::ByAnotherType,
+        ..old("a")
+    };
+    assert_eq!(decided(&[retyped, old("b")], &rules), ["r2+", "Waits"]);
+    // One that has it holds its place until it has settled, and needs nothing more.
+    let fresh = Member {
+        ready: Some(at(-1)),
+        ..new("a")
+    };
+    let tight = Rules {
+        max_unavailable: 1,
+        ..rules.clone()
+    };
+    assert_eq!(decided(&[fresh, old("b")], &tight), ["r2", "Waits"]);
+    let closed = Rules {
+        gate: Gate::Paused,
+        ..rules.clone()
+    };
+    // A process that begins anew goes on with what it finds prepared.
+    let prepared = Member {
+        moving: true,
+        prepared: true,
+        ..old("b")
+    };
+    assert_eq!(
+        decided(&[old("a"), prepared.clone()], &closed),
+        ["Paused", "r2+"]
+    );
+    assert_eq!(decided(&[old("a"), prepared], &rules), ["Waits", "r2+"]);
+    let back = Rules {
+        on_failure: OnRolloutFailure::Rollback,
+        max_unavailable: 1,
+        ..rules.clone()
+    };
+    let failed = [went_back("a"), new("b"), old("c")];
+    assert_eq!(decided(&failed, &back), ["r1", "r1+", "r1"]);
+    let stopped = Rules {
+        max_unavailable: 1,
+        ..rules
+    };
+    assert_eq!(decided(&failed, &stopped), ["GoesBack", "r2", "Stopped"]);
 }
 
 #[test]

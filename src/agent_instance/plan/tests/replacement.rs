@@ -1,7 +1,14 @@
 //! What is planned for a server that another one takes the place of.
 
 use super::*;
-use crate::api::{Disk, HeardOrder, HeardOrders};
+use crate::{
+    agent_instance::{status::status, world::Meanwhile},
+    api::{
+        Disk, HeardOrder, HeardOrders, OnProvisionFailure, RollbackReason, RollbackRecord,
+        RolloutStrategy,
+    },
+    rollout::Share,
+};
 
 const OTHER: &str = "another";
 
@@ -195,4 +202,333 @@ fn the_old_server_goes_when_the_agent_serves_on_the_new_one_and_the_new_one_when
         class = ClassView::Usable(Box::new(agent()))
     );
     assert!(gone(&present(&back), 42));
+}
+
+/// The class has another revision, `r2`, each of which gets servers of its own.
+fn of_another_revision() -> World {
+    let mut wanted = agent();
+    wanted.config_revision = "of r2".into();
+    wanted.lifecycle.disk = Disk::Disposable;
+    wanted.lifecycle.rollout.strategy = RolloutStrategy::Replace;
+    let mut world = changed!(serving(), may_move = true);
+    world.class = ClassView::Usable(Box::new(wanted));
+    world.rollout = Share {
+        revision: "r2".into(),
+        attempt: Some("r2".into()),
+        former: Some("r1".into()),
+        ..Share::default()
+    };
+    world.status.class_revision = Some("r1".into());
+    world.status.good_revision = Some("r1".into());
+    with_old(world, |old| old.revision = Some("r0".into()))
+}
+
+fn usable(world: &mut World) -> &mut Agent {
+    match &mut world.class {
+        ClassView::Usable(agent) => agent,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn where_each_revision_has_servers_of_its_own_none_is_applied_in_place() {
+    let plan = present(&of_another_revision());
+    assert!(matches!(&plan.steps[..], [Step::Announce(next)] if next.incarnation == 2));
+    assert_eq!(reason(&plan), "Replacing");
+
+    let maintained = Want {
+        maintenance: true,
+        ..want()
+    };
+    let left_alone = plan_of(&of_another_revision(), maintained);
+    let not_its_turn = present(&changed!(of_another_revision(), may_move = false));
+    for plan in [left_alone, not_its_turn] {
+        assert_eq!(
+            (plan.steps.len(), reason(&plan)),
+            (0, "NeedsNewServer".into())
+        );
+    }
+
+    // What is its own is in no revision, and in place it is where the class does not say otherwise.
+    let own = changed!(
+        of_another_revision(),
+        status.class_revision = Some("r2".into())
+    );
+    let mut in_place = of_another_revision();
+    usable(&mut in_place).lifecycle.rollout.strategy = RolloutStrategy::InPlace;
+    let mut kept = of_another_revision();
+    usable(&mut kept).lifecycle.disk = Disk::Preserve;
+    for world in [own, in_place, kept] {
+        let plan = present(&world);
+        assert!(
+            matches!(plan.steps[..], [Step::Hello { server: 41, .. }]),
+            "{plan:?}"
+        );
+        assert_eq!(plan.stage, Stage::Updating);
+    }
+}
+
+fn plan_of(world: &World, want: Want) -> Plan {
+    plan(
+        &Desired::Present(identity(), Box::new(want)),
+        world,
+        FLEET,
+        now(),
+    )
+}
+
+#[test]
+fn i13_a_server_of_another_revision_hands_over_to_one_that_was_made_for_it() {
+    let with_next = |revision: &str| {
+        let mut world = beside(of_another_revision(), Some(InstallPhase::Done));
+        let next = &mut world.servers[1];
+        (next.revision, next.boot_revision) = (Some(revision.into()), Some(agent().boot_revision));
+        world
+    };
+    let plan = present(&with_next("r2"));
+    assert!(
+        matches!(&plan.steps[..], [Step::WriteVoice(voice)] if voice.incarnation.is_none()),
+        "{plan:?}"
+    );
+    // One that was made for a revision in between is none.
+    let plan = present(&with_next("r1b"));
+    assert!(
+        matches!(
+            &plan.steps[..],
+            [Step::Announce(_), Step::DeleteServer { id: 42, .. }]
+        ),
+        "{plan:?}"
+    );
+
+    // While nobody has the voice it is still known what the old one had, though nothing is applied there any more.
+    let mut world = with_next("r2");
+    world.status.voice = Some(VoiceRecord {
+        incarnation: None,
+        epoch: 4,
+    });
+    assert!(matches!(
+        present(&world).steps[..],
+        [Step::Release { server: 41, .. }]
+    ));
+    let front = world.front(UID).unwrap();
+    let told = status(&world, Some(front), &Stage::Updating, None, now());
+    assert_eq!(told.class_revision.as_deref(), Some("r1"));
+    let silent = with_old(world, |old| old.guest.released = Some((4, true)));
+    let front = silent.front(UID).unwrap();
+    assert_eq!(front.id, 42);
+    let told = status(&silent, Some(front), &Stage::Updating, None, now());
+    assert_eq!(told.class_revision, None);
+}
+
+/// The new server has the voice and fails; the old one is still there.
+fn handed_over_in_vain() -> World {
+    let mut world = beside(of_another_revision(), Some(InstallPhase::Done));
+    world.servers[0].revision = Some("r1".into());
+    world.servers[1].revision = Some("r2".into());
+    world.servers[1].boot_revision = Some(agent().boot_revision);
+    world.status.voice = Some(VoiceRecord {
+        incarnation: Some(2),
+        epoch: 5,
+    });
+    world.status.config_revision = Some("of r2".into());
+    world.status.class_revision = Some("r2".into());
+    let status = world.status.server.as_mut().unwrap();
+    (status.id, status.incarnation) = (42, 2);
+    world.servers[1].guest.health = Some(HealthView {
+        health: agent().health,
+        epoch: 5,
+        state: Some(HealthState::Failed),
+        words: "says why".into(),
+    });
+    world
+}
+
+#[test]
+fn one_that_failed_gives_the_voice_back_to_the_old_server_if_that_is_still_there() {
+    let world = handed_over_in_vain();
+    assert!(world.refuses(&world.servers[1]));
+    assert_eq!(present(&world).steps, []);
+
+    let mut back = world;
+    let mut former = agent();
+    former.lifecycle = usable(&mut back).lifecycle.clone();
+    back.class = ClassView::Usable(Box::new(former));
+    back.rollout = Share {
+        revision: "r1".into(),
+        refused: Some("r2".into()),
+        ..Share::default()
+    };
+    let asked = present(&back);
+    assert!(
+        matches!(asked.steps[..], [Step::Hello { server: 41, .. }]),
+        "{asked:?}"
+    );
+    let heard = with_old(back.clone(), |old| {
+        old.guest.proven = Some("ssh-ed25519 AAAA".into());
+        old.guest.hello = Some(Hello {
+            ever_armed: true,
+            ..Hello::default()
+        });
+    });
+    let plan = present(&heard);
+    assert!(
+        matches!(&plan.steps[..], [Step::WriteVoice(voice)] if voice.incarnation.is_none() && voice.epoch == 6),
+        "{plan:?}"
+    );
+    // Taken back before the new one ever spoke, there is nothing to be waited for.
+    let mut early = heard;
+    early.status.voice = Some(VoiceRecord {
+        incarnation: None,
+        epoch: 4,
+    });
+    assert_eq!(early.front(UID).map(|front| front.id), Some(41));
+    // It is gone: another one is bought.
+    back.servers.remove(0);
+    let plan = present(&back);
+    assert!(matches!(&plan.steps[..], [Step::Announce(next)] if next.incarnation == 3));
+}
+
+#[test]
+fn a_revision_is_refused_when_no_attempt_to_prepare_a_server_for_it_is_left() {
+    use OnProvisionFailure::{Keep, Remove, Retry};
+    let mut world = of_another_revision();
+    let agent = usable(&mut world).clone();
+    let basis = world.basis(&agent);
+    world.status.provisioning = Some(ProvisioningRecord {
+        basis: basis.clone(),
+        ..record(2, -20)
+    });
+    let refuses = |attempt, action, basis: Option<String>| {
+        let mut world = world.clone();
+        world.status.provisioning.as_mut().unwrap().basis = basis;
+        world.status.rollbacks = vec![RollbackRecord {
+            incarnation: 2,
+            attempt,
+            project: "one".into(),
+            server_type: "cx23".into(),
+            location: "nbg1".into(),
+            reason: RollbackReason::InstallFailed,
+            message: "step install 1 failed".into(),
+            action,
+            basis: None,
+            at: MicroTime(now()),
+        }];
+        world.refuses(&world.servers[0])
+    };
+    assert!(refuses(3, Retry, basis.clone()) && refuses(1, Remove, basis.clone()));
+    assert!(!refuses(2, Retry, basis.clone()), "another one follows");
+    assert!(
+        !refuses(1, Keep, basis.clone()),
+        "somebody is to have a look"
+    );
+    assert!(!refuses(3, Retry, Some("another".into())), "it was retried");
+    // That the old server fails meanwhile says nothing about what it never had.
+    let failing = with_old(of_another_revision(), |old| {
+        let health = old.guest.health.as_mut().unwrap();
+        health.state = Some(HealthState::Failed);
+    });
+    assert!(!failing.refuses(&failing.servers[0]));
+}
+
+#[test]
+fn i13_a_changed_secret_reaches_the_old_server_while_another_one_is_prepared() {
+    let with_secret = |mut world: World| {
+        world.secrets = SecretsView::Met { tag: "new".into() };
+        world.meanwhile = Some(Meanwhile {
+            agent: Box::new(agent()),
+            tag: "new of r1".into(),
+        });
+        world.fresh_epoch = Some(3);
+        with_old(world, |old| old.guest.hello = Some(Hello::default()))
+    };
+    let given = |world: &World| {
+        let plan = present(world);
+        matches!(plan.steps[..], [Step::Configure { server: 41, .. }])
+    };
+    let world = with_secret(of_another_revision());
+    assert!(given(&world), "{:?}", present(&world));
+    let (due, tag) = world.due(&world.servers[0]).unwrap();
+    assert_eq!(
+        (due.config_revision.as_str(), tag),
+        (agent().config_revision.as_str(), "new of r1"),
+        "with what else it has"
+    );
+    // Only a server that has said that it never spoke may stand beside it then.
+    let unheard = with_secret(beside(of_another_revision(), None));
+    let mut unheard = with_next_of(unheard, "r2");
+    let silence = ContactProblem::Silent("it boots".into());
+    unheard.servers[1].guest.contact = Some((silence, at(-20)));
+    let steps = present(&unheard).steps;
+    assert!(
+        matches!(steps[..], [Step::Hello { server: 42, .. }]),
+        "nor does that one go for it: {steps:?}"
+    );
+    let heard = with_secret(beside(of_another_revision(), Some(InstallPhase::Running)));
+    assert!(given(&with_next_of(heard, "r2")));
+    // What was given is not given again.
+    let done = with_old(world, |old| {
+        old.guest.configured = Some(Configured {
+            epoch: 3,
+            sent: (agent().config_revision, "new of r1".into()),
+            outcome: Ok(true),
+        });
+    });
+    assert!(!given(&done));
+    let ordered = given_up(serving());
+    let ordered = with_old(ordered, |old| old.guest.hello = Some(Hello::default()));
+    let mut ordered = changed!(ordered, fresh_epoch = Some(3));
+    ordered.secrets = SecretsView::Met { tag: "new".into() };
+    assert!(matches!(
+        ordered_steps(&ordered)[..],
+        [Step::Configure { server: 41, .. }]
+    ));
+}
+
+fn with_next_of(mut world: World, revision: &str) -> World {
+    world.servers[1].revision = Some(revision.into());
+    world.servers[1].boot_revision = Some(agent().boot_revision);
+    world
+}
+
+fn ordered_steps(world: &World) -> Vec<Step> {
+    ordered(world).steps
+}
+
+#[test]
+fn i14_a_preserved_server_that_may_speak_and_does_not_answer_is_a_persons_matter() {
+    let mut world = changed!(prepared(Disk::Preserve), may_move = false);
+    usable(&mut world).boot_revision = agent().boot_revision;
+    world.status.voice = Some(VoiceRecord {
+        incarnation: Some(2),
+        epoch: 5,
+    });
+    world.fresh_epoch = Some(5);
+    let status = world.status.server.as_mut().unwrap();
+    (status.id, status.incarnation) = (42, 2);
+    status.host_key = Some("ssh-ed25519 BBBB".into());
+    world.servers[1].boot_revision = Some(agent().boot_revision);
+    world.secrets = SecretsView::Met { tag: "new".into() };
+    let silent_since = |world: &World, second| {
+        let problem = ContactProblem::Silent("no route".into());
+        let world = with_old(world.clone(), |old| {
+            old.created_at = Some(at(-3600));
+            old.guest.contact = Some((problem, at(second)));
+        });
+        present(&world)
+    };
+    let plan = silent_since(&world, -1);
+    assert_eq!(reason(&plan), "CannotRelease");
+    assert!(
+        plan.steps.is_empty() && plan.look_again.is_some(),
+        "{plan:?}"
+    );
+    let plan = silent_since(&world, -20);
+    assert!(matches!(plan.steps[..], [Step::Hello { server: 41, .. }]));
+    assert_eq!(reason(&plan), "CannotRelease");
+    world.servers[0].guest.busy = true;
+    assert_eq!(
+        reason(&silent_since(&world, -20)),
+        "CannotRelease",
+        "while it is asked"
+    );
 }

@@ -305,10 +305,13 @@ fn attempts_are_counted_anew_when_something_changed_or_a_person_says_so() {
         };
         (world, [Step::Announce(next)])
     };
-    let (world, steps) = first("new", None);
+    let (world, steps) = first("new", &[None; 2]);
     assert_eq!(present(&world).steps, steps, "another Secret");
-    let (world, steps) = first("new", Some("again"));
+    let (world, steps) = first("new", &[Some("again"), None]);
     assert_eq!(present(&retried(world, 0)).steps, steps);
+    let (mut world, steps) = first("new", &[None, Some("r2.ab12")]);
+    world.rollout.attempt = Some("r2.ab12".into());
+    assert_eq!(present(&world).steps, steps, "another try of the rollout");
     let generation = |number| {
         let mut class = class();
         class.metadata.generation = Some(number);
@@ -316,7 +319,11 @@ fn attempts_are_counted_anew_when_something_changed_or_a_person_says_so() {
             generation,
             ..want()
         };
-        [None, Some(1)].map(|own| Agent::of(&class, &of(own)).unwrap().basis("tag", None))
+        [None, Some(1)].map(|own| {
+            Agent::of(&class, &of(own))
+                .unwrap()
+                .basis("tag", &[None; 2])
+        })
     };
     let all: std::collections::BTreeSet<_> = [1, 2].into_iter().flat_map(generation).collect();
     assert_eq!(all.len(), 4);

@@ -178,6 +178,18 @@ fn the_revision_is_told_by_what_was_applied() {
     let told = reported(&world);
     assert_eq!(told.class_revision.as_deref(), Some("r1"));
 
+    // Where only the boot differs, the one that is prepared for it will have it.
+    let mut replaced = updated(serving());
+    replaced.status.class_revision = Some("r1".into());
+    let mut wanted = agent();
+    wanted.boot_revision = "newer".into();
+    for (disk, revision) in [(Disk::Disposable, "r1"), (Disk::Preserve, "r2")] {
+        wanted.lifecycle.disk = disk;
+        replaced.class = ClassView::Usable(Box::new(wanted.clone()));
+        let told = reported(&replaced).class_revision;
+        assert_eq!(told.as_deref(), Some(revision), "{disk:?}");
+    }
+
     // A server that was never configured has none.
     let booting = updated(with_server(ready_to_create(), server(1)));
     assert_eq!(reported(&booting).class_revision, None);

@@ -1,5 +1,7 @@
 //! A change of a class reaches its instances a few at a time, stops by itself when it is bad, and goes back.
 
+mod replace;
+
 use std::collections::BTreeSet;
 
 use bed::{Bed, Options, Outcome, ensure, manifests, oracle, quick_cloud};
