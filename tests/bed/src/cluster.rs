@@ -22,6 +22,8 @@ pub struct Cluster {
     kubeconfig: PathBuf,
 }
 
+/// Name of the ConfigMap in which the operator's guard says what it holds.
+pub const GUARD: &str = "agentfleet-guard";
 /// Kinds that the operator owns, those first that others wait for.
 const OWNED: [&str; 4] = [
     "Subscription",
@@ -38,6 +40,7 @@ fn resource(kind: &str) -> Outcome<ApiResource> {
         "Subscription" => ("agentfleet.dev", "v1alpha1", "subscriptions"),
         "Namespace" => ("", "v1", "namespaces"),
         "Secret" => ("", "v1", "secrets"),
+        "ConfigMap" => ("", "v1", "configmaps"),
         "Event" => ("events.k8s.io", "v1", "events"),
         "ControllerRevision" => ("apps", "v1", "controllerrevisions"),
         "Lease" => ("coordination.k8s.io", "v1", "leases"),
@@ -277,7 +280,7 @@ impl Cluster {
         self.delete(kind, namespace, name).await
     }
 
-    /// Removes whatever a bed has left: all objects of agentfleet, the operator's Secrets and Lease, former revisions, events.
+    /// Removes whatever a bed has left: all objects of agentfleet, the operator's Secrets, Lease and guard, former revisions, events.
     ///
     /// # Errors
     /// Fails with what the API server says.
@@ -300,7 +303,7 @@ impl Cluster {
                 }
             }
         }
-        Ok(())
+        self.delete("ConfigMap", Some(SYSTEM), GUARD).await
     }
 
     /// Runs kubectl as the admin; answers what it printed.

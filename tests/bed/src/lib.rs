@@ -35,7 +35,7 @@ pub use agent_repository::{AGENT_REFS, AgentRepository, commit_all, publish};
 pub use attacker::Attacker;
 pub use audit::{Audit, Write};
 pub use bed::{Bed, Options, TENANT, TOKEN, quick_cloud, real_cloud};
-pub use cluster::{Cluster, from_yaml};
+pub use cluster::{Cluster, GUARD, from_yaml};
 pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns, end_idle};
 pub use elsewhere::Elsewhere;
 pub use env_files::{HARD_VALUES, service_environment};
