@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bed::{Bed, GUARD, Options, Outcome, SYSTEM, TENANT, ensure, manifests, oracle, quick_cloud};
+use bed::{
+    Bed, GUARD, Options, Outcome, Pace, SYSTEM, TENANT, ensure, manifests, oracle, quick_cloud,
+};
 use hetzner_sim::Config;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -13,6 +15,11 @@ async fn guarded(flags: &[&str]) -> Outcome<Bed> {
     let flags = on.iter().chain(flags).map(|flag| (*flag).to_owned());
     let bed = Bed::with(Options {
         flags: flags.collect(),
+        // So many at once keep a small machine busy for a while.
+        pace: Pace {
+            lease: "15s",
+            ..Pace::default()
+        },
         cloud: Config {
             rate_limit: 100_000,
             ..quick_cloud()
@@ -311,19 +318,48 @@ async fn a_slow_drip_of_lost_entitlement_is_held_too() -> Outcome {
 const RETENTION: &str = "5s";
 
 /// How many Subscriptions a wrong update takes at once.
-fn bulk() -> usize {
-    let told = std::env::var("AGENTFLEET_BULK");
-    told.ok().and_then(|told| told.parse().ok()).unwrap_or(20)
+const BULK: usize = 200;
+/// How many of them have a server: the others wait for one, and are agents all the same.
+const SERVERS: usize = 10;
+
+/// Waits until as many as may have a server serve; answers their servers.
+async fn some_serve(bed: &Bed) -> Outcome<BTreeMap<String, u64>> {
+    let mut servers = BTreeMap::new();
+    bed.wait_until("those with a server serve", async || {
+        servers = BTreeMap::new();
+        for one in bed.cluster.list("AgentInstance").await? {
+            let ready = oracle::condition(&one["status"], "Ready");
+            let name = one["metadata"]["name"].as_str().unwrap_or_default();
+            if ready.is_some_and(|ready| ready["status"] == "True") {
+                servers.insert(name.to_owned(), bed.instance(name).serves().await?);
+            }
+        }
+        Ok(servers.len() == SERVERS)
+    })
+    .await?;
+    Ok(servers)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
     let mut bed = guarded(&[]).await?;
-    let names = names(bulk());
-    let servers = subscribed(&bed, &names).await?;
+    let mut project = manifests::project(manifests::PROJECT);
+    project["spec"]["maxServers"] = json!(SERVERS);
+    bed.change(&project).await?;
+    let names = names(BULK);
+    for name in &names {
+        secret(&bed, name, &format!("cus_{name}")).await?;
+        let active = subscription(name, "Active", RETENTION);
+        bed.cluster.apply(&active).await?;
+    }
+    let servers = some_serve(&bed).await?;
+    bed.wait_until("each has its agent", async || {
+        Ok(bed.cluster.list("AgentInstance").await?.len() == BULK)
+    })
+    .await?;
     for wrong in ["Canceled", "Unpaid", "delete", "prune"] {
         let fallen = wrongly(&bed, wrong, &names).await?;
-        let told = format!("{} of {} agents are held", fallen.len(), names.len());
+        let told = format!("{} of {BULK} agents are held", fallen.len());
         says(&bed, Some(("terminations", &told))).await?;
         let shown = metric(&bed, "Unentitled").await;
         assert_eq!(shown, Some(fallen.len().to_string()));
@@ -331,16 +367,18 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
             bed.operator.restart()?;
         }
         their_time_is_over(&bed, fallen).await?;
-        let left = (deleted(&bed), bed.cloud().servers().len());
-        assert_eq!(left, (0, names.len()), "{wrong}");
+        let left = (
+            deleted(&bed),
+            bed.cluster.list("AgentInstance").await?.len(),
+        );
+        assert_eq!(left, (0, BULK), "{wrong}");
         for name in fallen {
             let active = subscription(name, "Active", RETENTION);
             bed.cluster.apply(&active).await?;
         }
-        assert_eq!(all_serve(&bed, &names).await?, servers, "{wrong}");
         says(&bed, None).await?;
+        assert_eq!(some_serve(&bed).await?, servers, "{wrong}");
     }
-    assert_eq!(deleted(&bed), 0);
     assert_eq!(alerts(&bed, "TerminationsHeld").await?, 4, "one for each");
     assert_eq!(alerts(&bed, "TooManyAtOnce").await?, 0);
     bed.delete_all().await?;

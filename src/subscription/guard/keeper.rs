@@ -105,12 +105,11 @@ async fn tell(ctx: &Context, written: Option<&Data>) -> Result<Option<Data>, Cal
 pub fn holds(ctx: &Context, gone: usize) -> Holds {
     let mut holds: BTreeMap<Cause, Held> = Cause::ALL.map(|cause| (cause, Held::default())).into();
     for instance in ctx.stores.instances.state() {
-        for (cause, counts, since) in sides(&instance) {
-            let Some(held) = holds.get_mut(&cause) else {
-                continue;
-            };
-            held.of += usize::from(counts);
-            held.agents.extend(since);
+        for side in sides(&instance) {
+            if let Some(held) = holds.get_mut(&side.cause) {
+                held.of += usize::from(side.counts);
+                held.agents.extend(side.held);
+            }
         }
     }
     if let Some(held) = holds.get_mut(&Cause::Deleted) {
@@ -119,28 +118,35 @@ pub fn holds(ctx: &Context, gone: usize) -> Holds {
     Holds(holds)
 }
 
-/// For each cause whether an instance is one of those that are counted, and since when it is held, and how it is named.
-fn sides(instance: &AgentInstance) -> [(Cause, bool, Option<(Timestamp, String)>); 2] {
+/// What an instance says of itself for one cause.
+struct Side {
+    cause: Cause,
+    /// Whether it is one of those that are counted.
+    counts: bool,
+    /// Since when it is held, and how it is named.
+    held: Option<(Timestamp, String)>,
+}
+
+fn sides(instance: &AgentInstance) -> [Side; 2] {
     let deleted = instance.metadata.deletion_timestamp.as_ref();
     let lost = unentitled_since(instance).filter(|_| is_termination_held(instance));
     let went = deleted.map(|at| at.0).filter(|_| is_held(instance));
-    let server = instance
-        .status
-        .as_ref()
-        .and_then(|status| status.server.as_ref());
+    let status = instance.status.as_ref();
+    let server = status.and_then(|status| status.server.as_ref());
     let server = server.map_or_else(String::new, |server| format!(" server {}", server.id));
     [
-        (
-            Cause::Unentitled,
-            is_subscribed(instance) && deleted.is_none(),
-            lost.filter(|_| deleted.is_none())
+        Side {
+            cause: Cause::Unentitled,
+            counts: is_subscribed(instance) && deleted.is_none(),
+            held: lost
+                .filter(|_| deleted.is_none())
                 .map(|at| (at, who(instance))),
-        ),
-        (
-            Cause::Deleted,
-            has_spoken(instance),
-            went.map(|at| (at, format!("{}{server}", who(instance)))),
-        ),
+        },
+        Side {
+            cause: Cause::Deleted,
+            counts: has_spoken(instance),
+            held: went.map(|at| (at, format!("{}{server}", who(instance)))),
+        },
     ]
 }
 

@@ -124,9 +124,8 @@ impl Pages {
 
 /// The lines in which it is written down.
 pub fn text(gone: &Gone) -> String {
-    gone.iter()
-        .map(|(at, who)| format!("{at} {who}\n"))
-        .collect()
+    let lines = gone.iter().map(|(at, who)| format!("{at} {who}"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

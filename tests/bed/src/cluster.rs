@@ -22,7 +22,7 @@ pub struct Cluster {
     kubeconfig: PathBuf,
 }
 
-/// Name of the ConfigMap in which the operator's guard says what it holds.
+/// Name of the `ConfigMap` in which the operator's guard says what it holds.
 pub const GUARD: &str = "agentfleet-guard";
 /// Kinds that the operator owns, those first that others wait for.
 const OWNED: [&str; 4] = [
