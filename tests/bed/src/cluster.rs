@@ -259,6 +259,16 @@ impl Cluster {
         }
     }
 
+    /// Deletes an object with all that it owns, it last, as a tool does that prunes what it applied before.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn prune(&self, kind: &str, namespace: Option<&str>, name: &str) -> Outcome {
+        let foreground = DeleteParams::foreground();
+        self.api(kind, namespace)?.delete(name, &foreground).await?;
+        Ok(())
+    }
+
     /// Takes all finalizers off an object and deletes it, whatever it stands for.
     ///
     /// # Errors
