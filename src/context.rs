@@ -24,7 +24,7 @@ use crate::{
     metrics::Metrics,
     notification::delivery::Notifications,
     rollout::Rollouts,
-    subscription::{self, SubscriptionFlags},
+    subscription::{self, SubscriptionFlags, guard::ledger::Ledger},
     zombies::SweepFlags,
 };
 
@@ -50,6 +50,8 @@ pub struct Context {
     pub classes: agent_class::memory::Memories,
     /// What is remembered of subscriptions.
     pub subscriptions: subscription::memory::Memories,
+    /// What is remembered of instances that went, and were made, lately.
+    pub guard: Ledger,
     /// Where the rollouts of classes stand.
     pub rollouts: Rollouts,
     /// Acts over SSH that are under way.

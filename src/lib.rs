@@ -22,7 +22,7 @@
 //! |---|---|
 //! | the objects and their rules | [`api`] |
 //! | instance, incarnation, voice, write-ahead records, rollback of a creation, replacement of a server, change of its type, retained servers | [`agent_instance`] |
-//! | subscription, entitlement, what is kept how long, orphans, the guard | [`subscription`] |
+//! | subscription, entitlement, what is kept how long, orphans, the guard: what takes many agents away at once, also by their deletion, is held | [`subscription`] |
 //! | class, firewall | [`agent_class`] |
 //! | project, identity, connection | [`hetzner_project`] |
 //! | requests, errors, budget and lanes, stock, catalogue | [`hetzner`] |

@@ -200,7 +200,7 @@ struct SweepByHand {
     reason = "each is the name of a flag among those of other things"
 )]
 struct Guard {
-    /// When more than a part of all subscribed agents lose their entitlement in this time, none of them is deleted before an admin confirms it
+    /// When more than a part of all agents lose their entitlement, or are deleted, in this time, none of them goes before an admin confirms it
     #[arg(long, default_value = "10m", value_parser = duration)]
     guard_window: Duration,
     /// That part, in percent
@@ -218,6 +218,10 @@ struct Guard {
     /// How many agents Subscriptions may create in a day
     #[arg(long = "creations-per-day", default_value_t = 100)]
     guard_creations: usize,
+    /// How long a deleted agent is left as it is, so that others that are deleted with it are counted; not waited where there are fewer agents
+    /// than --guard-least
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    guard_patience: Duration,
 }
 
 impl Guard {
@@ -233,6 +237,7 @@ impl Guard {
             },
             least: self.guard_least,
             creations: self.guard_creations,
+            patience: self.guard_patience,
         }
     }
 }

@@ -228,6 +228,7 @@ async fn lead(
         memories: agent_instance::memory::Memories::default(),
         classes: agent_class::memory::Memories::default(),
         subscriptions: subscription::memory::Memories::default(),
+        guard: subscription::guard::ledger::Ledger::default(),
         rollouts: Rollouts::default(),
         talks,
         canaries,
@@ -257,7 +258,8 @@ async fn lead(
     tokio::select! {
         () = watches.control(context.clone(), woken, liveness, stop) => Ok(()),
         () = Box::pin(zombies::run(context.clone())) => Ok(()),
-        () = Box::pin(subscription::orphans::run(context)) => Ok(()),
+        () = Box::pin(subscription::orphans::run(context.clone())) => Ok(()),
+        () = Box::pin(subscription::guard::keeper::run(context)) => Ok(()),
         () = leadership.lost() => Err(OperatorError::LeaseLost),
     }
 }

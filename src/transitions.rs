@@ -3,12 +3,12 @@
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::runtime::events::{Event, EventType};
 
-use crate::kube_ext::Events;
+use crate::{agent_instance::plan::DELETION_HELD, kube_ext::Events, subscription::guard::TOO_MANY};
 
 const BAD: [&str; 4] = ["Stalled", "RecoveryHeld", "PlanPending", "TerminationHeld"];
 const READY: &str = "Ready";
 /// Reasons of what is not yet as it should be because it is under way.
-const PROGRESS: [&str; 12] = [
+const PROGRESS: [&str; 15] = [
     "Suspending",
     "Creating",
     "Booting",
@@ -22,6 +22,10 @@ const PROGRESS: [&str; 12] = [
     "OutsideWindow",
     // What its class tells once is not told for each of its instances.
     "RolloutStopped",
+    // Nor what the guard tells once for all that it holds.
+    DELETION_HELD,
+    TOO_MANY,
+    "DeletionCounted",
 ];
 
 /// Tells each condition that has another status, or is false for another reason, than before.
@@ -59,6 +63,7 @@ fn is_news(before: &[Condition], new: &Condition) -> bool {
     let old = before.iter().find(|old| old.type_ == new.type_);
     match (old, new.status.as_str()) {
         (_, "Unknown") => false,
+        (Some(old), "False") if old.reason == TOO_MANY => false,
         _ if !is_good(new) && PROGRESS.contains(&new.reason.as_str()) => false,
         (Some(old), "True") => old.status == "False",
         (None, _) => !is_good(new),

@@ -349,7 +349,13 @@ async fn a_plan_that_does_not_run_yet_says_so_and_why() -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_bulk_update_or_deletion_ends_no_agent_and_is_undone() -> Outcome {
-    let mut bed = Bed::start().await?;
+    let flags = ["--guard-least", "5"].map(str::to_owned).into();
+    let mut bed = Bed::with(Options {
+        flags,
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
     let names = ["a", "b", "c", "d", "e", "f"];
     for name in names {
         subscribed(&bed, name).await?;

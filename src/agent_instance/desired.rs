@@ -259,6 +259,11 @@ impl Agent {
         revision(&(&self.boot_revision, &self.config_revision))
     }
 
+    /// Whether anything of a Secret is given to it.
+    pub fn asks_for_secrets(&self) -> bool {
+        !self.spec.secret_keys.is_empty() || !self.spec.secret_files.is_empty()
+    }
+
     /// What the server's disk is worth.
     pub fn disk(&self) -> Disk {
         self.lifecycle.disk

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Instant};
 use jiff::Timestamp;
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 
-pub use secrets::{instance_keys, read_secret};
+pub use secrets::{SECRET_OF_ANOTHER, instance_keys, of_another, read_secret};
 
 use super::{
     desired::{Agent, Desired, Identity, Want},
@@ -30,6 +30,7 @@ use crate::{
     kube_ext::CallError,
     labels,
     rollout::{self, Share},
+    subscription::guard::deletions,
 };
 
 /// One moment by both clocks: the wall's for records, the monotonic one for pauses.
@@ -116,6 +117,7 @@ impl Look<'_> {
             secrets,
         } = prerequisites;
         let connections = self.ctx.connections.all();
+        let deletion = deletions::view(self.ctx, self.instance, self.moment.wall);
         let basis = format!(
             "{:?} {class:?} {secrets:?}",
             self.instance.metadata.generation
@@ -147,6 +149,7 @@ impl Look<'_> {
                 fresh_recovery: memory.fresh_recovery,
                 fresh_restart: memory.fresh_restart,
                 trouble: memory.trouble(&basis),
+                deletion,
                 notices,
                 status,
                 class,

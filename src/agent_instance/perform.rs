@@ -20,13 +20,14 @@ use super::{
 };
 use crate::{
     api::{
-        AgentInstance, AgentInstanceStatus, FINALIZER, HeardOrders, ProvisioningRecord,
-        RecoveryAction, RecoveryRecord, RollbackRecord, VoiceRecord,
+        AgentInstance, AgentInstanceStatus, DELETION_HELD_ANNOTATION, FINALIZER, HeardOrders,
+        ProvisioningRecord, RecoveryAction, RecoveryRecord, RollbackRecord, VoiceRecord,
     },
     context::Context,
     error::Setback,
     health::ladder,
     kube_ext,
+    subscription::guard::{TOO_MANY, deletions},
 };
 
 /// The field manager of the write-ahead records.
@@ -65,8 +66,13 @@ impl Performer<'_> {
                 Ok(())
             }
             Step::RemoveFinalizer => {
-                Ok(kube_ext::remove_finalizer(&self.api(), self.instance, FINALIZER).await?)
+                kube_ext::remove_finalizer(&self.api(), self.instance, FINALIZER).await?;
+                if let Some(at) = deletions::counted(self.instance) {
+                    self.ctx.guard.went(deletions::who(self.instance), at);
+                }
+                Ok(())
             }
+            Step::HoldDeletion => self.hold_deletion().await,
             Step::Hear(orders) => self.hear(orders).await,
             Step::Announce(record) => self.announce(record).await,
             Step::WriteVoice(voice) => self.write_voice(voice).await,
@@ -114,6 +120,14 @@ impl Performer<'_> {
 
     fn remember<T>(&self, what: impl FnOnce(&mut Memory) -> T) -> T {
         self.ctx.memories.with(&self.identity().uid, what)
+    }
+
+    async fn hold_deletion(&mut self) -> Result<(), Setback> {
+        let word = (DELETION_HELD_ANNOTATION, TOO_MANY);
+        let version = kube_ext::annotate(&self.api(), self.instance, &self.version, word).await?;
+        self.goes_on_from(version);
+        self.ctx.guard.has_news();
+        Ok(())
     }
 
     async fn hear(&mut self, orders: &HeardOrders) -> Result<(), Setback> {

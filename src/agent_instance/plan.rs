@@ -23,6 +23,8 @@ use crate::notification::event::Event;
 mod creation;
 use creation::server_lost;
 mod health;
+mod hold;
+pub use hold::DELETION_HELD;
 #[cfg(test)]
 mod model;
 mod notice;

@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    plan::Stage,
+    plan::{DELETION_HELD, Stage},
     timings::timings,
     world::{ClassView, ServerView, World},
 };
@@ -136,6 +136,7 @@ fn phase(stage: &Stage) -> &'static str {
         Stage::Serving(_) => "Ready",
         Stage::Updating | Stage::Retyping(_) => "Updating",
         Stage::InstallFailed(_) | Stage::ConfigureFailed(..) | Stage::Stalled(..) => "Stalled",
+        Stage::Deleting(DELETION_HELD, _) => DELETION_HELD,
         Stage::Deleting(..) | Stage::Gone => "Deleting",
     }
 }

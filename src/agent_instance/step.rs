@@ -11,6 +11,8 @@ pub enum Step {
     AddFinalizer,
     /// Let the object go.
     RemoveFinalizer,
+    /// Write onto the object that its deletion is held.
+    HoldDeletion,
     /// Write down the orders that are carried out next.
     Hear(HeardOrders),
     /// Write down the server that is asked for next.

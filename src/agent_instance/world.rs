@@ -55,6 +55,19 @@ pub struct World {
     pub trouble: Option<Trouble>,
     /// What was told outside, and whether anybody listens.
     pub notices: NoticesView,
+    /// What matters of its deletion, if that counts as one that takes the agent's memory along.
+    pub deletion: Option<DeletionView>,
+}
+
+/// A deletion that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeletionView {
+    /// Whether the instance says that it is held.
+    pub held: bool,
+    /// Whether too many others are deleted with it; none while that is not known.
+    pub too_many: Option<bool>,
+    /// Until when others may be deleted with it that are not known of yet.
+    pub settles: Timestamp,
 }
 
 /// The revision of the class that an instance has while it is its turn to get another one by a new server.

@@ -75,8 +75,11 @@ pub const UNENTITLED_SINCE_ANNOTATION: &str = "agentfleet.dev/unentitled-since";
 /// confirms it.
 pub const TERMINATION_HELD_ANNOTATION: &str = "agentfleet.dev/termination-held";
 
-/// On a Subscription, or on an instance that one has left: lets the agent end although it is one of many. Its value is a time; what lost its
-/// entitlement before that is meant.
+/// On an instance that is being deleted: it is one of so many that were deleted at once that its server does not go before an admin confirms it.
+pub const DELETION_HELD_ANNOTATION: &str = "agentfleet.dev/deletion-held";
+
+/// On a Subscription, or on an instance that one has left, or that is being deleted: lets the agent end although it is one of many. Its value is a
+/// time; what lost its entitlement, or was deleted, before that is meant.
 pub const CONFIRM_TERMINATION_ANNOTATION: &str = "agentfleet.dev/confirm-termination";
 
 /// All custom resource definitions as file name and YAML text, ready to be written to `crds/`.

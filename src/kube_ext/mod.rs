@@ -10,7 +10,7 @@ mod status;
 pub use client::{Clients, clients};
 pub use events::{EventWriter, Events};
 pub use status::{
-    Applied, COUNTS_PERIOD, add_finalizer, apply_status, remove_finalizer, status_changed,
+    Applied, COUNTS_PERIOD, add_finalizer, annotate, apply_status, remove_finalizer, status_changed,
 };
 
 use std::time::Duration;

@@ -109,6 +109,34 @@ where
     Ok(())
 }
 
+/// Sets an annotation of an object that is still as it was at that version; answers the `resourceVersion` for the next write.
+///
+/// # Errors
+/// See [`CallError`].
+pub async fn annotate<K>(
+    api: &Api<K>,
+    object: &K,
+    resource_version: &str,
+    (key, value): (&str, &str),
+) -> Result<String, CallError>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
+{
+    let body = json!({"metadata": {
+        "uid": object.uid(),
+        "resourceVersion": resource_version,
+        "annotations": {key: value},
+    }});
+    let label = format!("PATCH {} annotation", K::plural(&()));
+    let (name, params, body) = (
+        object.name_any(),
+        PatchParams::default(),
+        Patch::Merge(body),
+    );
+    let patched = call(&label, api.patch_metadata(&name, &params, &body)).await?;
+    Ok(patched.resource_version().unwrap_or_default())
+}
+
 /// A merge patch replaces the whole list, which is safe because it is bound to the version whose list was read.
 async fn patch_finalizers<K>(
     api: &Api<K>,

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{AgentInstance, ConditionType, is_true},
     context::Context,
-    subscription::declaration::Declaration,
+    subscription::guard::keeper,
 };
 
 /// Where an instance stands that was not looked at yet.
@@ -39,7 +39,7 @@ pub struct Fleet {
     waiting: Gauges<2>,
     probers: Gauge,
     subscriptions: Gauges<1>,
-    terminations_held: Gauge,
+    terminations_held: Gauges<1>,
 }
 
 impl Fleet {
@@ -96,9 +96,10 @@ impl Fleet {
                 &["state"],
                 "Subscriptions by the state that the billing system gave them",
             ),
-            terminations_held: all.gauge(
+            terminations_held: all.gauges(
                 "agentfleet_terminations_held",
-                "Agents that are kept beyond their end because so many lost their entitlement at once; an admin confirms or undoes it (see subscriptions.md)",
+                &["cause"],
+                "Agents that are kept because so many lost their entitlement (Unentitled), or were deleted (Deleted), at once; an admin confirms or undoes it (see subscriptions.md)",
             ),
             probers: all.gauge(
                 "agentfleet_probers",
@@ -127,11 +128,12 @@ impl Fleet {
             *states.entry([state]).or_insert(0) += 1;
         }
         refill(&self.subscriptions, states);
-        let instances = ctx.stores.instances.state();
-        let held = instances
-            .iter()
-            .filter(|instance| Declaration::found(instance).held);
-        set(&self.terminations_held, held.count());
+        let held = keeper::holds(ctx, 0).0.into_iter();
+        let held = held.map(|(cause, held)| {
+            let number = i64::try_from(held.agents.len()).unwrap_or(i64::MAX);
+            ([cause.as_str().to_owned()], number)
+        });
+        refill(&self.terminations_held, held);
     }
 
     fn count_instances(&self, ctx: &Context) {

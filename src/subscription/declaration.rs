@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use kube::{ResourceExt as _, api::ObjectMeta};
 use serde_json::{Value, json};
 
-use super::{desired::Desired, entitlement::Entitlement};
+use super::{desired::Desired, entitlement::Entitlement, guard::TOO_MANY};
 use crate::{
     api::{
         AgentInstance, GROUP, TERMINATE_AT_ANNOTATION, TERMINATION_HELD_ANNOTATION,
@@ -112,7 +112,7 @@ impl Declaration {
             suspend: spec.suspend && has("f:suspend"),
             terminate_at: annotated(TERMINATE_AT_ANNOTATION),
             unentitled_since: annotated(UNENTITLED_SINCE_ANNOTATION),
-            held: is_held(instance),
+            held: is_termination_held(instance),
         }
     }
 
@@ -131,7 +131,7 @@ impl Declaration {
             }
         }
         if self.held {
-            metadata["annotations"][TERMINATION_HELD_ANNOTATION] = json!("TooManyAtOnce");
+            metadata["annotations"][TERMINATION_HELD_ANNOTATION] = json!(TOO_MANY);
         }
         if let Some(Target { uid, version }) = target {
             metadata["uid"] = json!(uid);
@@ -165,7 +165,7 @@ pub fn unentitled_since(instance: &AgentInstance) -> Option<Timestamp> {
 }
 
 /// Whether an instance says that it is kept beyond its end.
-fn is_held(instance: &AgentInstance) -> bool {
+pub fn is_termination_held(instance: &AgentInstance) -> bool {
     instance
         .annotations()
         .contains_key(TERMINATION_HELD_ANNOTATION)

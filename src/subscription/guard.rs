@@ -4,6 +4,14 @@
 //! its own, a restart forgets nothing, and a subscription that is deleted counts like one that was canceled. An agent that was in a window with too
 //! many says so itself from then on, as the others may be put back one by one, and is kept beyond its end until an admin confirms it. Likewise, when too many were
 //! made in a day, no more are.
+//!
+//! Deletions of the instances themselves are counted in the same way, by [`deletions`]; of those that are gone the [`ledger`] knows. What is held
+//! is told by the [`keeper`], in one `ConfigMap` that a [`report`] fills.
+
+pub mod deletions;
+pub mod keeper;
+pub mod ledger;
+pub mod report;
 
 use std::time::Duration;
 
@@ -22,6 +30,8 @@ pub struct Limits {
     pub least: usize,
     /// How many agents may be made in a day.
     pub creations: usize,
+    /// How long a deletion waits for others that may come with it, before anything is done about it.
+    pub patience: Duration,
 }
 
 /// How many in what time.
@@ -33,38 +43,44 @@ pub struct Limit {
     pub percent: usize,
 }
 
-/// What is counted: the agents that came from subscriptions.
+/// What is counted: agents, and those of them that were lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
     /// How many there are.
     pub agents: usize,
-    /// Since when those are not entitled that are not, or will not be, in order.
+    /// When those were lost that were, in order.
     losses: Vec<Timestamp>,
     /// How many were made in the last day.
     pub made_today: usize,
 }
 
+/// The value of the annotations of what is held.
+pub const TOO_MANY: &str = "TooManyAtOnce";
+
 /// The day in which creations are counted.
-const DAY: Duration = Duration::from_hours(24);
+pub const DAY: Duration = Duration::from_hours(24);
 
 impl Census {
-    /// Counts agents, each by when it was made and since when it is not entitled.
-    pub fn of(
-        agents: impl Iterator<Item = (Option<Timestamp>, Option<Timestamp>)>,
-        now: Timestamp,
-    ) -> Self {
+    /// Counts agents, each by when it was lost, if it was.
+    pub fn of(agents: impl Iterator<Item = Option<Timestamp>>) -> Self {
         let mut census = Self::default();
-        let yesterday = earlier(now, DAY);
-        for (made, lost) in agents {
+        for lost in agents {
             census.agents += 1;
-            census.made_today += usize::from(made.is_some_and(|made| made > yesterday));
             census.losses.extend(lost);
         }
         census.losses.sort_unstable();
         census
     }
 
-    /// Whether too many agents lost their entitlement together with one that lost it then.
+    /// Of which it matters only how many were made today.
+    pub fn of_today(made_today: usize) -> Self {
+        Self {
+            made_today,
+            ..Self::default()
+        }
+    }
+
+    /// Whether too many agents were lost together with one that was lost then.
     pub fn too_many(&self, lost: Timestamp, limits: &Limits) -> bool {
         [limits.soon, limits.daily].into_iter().any(|limit| {
             let count = self.together(lost, limit.window);
@@ -72,7 +88,7 @@ impl Census {
         })
     }
 
-    /// The most that lost it in one window with `lost` in it.
+    /// The most that were lost in one window with `lost` in it.
     fn together(&self, lost: Timestamp, window: Duration) -> usize {
         let before = |at: Timestamp| self.losses.partition_point(|loss| *loss < at);
         let until = |at: Timestamp| self.losses.partition_point(|loss| *loss <= at);
@@ -88,6 +104,16 @@ impl Census {
     }
 }
 
+impl Limits {
+    /// Why no more agents are made today: reason and message.
+    pub fn creations_held(&self, made: usize) -> (&'static str, String) {
+        let message = format!(
+            "{made} agents were made within a day, and no more are before that is over: raise --creations-per-day if all of them are meant"
+        );
+        ("CreationsHeld", message)
+    }
+}
+
 /// Whether an admin's word covers a loss: it names a time, and the loss was before it.
 pub fn is_confirmed(word: Option<&str>, lost: Timestamp) -> bool {
     let at: Option<Timestamp> = word.and_then(|word| word.parse().ok());
@@ -95,12 +121,12 @@ pub fn is_confirmed(word: Option<&str>, lost: Timestamp) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    pub(in crate::subscription) const LIMITS: Limits = Limits {
         soon: Limit {
             window: Duration::from_mins(10),
             percent: 20,
@@ -111,6 +137,7 @@ mod tests {
         },
         least: 5,
         creations: 100,
+        patience: Duration::from_secs(15),
     };
 
     fn at(second: i64) -> Timestamp {
@@ -120,7 +147,7 @@ mod tests {
     fn census(agents: usize, losses: &[i64]) -> Census {
         let lost = losses.iter().map(|second| Some(at(*second)));
         let rest = std::iter::repeat_n(None, agents - losses.len());
-        Census::of(lost.chain(rest).map(|lost| (None, lost)), at(0))
+        Census::of(lost.chain(rest))
     }
 
     #[test]
@@ -157,18 +184,6 @@ mod tests {
         assert!(is_confirmed(Some(&word), at(10)));
         assert!(!is_confirmed(Some(&word), at(11)));
         assert!(!is_confirmed(Some("yes"), at(0)) && !is_confirmed(None, at(0)));
-    }
-
-    #[test]
-    fn what_was_made_in_a_day_is_counted() {
-        let made = [-5, -10, -24 * 3600, -48 * 3600];
-        let census = Census::of(made.iter().map(|second| (Some(at(*second)), None)), at(0));
-        assert_eq!((census.agents, census.made_today), (4, 2));
-        let two = Limits {
-            creations: 2,
-            ..LIMITS
-        };
-        assert!(census.is_full(&two) && !census.is_full(&LIMITS));
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Takes the picture: from the stores that the watches fill, and from nothing else.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
@@ -8,7 +8,8 @@ use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
 use super::{
     declaration::unentitled_since,
     desired::Desired,
-    guard::Census,
+    entitlement::earlier,
+    guard::{self, Census, deletions},
     world::{InstanceView, SecretView, World},
 };
 use crate::{
@@ -27,10 +28,10 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
     let instance = ctx.stores.instances.get(&instance);
     let view = InstanceView::of(instance.as_deref(), desired);
     // To count all of them for each of them is much for a large fleet.
-    let census = if desired.may_lose() || view == InstanceView::Absent {
-        census(ctx)
-    } else {
-        Census::default()
+    let census = match view {
+        InstanceView::Absent => Census::of_today(others_made_today(ctx, desired)),
+        _ if desired.may_lose() => census(ctx),
+        _ => Census::default(),
     };
     let finalizers = subscription.finalizers();
     World {
@@ -50,14 +51,33 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
 pub fn census(ctx: &Context) -> Census {
     let instances = ctx.stores.instances.state();
     let agents = instances.iter().filter(|instance| {
-        let came = instance.labels().get(labels::SUBSCRIPTION) == Some(&instance.name_any());
-        came && instance.metadata.deletion_timestamp.is_none()
+        is_subscribed(instance) && instance.metadata.deletion_timestamp.is_none()
     });
-    let counted = agents.map(|agent| {
-        let made = agent.metadata.creation_timestamp.as_ref();
-        (made.map(|time| time.0), unentitled_since(agent))
-    });
-    Census::of(counted, Timestamp::now())
+    Census::of(agents.map(|agent| unentitled_since(agent)))
+}
+
+/// How many others were made today: one that was about to be made before counts for itself.
+fn others_made_today(ctx: &Context, desired: &Desired) -> usize {
+    let mut made = made_today(ctx, Timestamp::now());
+    made.remove(&format!("{}/{}", desired.namespace, desired.name));
+    made.len()
+}
+
+/// The agents that were made for subscriptions within a day: those that exist, and those that this process has made, whatever the stores show.
+pub fn made_today(ctx: &Context, now: Timestamp) -> BTreeSet<String> {
+    let (mut made, yesterday) = (ctx.guard.made_today(now), earlier(now, guard::DAY));
+    for agent in ctx.stores.instances.state() {
+        let at = agent.metadata.creation_timestamp.as_ref();
+        if is_subscribed(&agent) && at.is_some_and(|at| at.0 > yesterday) {
+            made.insert(deletions::who(&agent));
+        }
+    }
+    made
+}
+
+/// Whether an instance came from a subscription; a label that was copied to another name means nothing.
+pub fn is_subscribed(instance: &AgentInstance) -> bool {
+    instance.labels().get(labels::SUBSCRIPTION) == Some(&instance.name_any())
 }
 
 /// An admin's word that the agent of an object may end although it is one of many.

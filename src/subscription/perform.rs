@@ -1,11 +1,15 @@
 //! Carries out one step at the API server. A view that is out of date gets a 409 and not its way.
 
+use jiff::Timestamp;
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 
-use super::declaration::{Declaration, MANAGER, Target};
+use super::{
+    declaration::{Declaration, MANAGER, Target},
+    observe::made_today,
+};
 use crate::{
     api::{AgentInstance, Subscription},
     context::Context,
@@ -30,12 +34,25 @@ pub async fn create(
         let message = format!("AgentInstance {name} has just been made");
         return Err(Setback::until("StaleView", message, super::WATCH));
     }
+    may_make(ctx, &format!("{namespace}/{name}"))?;
     let body = declaration.body(namespace, name, None);
     let params = PatchParams::apply(MANAGER);
     let body = Patch::Apply(body);
     let request = api.patch(name, &params, &body);
     call("PATCH agentinstances create", request).await?;
     Ok(())
+}
+
+/// Asked once more where it is done: many are planned at the same time, and no store shows yet what others have just made.
+fn may_make(ctx: &Context, who: &str) -> Result<(), Setback> {
+    let now = Timestamp::now();
+    let (today, limits) = (made_today(ctx, now), ctx.settings.subscriptions.guard);
+    if ctx.guard.may_make(who, &today, limits.creations, now) {
+        Ok(())
+    } else {
+        let (reason, message) = limits.creations_held(today.len());
+        Err(Setback::until(reason, message, ctx.settings.project_period))
+    }
 }
 
 /// Declares something of an instance.
@@ -54,6 +71,9 @@ pub async fn declare(
     let body = Patch::Apply(body);
     let request = api.patch(name, &params, &body);
     call("PATCH agentinstances declare", request).await?;
+    if declaration.held {
+        ctx.guard.has_news();
+    }
     Ok(())
 }
 

@@ -102,11 +102,7 @@ fn refusal(desired: &Desired, world: &World, limits: &Limits) -> Option<(&'stati
         return Some(("NameTaken", message));
     }
     if world.instance == InstanceView::Absent && world.census.is_full(limits) {
-        let message = format!(
-            "{} agents were made within a day, and no more are before that is over: raise --creations-per-day if all of them are meant",
-            world.census.made_today
-        );
-        return Some(("CreationsHeld", message));
+        return Some(limits.creations_held(world.census.made_today));
     }
     let secret = desired.secret.as_deref().unwrap_or_default();
     match world.secret {

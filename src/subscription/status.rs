@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     announcement,
     desired::Desired,
+    guard::TOO_MANY,
     plan::Plan,
     world::{InstanceView, Ours, World},
 };
@@ -143,7 +144,7 @@ fn held(plan: &Plan) -> Condition {
     }
     held(
         true,
-        "TooManyAtOnce",
+        TOO_MANY,
         "so many agents lost their entitlement at about the same time that none of them is deleted: if that was a mistake, put the state back;          if it is meant, set the annotation agentfleet.dev/confirm-termination to the present time, as an admin",
     )
 }

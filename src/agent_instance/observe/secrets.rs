@@ -15,6 +15,7 @@ use crate::{
     context::Context,
     keys::ServerKeys,
     kube_ext::{CallError, call, error_chain},
+    labels,
     naming::instance_hash,
     secret_files::SecretData,
 };
@@ -26,7 +27,7 @@ impl Look<'_> {
         agent: &Agent,
         want: &Want,
     ) -> Result<SecretsView, CallError> {
-        if agent.spec.secret_keys.is_empty() && agent.spec.secret_files.is_empty() {
+        if !agent.asks_for_secrets() {
             return Ok(measure_secret(
                 agent,
                 "",
@@ -41,6 +42,7 @@ impl Look<'_> {
             );
             return Ok(SecretsView::Unmet("SecretNotNamed", message));
         };
+        let customer = self.instance.labels().get(labels::CUSTOMER);
         let known = self
             .ctx
             .stores
@@ -48,7 +50,7 @@ impl Look<'_> {
             .get(&ObjectRef::new(name).within(&self.identity.namespace));
         let version = known.and_then(|secret| secret.resource_version());
         let measure = format!(
-            "{name} {version:?} {} {:?}",
+            "{name} {version:?} {customer:?} {} {:?}",
             agent.config_revision, agent.spec.secret_keys
         );
         let remembered = self.ctx.memories.with(&self.identity.uid, |memory| {
@@ -67,10 +69,13 @@ impl Look<'_> {
                     self.identity.namespace
                 ),
             ),
-            Some(secret) => measure_secret(
+            Some(found) if !found.is_of(customer) => {
+                SecretsView::Unmet(SECRET_OF_ANOTHER, of_another(name, customer))
+            }
+            Some(found) => measure_secret(
                 agent,
                 name,
-                &secret,
+                &found.data,
                 &instance_keys(self.ctx, self.identity),
             ),
         };
@@ -92,6 +97,34 @@ pub fn instance_keys(ctx: &Context, identity: &Identity) -> ServerKeys {
     ))
 }
 
+/// Reason of a Secret that carries another customer, or none.
+pub const SECRET_OF_ANOTHER: &str = "SecretOfAnother";
+
+/// What is wrong with a Secret that is not the customer's whom the instance is labelled with, and what to do.
+pub fn of_another(name: &str, customer: Option<&String>) -> String {
+    let customer = customer.map_or("", String::as_str);
+    format!(
+        "Secret {name} does not carry the label {}={customer}, which this instance has: nothing of it is given to the agent",
+        labels::CUSTOMER
+    )
+}
+
+/// A Secret, and whose it is.
+#[derive(Debug, Default)]
+pub struct FoundSecret {
+    /// Its values.
+    pub data: SecretData,
+    /// The customer that it carries.
+    pub customer: Option<String>,
+}
+
+impl FoundSecret {
+    /// Whether it may be given to an instance of that customer; one that is of no customer takes any.
+    pub fn is_of(&self, customer: Option<&String>) -> bool {
+        customer.is_none_or(|customer| self.customer.as_ref() == Some(customer))
+    }
+}
+
 /// Reads a Secret; none if there is none.
 ///
 /// # Errors
@@ -100,17 +133,18 @@ pub async fn read_secret(
     ctx: &Context,
     namespace: &str,
     name: &str,
-) -> Result<Option<SecretData>, CallError> {
+) -> Result<Option<FoundSecret>, CallError> {
     let secrets: Api<Secret> = Api::namespaced(ctx.clients.read.clone(), namespace);
     match call("GET secrets", secrets.get(name)).await {
-        Ok(secret) => Ok(Some(
-            secret
+        Ok(secret) => Ok(Some(FoundSecret {
+            customer: secret.labels().get(labels::CUSTOMER).cloned(),
+            data: secret
                 .data
                 .unwrap_or_default()
                 .into_iter()
                 .map(|(key, value)| (key, value.0.into()))
                 .collect(),
-        )),
+        })),
         Err(CallError::Gone { .. }) => Ok(None),
         Err(error) => Err(error),
     }

@@ -3,12 +3,15 @@
 use super::{
     super::{
         description,
-        observe::{instance_keys, read_secret},
+        desired::{Agent, Want},
+        observe::{SECRET_OF_ANOTHER, instance_keys, of_another, read_secret},
         talk::{self, GuestKey, Listening, Order},
         world::{InstallPhase, ServerView, Upgrade},
     },
     Performer,
 };
+use kube::ResourceExt as _;
+
 use crate::{
     api::HealthState,
     error::Setback,
@@ -152,12 +155,7 @@ impl Performer<'_> {
                 "its host key is not pinned",
             ));
         };
-        let secret = match &want.secret {
-            Some(name) => read_secret(self.ctx, &self.identity().namespace, name)
-                .await?
-                .unwrap_or_default(),
-            None => SecretData::default(),
-        };
+        let secret = self.secret(agent, want).await?;
         let unusable = |error: &(dyn std::error::Error + 'static)| {
             Setback::lasting("SecretUnusable", kube_ext::error_chain(error))
         };
@@ -192,6 +190,22 @@ impl Performer<'_> {
         };
         self.ctx.talks.order(key, Verb::Configure, order.run());
         Ok(())
+    }
+
+    /// The Secret as it is now, which may be another one than was measured.
+    async fn secret(&self, agent: &Agent, want: &Want) -> Result<SecretData, Setback> {
+        let Some(name) = want.secret.as_ref().filter(|_| agent.asks_for_secrets()) else {
+            return Ok(SecretData::default());
+        };
+        let found = read_secret(self.ctx, &self.identity().namespace, name).await?;
+        let customer = self.instance.labels().get(labels::CUSTOMER);
+        match found {
+            Some(found) if !found.is_of(customer) => {
+                let message = of_another(name, customer);
+                Err(Setback::passing(SECRET_OF_ANOTHER, message))
+            }
+            found => Ok(found.unwrap_or_default().data),
+        }
     }
 
     pub(super) fn probe(

@@ -175,6 +175,7 @@ impl Model {
             fresh_recovery: self.memory.fresh_recovery,
             fresh_restart: self.memory.fresh_restart,
             trouble: None,
+            deletion: None,
         }
     }
 
@@ -253,6 +254,7 @@ impl Model {
         match step {
             Step::AddFinalizer => self.finalizer = true,
             Step::RemoveFinalizer => self.gone = true,
+            Step::HoldDeletion => unreachable!("it is deleted alone"),
             Step::Announce(record) => {
                 self.status.provisioning = Some(record.clone());
                 self.memory.announced(record);

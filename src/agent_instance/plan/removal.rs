@@ -7,6 +7,9 @@ impl Look<'_> {
         if !self.world.finalizer {
             return Plan::wait(Stage::Gone);
         }
+        if let Some(plan) = self.held_back() {
+            return plan;
+        }
         if let Some(server) = self.own().next() {
             return self.remove(server);
         }

@@ -231,6 +231,7 @@ macro_rules! changed {
 }
 
 // After the macro that it uses.
+mod hold;
 mod notice;
 mod orders;
 mod recovery;
@@ -724,6 +725,28 @@ fn a_serving_instance_goes_on_when_its_class_or_secret_is_gone() {
             "{plan:?}"
         );
         assert_eq!(plan.steps, []);
+    }
+}
+
+#[test]
+fn nothing_of_another_customers_secret_is_given_to_any_agent() {
+    for world in [
+        ready_to_create(),
+        recorded(-40),
+        installed(),
+        voiced(3),
+        serving(),
+    ] {
+        let another = SecretsView::Unmet("SecretOfAnother", "s".into());
+        let plan = present(&changed!(world, secrets = another));
+        let buys_or_gives = |step: &Step| {
+            matches!(
+                step,
+                Step::Announce(_) | Step::CreateServer(_) | Step::Configure { .. }
+            )
+        };
+        assert!(!plan.steps.iter().any(buys_or_gives), "{plan:?}");
+        assert_eq!(reason(&plan), "SecretOfAnother");
     }
 }
 

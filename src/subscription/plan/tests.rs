@@ -32,9 +32,12 @@ const FLAGS: SubscriptionFlags = SubscriptionFlags {
         },
         least: 5,
         creations: 100,
+        patience: Duration::from_secs(15),
     },
 };
 const DAY: i64 = 24 * 3600;
+
+mod sequences;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -262,7 +265,7 @@ fn one_of_too_many_is_kept_beyond_its_end_until_an_admin_confirms() {
     let mut life = Life::running();
     life.says("Unpaid");
     let lost = unentitled_since(life.instance.as_ref().unwrap()).unwrap();
-    let many = |agents| Census::of((0..agents).map(|_| (None, Some(lost))), at(0));
+    let many = |agents| Census::of((0..agents).map(|_| Some(lost)));
     life.world.census = many(9);
     life.after(100 * DAY);
     assert!(life.instance.is_some());
@@ -301,10 +304,10 @@ fn one_of_too_many_is_kept_beyond_its_end_until_an_admin_confirms() {
 #[test]
 fn no_more_agents_are_made_in_a_day_than_may() {
     let mut life = Life::new("Active");
-    life.world.census = Census::of((0..100).map(|_| (Some(at(-5)), None)), at(0));
+    life.world.census.made_today = 100;
     assert_eq!(life.look(), []);
     assert_eq!(life.ready(), "CreationsHeld");
-    life.world.census = Census::of((0..99).map(|_| (Some(at(-5)), None)), at(0));
+    life.world.census.made_today = 99;
     life.settle();
     assert!(life.instance.is_some());
 }

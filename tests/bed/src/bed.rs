@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hetzner_sim::{Config, Control, MachineKind, Simulator, StartError};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::audit::Audit;
@@ -320,6 +321,17 @@ impl Bed {
         Instance::of(self, name)
     }
 
+    /// Says as the admin that the end of an agent is meant, now and for an hour, however many others end with it.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn confirm(&self, kind: &str, namespace: Option<&str>, name: &str) -> Outcome {
+        let word = Timestamp::now() + SignedDuration::from_hours(1);
+        let annotation = json!({"agentfleet.dev/confirm-termination": word.to_string()});
+        let patch = json!({"metadata": {"annotations": annotation}});
+        self.cluster.merge(kind, namespace, name, patch).await
+    }
+
     /// What the operator hears of instances, in a bed that was made with [`Options::late`].
     ///
     /// # Errors
@@ -505,9 +517,14 @@ impl Bed {
         ] {
             for object in self.cluster.list(kind).await? {
                 let name = object["metadata"]["name"].as_str().unwrap_or_default();
-                self.cluster
-                    .delete(kind, object["metadata"]["namespace"].as_str(), name)
-                    .await?;
+                let namespace = object["metadata"]["namespace"].as_str();
+                if kind == "AgentInstance"
+                    && let Err(failure) = self.confirm(kind, namespace, name).await
+                    && self.cluster.get(kind, namespace, name).await?.is_some()
+                {
+                    return Err(failure);
+                }
+                self.cluster.delete(kind, namespace, name).await?;
             }
             self.wait_until(&format!("no {kind} is left"), async || {
                 Ok(self.cluster.list(kind).await?.is_empty())

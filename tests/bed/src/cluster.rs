@@ -22,6 +22,8 @@ pub struct Cluster {
     kubeconfig: PathBuf,
 }
 
+/// Name of the `ConfigMap` in which the operator's guard says what it holds.
+pub const GUARD: &str = "agentfleet-guard";
 /// Kinds that the operator owns, those first that others wait for.
 const OWNED: [&str; 4] = [
     "Subscription",
@@ -39,6 +41,7 @@ fn resource(kind: &str) -> Outcome<ApiResource> {
         "CustomResourceDefinition" => ("apiextensions.k8s.io", "v1", "customresourcedefinitions"),
         "Namespace" => ("", "v1", "namespaces"),
         "Secret" => ("", "v1", "secrets"),
+        "ConfigMap" => ("", "v1", "configmaps"),
         "Event" => ("events.k8s.io", "v1", "events"),
         "ControllerRevision" => ("apps", "v1", "controllerrevisions"),
         "Lease" => ("coordination.k8s.io", "v1", "leases"),
@@ -257,6 +260,16 @@ impl Cluster {
         }
     }
 
+    /// Deletes an object with all that it owns, it last, as a tool does that prunes what it applied before.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn prune(&self, kind: &str, namespace: Option<&str>, name: &str) -> Outcome {
+        let foreground = DeleteParams::foreground();
+        self.api(kind, namespace)?.delete(name, &foreground).await?;
+        Ok(())
+    }
+
     /// Takes all finalizers off an object and deletes it, whatever it stands for.
     ///
     /// # Errors
@@ -278,7 +291,7 @@ impl Cluster {
         self.delete(kind, namespace, name).await
     }
 
-    /// Removes whatever a bed has left: all objects of agentfleet, the operator's Secrets and Lease, former revisions, events.
+    /// Removes whatever a bed has left: all objects of agentfleet, the operator's Secrets, Lease and guard, former revisions, events.
     ///
     /// # Errors
     /// Fails with what the API server says.
@@ -301,7 +314,7 @@ impl Cluster {
                 }
             }
         }
-        Ok(())
+        self.delete("ConfigMap", Some(SYSTEM), GUARD).await
     }
 
     /// Runs kubectl as the admin; answers what it printed.

@@ -38,7 +38,7 @@ pub use attacker::Attacker;
 pub use audit::{Audit, Write};
 pub use bed::{Bed, Options, TENANT, TOKEN, quick_cloud, real_cloud};
 pub use billing::{AtStripe, Billing, Sender};
-pub use cluster::{Cluster, from_yaml};
+pub use cluster::{Cluster, GUARD, from_yaml};
 pub use control_plane::{AT_ONCE, ControlPlane, OPERATOR, SYSTEM, Turns, end_idle};
 pub use death::die;
 pub use elsewhere::Elsewhere;

@@ -26,6 +26,8 @@ const FLAGS: [&str; 6] = [
     "--fleet",
     FLEET,
 ];
+/// Most tests that delete many agents mean it.
+const UNGUARDED: [&str; 2] = ["--guard-least", "100000"];
 /// Name of the fleet in all beds.
 pub const FLEET: &str = "bed";
 
@@ -160,6 +162,7 @@ impl Operator {
     /// # Errors
     /// Fails when it runs already or cannot be started.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Outcome {
+        let guarded = self.setup.flags.iter().any(|flag| flag == "--guard-least");
         ensure(self.child().is_none(), || {
             "the operator runs already".into()
         })?;
@@ -184,6 +187,7 @@ impl Operator {
                 "--phone-home-listen",
                 &self.phone_home.to_string(),
             ])
+            .args(if guarded { &[] } else { UNGUARDED.as_slice() })
             .args(&self.setup.flags)
             .args(["--phone-home-url", &format!("http://{}", self.phone_home)])
             .env("KUBECONFIG", &self.setup.kubeconfig)

@@ -1,0 +1,534 @@
+//! The guard: what takes many agents away at once is held until a person says what was meant, and can be undone.
+
+use std::collections::BTreeMap;
+
+use bed::{
+    Bed, GUARD, Options, Outcome, Pace, SYSTEM, TENANT, ensure, manifests, oracle, quick_cloud,
+};
+use hetzner_sim::Config;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+/// A bed whose guard is on; time to count is as short as it may be.
+async fn guarded(flags: &[&str]) -> Outcome<Bed> {
+    let on = ["--guard-least", "5", "--creations-per-day", "1000"];
+    let flags = on.iter().chain(flags).map(|flag| (*flag).to_owned());
+    let bed = Bed::with(Options {
+        flags: flags.collect(),
+        // So many at once keep a small machine busy for a while.
+        pace: Pace {
+            lease: "15s",
+            ..Pace::default()
+        },
+        cloud: Config {
+            rate_limit: 100_000,
+            ..quick_cloud()
+        },
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
+    Ok(bed)
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("a{n:03}")).collect()
+}
+
+/// Instances of that many names, each Ready; answers their servers.
+async fn serving(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String, u64>> {
+    for name in names {
+        bed.create(name).await?;
+    }
+    let mut servers = BTreeMap::new();
+    for name in names {
+        servers.insert(name.clone(), bed.instance(name).ready().await?);
+    }
+    Ok(servers)
+}
+
+fn subscription(name: &str, state: &str, retention: &str) -> Value {
+    json!({
+        "apiVersion": "agentfleet.dev/v1alpha1", "kind": "Subscription", "metadata": {"namespace": TENANT, "name": name},
+        "spec": {
+            "customerId": format!("cus_{name}"), "plan": manifests::CLASS, "state": state, "secretName": name,
+            "gracePeriod": "1s", "retention": retention,
+        },
+    })
+}
+
+async fn secret(bed: &Bed, name: &str, customer: &str) -> Outcome<String> {
+    let value = bed.canaries.fresh();
+    let mut secret = manifests::secret(TENANT, name, "API_KEY", &value);
+    secret["metadata"]["labels"] = json!({"agentfleet.dev/customer": customer});
+    bed.cluster.apply(&secret).await?;
+    Ok(value)
+}
+
+/// Subscriptions of that many names, whose agents serve; answers their servers.
+async fn subscribed(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String, u64>> {
+    for name in names {
+        secret(bed, name, &format!("cus_{name}")).await?;
+        bed.cluster
+            .apply(&subscription(name, "Active", RETENTION))
+            .await?;
+    }
+    all_serve(bed, names).await
+}
+
+async fn all_serve(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String, u64>> {
+    let mut servers = BTreeMap::new();
+    for name in names {
+        let object = ("Subscription", Some(TENANT), name.as_str());
+        bed.condition(object, "Ready", "True", "Serving").await?;
+        servers.insert(name.clone(), bed.instance(name).serves().await?);
+    }
+    Ok(servers)
+}
+
+async fn delete(bed: &Bed, names: &[String]) -> Outcome {
+    for name in names {
+        bed.instance(name).delete().await?;
+    }
+    Ok(())
+}
+
+async fn are_kept(bed: &Bed, names: &[String]) -> Outcome {
+    for name in names {
+        let one = bed.instance(name);
+        let told = one.condition("Ready", "False", "DeletionHeld").await?;
+        ensure(told.contains("confirm-termination"), || told.clone())?;
+    }
+    Ok(())
+}
+
+/// Held, and its agent runs.
+async fn are_held(bed: &Bed, names: &[String]) -> Outcome {
+    are_kept(bed, names).await?;
+    for name in names {
+        bed.instance(name).serves().await?;
+    }
+    Ok(())
+}
+
+/// What a person reads of the guard.
+async fn read(bed: &Bed) -> Outcome<Value> {
+    let found = bed.cluster.get("ConfigMap", Some(SYSTEM), GUARD).await?;
+    Ok(found.map_or(Value::Null, |found| found["data"].clone()))
+}
+
+/// Waits until the guard says that in a key; none: that nothing is held.
+async fn says(bed: &Bed, told: Option<(&str, &str)>) -> Outcome {
+    bed.wait_until(&format!("the guard says {told:?}"), async || {
+        let data = read(bed).await?;
+        Ok(match told {
+            None => data["summary"] == "Nothing is held.",
+            Some((key, words)) => data[key].as_str().unwrap_or_default().contains(words),
+        })
+    })
+    .await
+}
+
+/// Events of the guard, by reason.
+async fn alerts(bed: &Bed, reason: &str) -> Outcome<usize> {
+    let events = bed.cluster.list("Event").await?;
+    let told = events.iter().filter(|event| event["reason"] == reason);
+    let told: Vec<_> = told.collect();
+    for event in &told {
+        ensure(event["regarding"]["name"] == GUARD, || event.to_string())?;
+    }
+    Ok(told.len())
+}
+
+async fn metric(bed: &Bed, cause: &str) -> Option<String> {
+    let name = format!("agentfleet_terminations_held{{cause=\"{cause}\"}} ");
+    let text = bed.operator.scrape().await?;
+    let mut lines = text.lines();
+    lines.find_map(|line| line.strip_prefix(&name).map(str::to_owned))
+}
+
+fn deleted(bed: &Bed) -> u64 {
+    bed.requests_to("DELETE", "/servers/{id}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i9_too_many_deleted_agents_run_on_until_an_admin_says_what_was_meant() -> Outcome {
+    let mut bed = guarded(&["--guard-patience", "3s"]).await?;
+    let names = names(10);
+    let servers = serving(&bed, &names).await?;
+    let (meant, wrong) = (&names[..1], &names[1..9]);
+    delete(&bed, meant).await?;
+    bed.instance(&meant[0]).gone().await?;
+    assert_eq!(
+        (deleted(&bed), read(&bed).await?["deletions"].clone()),
+        (1, Value::Null)
+    );
+
+    let mut command = vec!["delete", "agents", "--wait=false", "--namespace", TENANT];
+    command.extend(wrong.iter().map(String::as_str));
+    bed.cluster.kubectl(&command)?;
+    are_held(&bed, wrong).await?;
+    says(&bed, Some(("deletions", "8 of 10 agents are held"))).await?;
+    assert_eq!(metric(&bed, "Deleted").await.as_deref(), Some("8"));
+    let listed = bed
+        .cluster
+        .kubectl(&["get", "agents", "--namespace", TENANT])?;
+    assert_eq!(listed.matches("DeletionHeld").count(), 8, "{listed}");
+    bed.operator.restart()?;
+    oracle::calm(&bed).await?;
+    are_held(&bed, wrong).await?;
+    assert_eq!(
+        (
+            alerts(&bed, "DeletionsHeld").await?,
+            alerts(&bed, "DeletionHeld").await?
+        ),
+        (1, 0)
+    );
+    assert_eq!(deleted(&bed), 1);
+
+    // One was meant; one is undone, and back on its server.
+    let (confirmed, undone) = (&wrong[0], &wrong[1]);
+    bed.confirm("AgentInstance", Some(TENANT), confirmed)
+        .await?;
+    bed.instance(confirmed).gone().await?;
+    let retain = json!({"spec": {"deletionPolicy": "Retain"}});
+    bed.cluster
+        .merge("AgentInstance", Some(TENANT), undone, retain)
+        .await?;
+    bed.instance(undone).gone().await?;
+    let mut again = manifests::instance(TENANT, undone);
+    again["metadata"]["annotations"] = json!({"agentfleet.dev/adopt": servers[undone].to_string()});
+    bed.cluster.apply(&again).await?;
+    assert_eq!(bed.instance(undone).ready().await?, servers[undone]);
+    assert_eq!(deleted(&bed), 2);
+    are_held(&bed, &wrong[2..]).await?;
+    bed.delete_all().await?;
+    says(&bed, None).await?;
+    assert_eq!(alerts(&bed, "DeletionsHeld").await?, 1);
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_namespace_takes_no_agent_along_before_an_admin_says_so() -> Outcome {
+    let mut bed = guarded(&["--guard-patience", "5s"]).await?;
+    let names = names(8);
+    let (own, paid) = names.split_at(4);
+    serving(&bed, own).await?;
+    for name in paid {
+        secret(&bed, name, &format!("cus_{name}")).await?;
+        let active = subscription(name, "Active", "1h");
+        bed.cluster.apply(&active).await?;
+    }
+    all_serve(&bed, paid).await?;
+    bed.cluster.delete("Namespace", None, TENANT).await?;
+    are_held(&bed, own).await?;
+    // These may be silent by now: their Subscriptions are deleted too.
+    are_kept(&bed, paid).await?;
+    bed.operator.restart()?;
+    bed.wait_until("their Secrets and Subscriptions are gone", async || {
+        let secrets = bed.cluster.list("Secret").await?;
+        let left = secrets
+            .iter()
+            .any(|one| one["metadata"]["namespace"] == TENANT);
+        Ok(!left && bed.cluster.list("Subscription").await?.is_empty())
+    })
+    .await?;
+    oracle::calm(&bed).await?;
+    are_held(&bed, own).await?;
+    are_kept(&bed, paid).await?;
+    assert_eq!(deleted(&bed), 0);
+    assert_eq!(alerts(&bed, "DeletionsHeld").await?, 1);
+    for name in &names {
+        bed.confirm("AgentInstance", Some(TENANT), name).await?;
+    }
+    bed.wait_until("the namespace is gone", async || {
+        Ok(bed.cluster.get("Namespace", None, TENANT).await?.is_none())
+    })
+    .await?;
+    assert_eq!(bed.cloud().servers().len(), 0);
+    says(&bed, None).await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_drip_of_deletions_is_counted_over_a_restart() -> Outcome {
+    let flags = [
+        "--guard-patience",
+        "0s",
+        "--guard-window",
+        "1s",
+        "--guard-long-window",
+        "10m",
+    ];
+    let mut bed = guarded(&flags).await?;
+    let names = names(16);
+    serving(&bed, &names).await?;
+    // Four of sixteen are not 30 %, and five are.
+    for name in &names[..4] {
+        delete(&bed, std::slice::from_ref(name)).await?;
+        bed.instance(name).gone().await?;
+    }
+    says(&bed, Some(("deleted", "/a003"))).await?;
+    bed.operator.restart()?;
+    delete(&bed, &names[4..5]).await?;
+    are_held(&bed, &names[4..5]).await?;
+    says(&bed, Some(("deletions", "1 of 16 agents are held"))).await?;
+    assert_eq!(deleted(&bed), 4);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_drip_of_lost_entitlement_is_held_too() -> Outcome {
+    let flags = ["--guard-window", "1s", "--guard-long-window", "10m"];
+    let bed = guarded(&flags).await?;
+    let names = names(10);
+    let servers = subscribed(&bed, &names).await?;
+    for (name, before) in names.iter().zip(0..6) {
+        bed.cluster
+            .apply(&subscription(name, "Unpaid", "1h"))
+            .await?;
+        let object = ("Subscription", Some(TENANT), name.as_str());
+        bed.condition(object, "Entitled", "False", "Unpaid").await?;
+        let held = if before < 4 { "False" } else { "True" };
+        let reason = if before < 4 {
+            "NotHeld"
+        } else {
+            "TooManyAtOnce"
+        };
+        bed.condition(object, "TerminationHeld", held, reason)
+            .await?;
+    }
+    says(&bed, Some(("terminations", "of 10 agents are held"))).await?;
+    for name in &names {
+        bed.cluster
+            .apply(&subscription(name, "Active", "1h"))
+            .await?;
+    }
+    assert_eq!(all_serve(&bed, &names).await?, servers);
+    says(&bed, None).await?;
+    assert_eq!(alerts(&bed, "TerminationsHeld").await?, 1);
+    assert_eq!(deleted(&bed), 0);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// So short that a test can wait for it, and longer than a wrong update takes.
+const RETENTION: &str = "10s";
+
+/// How many Subscriptions a wrong update takes at once; `AGENTFLEET_BULK=200` takes some minutes.
+fn bulk() -> usize {
+    let told = std::env::var("AGENTFLEET_BULK");
+    told.ok().and_then(|told| told.parse().ok()).unwrap_or(40)
+}
+
+/// About how many of them have a server: the others wait for one, and are agents all the same.
+const SERVERS: usize = 10;
+
+/// Waits until as many as may have a server serve; answers their servers.
+async fn some_serve(bed: &Bed) -> Outcome<BTreeMap<String, u64>> {
+    let mut servers = BTreeMap::new();
+    bed.wait_until("those with a server serve", async || {
+        servers = BTreeMap::new();
+        for one in bed.cluster.list("AgentInstance").await? {
+            let ready = oracle::condition(&one["status"], "Ready");
+            let name = one["metadata"]["name"].as_str().unwrap_or_default();
+            if ready.is_some_and(|ready| ready["status"] == "True") {
+                servers.insert(name.to_owned(), bed.instance(name).serves().await?);
+            }
+        }
+        let there = bed.cloud().servers().len();
+        Ok(there >= SERVERS && servers.len() == there)
+    })
+    .await?;
+    Ok(servers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
+    let mut bed = guarded(&[]).await?;
+    let mut project = manifests::project(manifests::PROJECT);
+    project["spec"]["maxServers"] = json!(SERVERS);
+    bed.change(&project).await?;
+    let all = bulk();
+    let names = names(all);
+    for name in &names {
+        secret(&bed, name, &format!("cus_{name}")).await?;
+        let active = subscription(name, "Active", RETENTION);
+        bed.cluster.apply(&active).await?;
+    }
+    let servers = some_serve(&bed).await?;
+    bed.wait_until("each has its agent", async || {
+        Ok(bed.cluster.list("AgentInstance").await?.len() == all)
+    })
+    .await?;
+    for wrong in ["Canceled", "Unpaid", "delete", "prune"] {
+        let fallen = wrongly(&bed, wrong, &names).await?;
+        let told = format!("{} of {all} agents are held", fallen.len());
+        says(&bed, Some(("terminations", &told))).await?;
+        let shown = metric(&bed, "Unentitled").await;
+        assert_eq!(shown, Some(fallen.len().to_string()));
+        if wrong == "Unpaid" {
+            bed.operator.restart()?;
+        }
+        their_time_is_over(&bed, fallen).await?;
+        let left = (
+            deleted(&bed),
+            bed.cluster.list("AgentInstance").await?.len(),
+        );
+        assert_eq!(left, (0, all), "{wrong}");
+        for name in fallen {
+            let active = subscription(name, "Active", RETENTION);
+            bed.cluster.apply(&active).await?;
+        }
+        says(&bed, None).await?;
+        assert_eq!(some_serve(&bed).await?, servers, "{wrong}");
+    }
+    assert_eq!(alerts(&bed, "TerminationsHeld").await?, 4, "one for each");
+    assert_eq!(alerts(&bed, "TooManyAtOnce").await?, 0);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// Does something wrong to many Subscriptions at once; answers to which.
+async fn wrongly<'a>(bed: &Bed, wrong: &str, names: &'a [String]) -> Outcome<&'a [String]> {
+    let kept = if wrong == "prune" { names.len() / 4 } else { 0 };
+    let fallen = &names[kept..];
+    if wrong == "delete" {
+        let all = ["delete", "agsub", "--all", "--namespace", TENANT];
+        bed.cluster.kubectl(&all)?;
+        return Ok(fallen);
+    }
+    for name in fallen {
+        // What is in the set no more goes, as the controllers that apply whole sets do it.
+        if wrong == "prune" {
+            let cluster = &bed.cluster;
+            cluster.prune("Subscription", Some(TENANT), name).await?;
+        } else {
+            let wrong = subscription(name, wrong, RETENTION);
+            bed.cluster.apply(&wrong).await?;
+        }
+    }
+    Ok(fallen)
+}
+
+/// Waits until each agent is silent and has been past its end for some periods of the operator.
+async fn their_time_is_over(bed: &Bed, names: &[String]) -> Outcome {
+    for name in names {
+        let one = bed.instance(name);
+        one.condition("Ready", "False", "Suspended").await?;
+    }
+    bed.wait_until("their time is over", async || {
+        let all = bed.cluster.list("AgentInstance").await?;
+        let over = Timestamp::now() - SignedDuration::from_secs(4);
+        let one = |name: &String| all.iter().find(|one| one["metadata"]["name"] == *name);
+        Ok(names.iter().filter_map(one).all(|one| {
+            let told = &one["metadata"]["annotations"]["agentfleet.dev/terminate-at"];
+            let end = told
+                .as_str()
+                .and_then(|told| told.parse::<Timestamp>().ok());
+            end.is_some_and(|end| end < over)
+        }))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_agents_are_bought_in_a_day_than_may_be_also_after_a_restart() -> Outcome {
+    let flags = ["--creations-per-day", "5"].map(str::to_owned).into();
+    let mut bed = Bed::with(Options {
+        flags,
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
+    let names = names(12);
+    for name in &names {
+        secret(&bed, name, &format!("cus_{name}")).await?;
+    }
+    for name in &names {
+        bed.cluster
+            .apply(&subscription(name, "Active", "1h"))
+            .await?;
+    }
+    for restarted in [false, true] {
+        let mut made = vec![];
+        bed.wait_until("each has its agent, or says why not", async || {
+            made = vec![];
+            let all = bed.cluster.list("Subscription").await?;
+            let reasons = all.iter().filter_map(|one| {
+                let ready = oracle::condition(&one["status"], "Ready")?;
+                ready["reason"].as_str().map(str::to_owned)
+            });
+            made.extend(reasons);
+            let settled =
+                |reason: &&String| ["Serving", "CreationsHeld"].contains(&reason.as_str());
+            Ok(made.iter().filter(settled).count() == 12)
+        })
+        .await?;
+        let held = made.iter().filter(|reason| *reason == "CreationsHeld");
+        assert_eq!(
+            (held.count(), bed.cloud().lives().len()),
+            (7, 5),
+            "{restarted}"
+        );
+        bed.operator.restart()?;
+        oracle::calm(&bed).await?;
+    }
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_secret_that_becomes_anothers_reaches_the_agent() -> Outcome {
+    let mut bed = Bed::start().await?;
+    let name = "one".to_owned();
+    let first = secret(&bed, &name, "cus_one").await?;
+    bed.cluster
+        .apply(&subscription(&name, "Active", "1h"))
+        .await?;
+    let servers = all_serve(&bed, std::slice::from_ref(&name)).await?;
+    let one = bed.instance(&name);
+    one.has_in_file(manifests::SECRET_FILE, &first).await?;
+
+    secret(&bed, &name, "cus_two").await?;
+    let another = async |bed: &Bed| -> Outcome {
+        let object = ("Subscription", Some(TENANT), "one");
+        bed.condition(object, "Ready", "False", "SecretOfAnother")
+            .await?;
+        let one = bed.instance("one");
+        let told = one
+            .condition("UpToDate", "False", "SecretOfAnother")
+            .await?;
+        ensure(told.contains("agentfleet.dev/customer=cus_one"), || {
+            told.clone()
+        })?;
+        one.has_in_file(manifests::SECRET_FILE, &first).await
+    };
+    another(&bed).await?;
+    bed.operator.restart()?;
+    oracle::calm(&bed).await?;
+    another(&bed).await?;
+    // Made again by somebody who does not label it.
+    bed.cluster.delete("Secret", Some(TENANT), &name).await?;
+    let value = bed.canaries.fresh();
+    bed.cluster
+        .apply(&manifests::secret(TENANT, &name, "API_KEY", &value))
+        .await?;
+    another(&bed).await?;
+    // An instance whose agent has spoken elsewhere gets nothing of it either: the agent is started anew.
+    bed.instance(&name)
+        .annotate("agentfleet.dev/restart", "1")
+        .await?;
+    oracle::calm(&bed).await?;
+    another(&bed).await?;
+
+    let own = secret(&bed, &name, "cus_one").await?;
+    bed.instance(&name)
+        .has_in_file(manifests::SECRET_FILE, &own)
+        .await?;
+    assert_eq!(all_serve(&bed, std::slice::from_ref(&name)).await?, servers);
+    bed.delete_all().await?;
+    bed.finish().await
+}
