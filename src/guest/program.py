@@ -159,7 +159,7 @@ def worked(ran: Ran, code: str, what: str) -> Ran:
 
 APT = """set -- apt-get -qy -o DPkg::Lock::Timeout=600 install --no-install-recommends -- "$@"
 "$@" || { apt-get -qy update; "$@"; }"""
-# $1 folder, $2 url, $3 a branch, tag or commit; prints the commit. `init`, as files may be there before.
+# $1 folder, $2 url, $3 branch, tag or commit. `init`, as files may be there before.
 SOURCE = """git init -q "$1"; cd "$1"; git config remote.origin.url "$2"
 git -c http.lowSpeedLimit=99 -c http.lowSpeedTime=60 fetch -qft origin '+refs/heads/*:refs/remotes/origin/*'
 git checkout -q --force --detach "$(git rev-parse -q --verify "refs/remotes/origin/$3" || echo "$3")"
@@ -253,7 +253,7 @@ class Files:
             os.close(fd)
 
     def read(self, path: str) -> tuple[bytes, os.stat_result] | None:
-        """Content and stat of a regular file, none if there is no file."""
+        """Content and stat of a regular file, if there is one."""
         with suppress(FileNotFoundError), self.folder(path) as (fd, name):
             with open(os.open(name, os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd), "rb") as file:
                 found = os.fstat(file.fileno())
@@ -328,7 +328,7 @@ class Guest:
 
     @contextmanager
     def changing(self) -> Iterator[dict[str, Any]]:
-        """The state to be changed by the block, stored at its end if it differs."""
+        """The state, to be changed by the block and stored at its end."""
         with self.files.locked("state.lock", 60):
             state = self.state()
             before = dump(state)
@@ -341,7 +341,7 @@ class Guest:
         return hashlib.sha256(found[0] if found else b"").hexdigest()[:16]
 
     def claim(self, request: dict[str, Any], state: dict[str, Any]) -> None:
-        """Takes the request's epoch over into the state, refuses a lower one."""
+        """Stores the request's epoch, refuses a lower one."""
         if request["epoch"] < state["epoch"]:
             raise Failure("StaleEpoch", "a higher epoch was seen", epoch=state["epoch"])
         state["epoch"] = request["epoch"]
@@ -352,10 +352,11 @@ class Guest:
     def install(self) -> bool:
         """Goes on where it ended last; the first step that fails ends it."""
         with self.files.locked("install.lock", 0):
+            read = lambda: self.steps(self.files.document(AGENT))
             try:
-                steps = self.steps(self.files.document(AGENT))
-            except Exception as error:  # told like a step that failed
-                steps = {"description": lambda error=error: self.refuse(error)}
+                steps = read()
+            except Exception:
+                steps = {"description": read}
             with self.changing() as state:
                 done = [step for step in state["steps"] if step["state"] == "Done"]
                 state["steps"] = done + [{"name": name, "state": "Pending", "seconds": 0, "tail": []}
@@ -367,9 +368,6 @@ class Guest:
                     for index, command in enumerate(agent["install"], 1)}
         return {"packages": lambda: self.add_packages(agent["packages"]), "source": lambda: self.fetch(agent),
                 "files": lambda: self.place(agent), **commands}
-
-    def refuse(self, error: Exception) -> None:
-        raise error
 
     def step(self, index: int, act: Callable[[], Any]) -> bool:
         with self.changing() as state:
