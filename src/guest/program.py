@@ -492,7 +492,7 @@ def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> 
 VERSION = "1.0.0"
 KEPT, ENVIRONMENT = VAR + "kept/files.json", ETC + "environment"
 SETTLE, SETTLE_FIRST = 0.5, 0.25  # seconds that a unit has to stay up; the first time there is nothing to give way to
-IN_A_ROW = 0.5  # seconds in which the next step of an installation is waited for
+IN_A_ROW = 2  # seconds in which the next steps of an installation are waited for
 MAX_KEPT = 128 << 10  # characters of put-away content in one answer
 
 Check = Callable[[Any, str], bool]
