@@ -54,9 +54,13 @@ async fn measure(scale: &Scale) -> Outcome {
     user_data::measure(&mut summary)?;
     if scale.fleet > 0 {
         fakes(scale, &mut summary).await?;
+    }
+    if scale.subscriptions > 0 {
         subscriptions::measure(scale, &mut summary).await?;
     }
-    real::measure(scale, &mut summary).await?;
+    if scale.real > 0 {
+        real::measure(scale, &mut summary).await?;
+    }
     summary.end()
 }
 

@@ -10,6 +10,8 @@ pub(crate) struct Scale {
     pub(crate) burst: usize,
     /// Instances of the large fleet, those of the burst among them.
     pub(crate) fleet: usize,
+    /// Subscriptions at first, each with an instance.
+    pub(crate) subscribed: usize,
     /// Subscriptions at most.
     pub(crate) subscriptions: usize,
     /// Instances on real machines.
@@ -21,12 +23,14 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    /// The design's sizes; fewer if `AGENTFLEET_BENCH` is `small`, none but the real machines if it is `real`.
+    /// The design's sizes; fewer if `AGENTFLEET_BENCH` is `small`, none but the real machines if it is `real`, none but Subscriptions if it is
+    /// `subscriptions`.
     pub(crate) fn chosen() -> Self {
         let design = Self {
             lives: 50,
             burst: 500,
             fleet: 1_000,
+            subscribed: 1_000,
             subscriptions: 5_000,
             real: 50,
             healing: 5,
@@ -37,12 +41,22 @@ impl Scale {
                 lives: 50,
                 burst: 50,
                 fleet: 100,
+                subscribed: 100,
                 subscriptions: 500,
                 real: 4,
                 healing: 1,
                 calm: Duration::from_secs(30),
             },
-            Ok("real") => Self { fleet: 0, ..design },
+            Ok("real") => Self {
+                fleet: 0,
+                subscriptions: 0,
+                ..design
+            },
+            Ok("subscriptions") => Self {
+                fleet: 0,
+                real: 0,
+                ..design
+            },
             _ => design,
         }
     }

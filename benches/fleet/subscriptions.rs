@@ -22,7 +22,7 @@ const SELDOM: Duration = Duration::from_secs(5);
 /// Fills a cluster with subscriptions, whose plan is no class that is there, so that what is measured is theirs and not their servers'.
 pub(crate) async fn measure(scale: &Scale, summary: &mut Summary) -> Outcome {
     let stack = Stack::with(&["--creations-per-day", "1000000"]).await?;
-    let (some, many) = (scale.fleet, scale.subscriptions);
+    let (some, many) = (scale.subscribed, scale.subscriptions);
     subscribe(&stack, 0..some).await?;
     memory(&stack, some, summary)?;
     calm(&stack, some, summary).await?;

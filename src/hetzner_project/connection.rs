@@ -12,7 +12,7 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::JoinSet;
 
-use super::{firewall_list::FirewallList, memory::Memory, world::Zombies};
+use super::{firewall_list::FirewallList, memory::Memory, room::Room, world::Zombies};
 use crate::{
     hetzner::{Budget, Catalogue, Client, CreateFuse, FirewallId, SshKeyId, Stock},
     inventory::Inventory,
@@ -37,6 +37,8 @@ pub struct Connection {
     pub stock: Stock,
     /// The limit of creates per hour.
     pub fuse: CreateFuse,
+    /// What the limit of servers leaves.
+    pub room: Room,
     /// What the project's own reconciler found.
     pub standing: RwLock<Standing>,
     /// The firewalls of this fleet.
@@ -101,6 +103,7 @@ impl Connection {
             catalogue: Catalogue::new(CATALOGUE_AGE),
             stock: Stock::default(),
             fuse: CreateFuse::default(),
+            room: Room::default(),
             standing: RwLock::default(),
             firewalls: FirewallList::default(),
             zombies: Mutex::default(),
@@ -108,6 +111,14 @@ impl Connection {
             memory: Mutex::default(),
             tasks: Mutex::default(),
         }
+    }
+
+    /// What is said where so many servers are allowed and no more.
+    pub fn limit_reached(&self, max: usize) -> String {
+        format!(
+            "HetznerProject {} allows {max} servers: see its spec.maxServers",
+            self.project
+        )
     }
 
     /// A copy of the present standing.

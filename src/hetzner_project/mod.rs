@@ -15,6 +15,7 @@ mod perform;
 pub mod plan;
 pub mod request;
 pub mod retype;
+pub mod room;
 pub mod status;
 pub mod step;
 pub mod world;

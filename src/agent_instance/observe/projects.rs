@@ -117,8 +117,7 @@ impl Look<'_> {
             .max_servers
             .filter(|max| connection.inventory.count() >= *max)
         {
-            let message =
-                format!("HetznerProject {name} allows {max} servers: see its spec.maxServers");
+            let message = connection.limit_reached(max);
             return Some(("ServerLimitReached", message, self.in_a_minute()));
         }
         let until = connection.stock.over_quota_until(self.moment.steady)?;

@@ -85,6 +85,14 @@ impl Performer<'_> {
             creation::request(self.ctx, &connection, self.identity(), agent, record).await?;
         let revision = self.world.rollout.revision.clone();
         request.labels.insert(labels::REVISION.into(), revision);
+        let max = connection.standing().max_servers;
+        let room = connection.room.take(max, || connection.inventory.count());
+        let _taken = room.ok_or_else(|| {
+            Setback::passing(
+                "ServerLimitReached",
+                connection.limit_reached(max.unwrap_or(0)),
+            )
+        })?;
         let spend = self.spend(&connection)?;
         let permit = match self.permit_to_buy(&connection, record) {
             Ok(permit) => permit,

@@ -70,7 +70,10 @@ impl Look<'_> {
             misfit.words()
         );
         // What failed with the revision that it goes back from is not mended.
-        let own = if front.guest.busy || self.world.rollout.refused.is_some() {
+        let own = if front.guest.busy && self.lacks_its_secret(front) {
+            // It is being started with it.
+            Plan::wait(self.applying(front))
+        } else if front.guest.busy || self.world.rollout.refused.is_some() {
             Plan::wait(self.health(front, Some(("Replacing", note))))
         } else if let Some(plan) = self.refreshed(front) {
             plan
@@ -98,17 +101,27 @@ impl Look<'_> {
     pub(super) fn refreshed(&self, front: &ServerView) -> Option<Plan> {
         let (agent, tag) = self.world.due(front)?;
         let wanted = (agent.config_revision.clone(), tag.to_owned());
-        let spoken = self.world.spoken(front)?;
+        self.world.spoken(front)?;
         let is_due = match &front.guest.configured {
             Some(configured) if configured.sent == wanted => {
                 let failure = configured.outcome.as_ref().err();
                 failure.is_some_and(|failure| failure.again.is_some_and(|again| again <= self.now))
             }
-            _ => spoken.0 == wanted.0 && spoken.1 != wanted.1,
+            _ => self.lacks_its_secret(front),
         };
         let next = self.world.successor(&self.identity.uid, front);
         let is_heard = next.is_none_or(|next| next.guest.hello.is_some());
         (is_due && is_heard).then(|| self.configure(front))
+    }
+
+    /// Whether it is all that it is to have until then but the Secret, which has changed.
+    fn lacks_its_secret(&self, front: &ServerView) -> bool {
+        let Some(((config, tag), (agent, wanted))) =
+            self.world.spoken(front).zip(self.world.due(front))
+        else {
+            return false;
+        };
+        config == agent.config_revision && tag != wanted
     }
 
     /// Nobody has the voice from here on, until the old server is silent.

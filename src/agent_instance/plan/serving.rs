@@ -317,7 +317,7 @@ impl Look<'_> {
         armed_for.is_some_and(|uid| *uid != self.identity.uid)
     }
 
-    fn applying(&self, server: &ServerView) -> Stage {
+    pub(super) fn applying(&self, server: &ServerView) -> Stage {
         match self.world.spoken(server) {
             Some(_) => Stage::Updating,
             None => Stage::Installing,

@@ -465,6 +465,9 @@ fn i13_a_changed_secret_reaches_the_old_server_while_another_one_is_prepared() {
     );
     let heard = with_secret(beside(of_another_revision(), Some(InstallPhase::Running)));
     assert!(given(&with_next_of(heard, "r2")));
+    // While it is started with it, it is not Ready.
+    let busy = with_old(world.clone(), |old| old.guest.busy = true);
+    assert_eq!(present(&busy).stage, Stage::Updating);
     // What was given is not given again.
     let done = with_old(world, |old| {
         old.guest.configured = Some(Configured {
