@@ -9,8 +9,8 @@ SHELL := bash
 export CGO_ENABLED := 0
 export GOFLAGS := -trimpath -buildvcs=false
 
-# Most of what a test does is to wait; what keeps the processor busy takes turns (tests/bed).
-export RUST_TEST_THREADS := 6
+# Most of what a test does is to wait. As many as tests/bed has control planes.
+export RUST_TEST_THREADS := 3
 
 CONTROL_PLANE := target/control-plane/control-plane
 HELM := target/helm/helm

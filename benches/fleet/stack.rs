@@ -85,7 +85,7 @@ impl Stack {
 
     /// The same on these machines.
     pub(crate) async fn on(simulator: Simulator, flags: &[&str]) -> Outcome<Self> {
-        let control_plane = Turns::take(1).await?.control_plane(1).await?;
+        let control_plane = Turns::take(1).await?.control_plane().await?;
         let cluster = Cluster::admin(control_plane.kubeconfig()?).await?;
         let audit = Audit::from_now(control_plane.audit_log()?)?;
         let dir = bed::scratch("bench")?;

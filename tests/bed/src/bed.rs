@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::audit::Audit;
 use crate::cluster::Cluster;
-use crate::control_plane::{ControlPlane, OPERATOR, REAL, SYSTEM, Turns};
+use crate::control_plane::{ControlPlane, OPERATOR, SYSTEM, Turns};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::instance::Instance;
 use crate::late_watch::LateWatch;
@@ -83,11 +83,6 @@ pub async fn real_cloud() -> Outcome<Result<Simulator, StartError>> {
     }
 }
 
-/// Real machines are on a bridge of their own.
-fn has_real_machines(simulator: &Arc<Simulator>) -> bool {
-    simulator.host() != Ipv4Addr::LOCALHOST
-}
-
 /// All that a test needs.
 pub struct Bed {
     /// The operator.
@@ -154,10 +149,8 @@ impl Bed {
     /// # Errors
     /// Fails when a part cannot be started.
     pub async fn with(options: Options) -> Outcome<Self> {
-        let real = options.simulator.as_ref().is_some_and(has_real_machines);
-        let share = if real { REAL } else { 1 };
-        let mut turns = Turns::take(share).await?;
-        Self::on(turns.control_plane(share).await?, options).await
+        let mut turns = Turns::take(1).await?;
+        Self::on(turns.control_plane().await?, options).await
     }
 
     /// Two beds, for two clusters at once.
@@ -169,9 +162,9 @@ impl Bed {
         second: impl FnOnce(&Self) -> Options,
     ) -> Outcome<(Self, Self)> {
         let mut turns = Turns::take(2).await?;
-        let first = Self::on(turns.control_plane(1).await?, first).await?;
+        let first = Self::on(turns.control_plane().await?, first).await?;
         let options = second(&first);
-        let second = Self::on(turns.control_plane(1).await?, options).await?;
+        let second = Self::on(turns.control_plane().await?, options).await?;
         Ok((first, second))
     }
 
@@ -246,7 +239,7 @@ impl Bed {
 
     /// Whether the servers are real machines.
     pub fn has_real_machines(&self) -> bool {
-        has_real_machines(&self.simulator)
+        self.host() != Ipv4Addr::LOCALHOST
     }
 
     /// Address of this host, as machines reach it.

@@ -18,9 +18,7 @@ use crate::failure::{Failure, Outcome, ensure};
 use crate::{place, wait};
 
 /// How many control planes one program runs at once: most of what a test does is to wait.
-pub const AT_ONCE: u32 = 6;
-/// How many turns a bed on real machines takes, which keep the processor busy.
-pub(crate) const REAL: u32 = 2;
+pub const AT_ONCE: u32 = 3;
 /// Where the operator is installed.
 pub const SYSTEM: &str = "agentfleet-system";
 /// The operator's user name at the API server.
@@ -36,7 +34,7 @@ pub struct ControlPlane {
     _turn: SemaphorePermit<'static>,
 }
 
-/// The right to start so many beds; taken together, so that two tests cannot wait for one another.
+/// The right to so many control planes; taken together, so that two tests cannot wait for one another.
 pub struct Turns(SemaphorePermit<'static>);
 
 /// One running control plane. It ends when its standard input closes, which the end of this program does too.
@@ -60,23 +58,22 @@ pub fn end_idle() {
 }
 
 impl Turns {
-    /// Waits for so many turns.
+    /// Waits for so many control planes.
     ///
     /// # Errors
     /// Never, as long as the program runs.
-    pub async fn take(turns: u32) -> Outcome<Self> {
-        Ok(Self(FREE.acquire_many(turns).await?))
+    pub async fn take(beds: u32) -> Outcome<Self> {
+        Ok(Self(FREE.acquire_many(beds).await?))
     }
 
-    /// A control plane for so many of them.
+    /// One of them.
     ///
     /// # Errors
     /// Fails when none is left, or the control plane cannot be started or emptied.
-    pub async fn control_plane(&mut self, turns: u32) -> Outcome<ControlPlane> {
-        let turns = usize::try_from(turns)?;
+    pub async fn control_plane(&mut self) -> Outcome<ControlPlane> {
         let turn = self
             .0
-            .split(turns)
+            .split(1)
             .ok_or_else(|| Failure::new("no turn is left"))?;
         let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let plane = match idle {
