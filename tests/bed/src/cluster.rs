@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::control_plane::SYSTEM;
 use crate::failure::{Failure, Outcome, ensure};
-use crate::place;
+use crate::{place, wait};
 
 /// A user of the API server.
 #[derive(Clone)]
@@ -291,7 +291,8 @@ impl Cluster {
         self.delete(kind, namespace, name).await
     }
 
-    /// Removes whatever a bed has left: all objects of agentfleet, the operator's Secrets, Lease and guard, former revisions, events.
+    /// Removes whatever a bed has left: all objects of agentfleet, the operator's Secrets, Lease and guard, former revisions, events, a namespace
+    /// that was deleted and is not gone.
     ///
     /// # Errors
     /// Fails with what the API server says.
@@ -314,7 +315,13 @@ impl Cluster {
                 }
             }
         }
-        self.delete("ConfigMap", Some(SYSTEM), GUARD).await
+        self.delete("ConfigMap", Some(SYSTEM), GUARD).await?;
+        wait::wait_until("no namespace is on its way out", async || {
+            let namespaces = self.list("Namespace").await?;
+            let leaves = |one: &Value| one.pointer("/metadata/deletionTimestamp").is_some();
+            Ok(!namespaces.iter().any(leaves))
+        })
+        .await
     }
 
     /// Runs kubectl as the admin; answers what it printed.
