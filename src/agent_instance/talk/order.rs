@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretSlice};
 
-use super::{BRIEF, GuestKey, Lines, Outcome};
+use super::{BRIEF, GuestKey, Lines, Outcome, Unreleased};
 use crate::{
     agent_instance::world::{ConfigureFailure, Configured, ContactProblem, Cure},
     crash_point, error,
@@ -126,11 +126,16 @@ pub async fn release(server: Pinned, epoch: i64, for_good: bool) -> Outcome {
     let patience = if for_good { BRIEF } else { RELEASE };
     let asked = server.run_long(&release, BRIEF, patience);
     let answered = crash_point::around("ssh", "release", asked).await;
-    let released = answered.ok().filter(|answered| answered.answer.released);
-    Outcome::Released(
-        epoch,
-        released.map(|answered| answered.answer.kept.into_iter().collect()),
-    )
+    let kept = match answered {
+        Ok(answered) if answered.answer.released => Ok(answered.answer.kept.into_iter().collect()),
+        Err(GuestError::Answer(AnswerError::Refused(refusal)))
+            if refusal.code == RefusalCode::Busy =>
+        {
+            Err(Unreleased::Busy)
+        }
+        _ => Err(Unreleased::InVain),
+    };
+    Outcome::Released(epoch, kept)
 }
 
 /// Starts the agent's unit again; whether that helped is for the probes to say.
