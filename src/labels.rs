@@ -2,7 +2,7 @@
 //!
 //! Nothing without our fleet and instance labels is ever changed or deleted, even if it bears our name (I3).
 
-use crate::{agent_instance::desired::Identity, hetzner::Labels};
+use crate::{agent_instance::desired::Identity, api::Disk, hetzner::Labels};
 
 /// The fleet that a thing belongs to.
 pub const FLEET: &str = "agentfleet.dev/fleet";
@@ -38,6 +38,15 @@ pub const CUSTOMER: &str = "agentfleet.dev/customer";
 pub fn are_ours(labels: &Labels, identity: &Identity, fleet: &str) -> bool {
     let has = |key: &str, value: &str| labels.get(key).is_some_and(|found| found == value);
     has(FLEET, fleet) && has(NAMESPACE, &identity.namespace) && has(NAME, &identity.name)
+}
+
+/// What the disk of a server is worth; what does not say `Disposable` is kept.
+pub fn disk(labels: &Labels) -> Disk {
+    if text(labels, DISK) == Disk::Disposable.as_str() {
+        Disk::Disposable
+    } else {
+        Disk::Preserve
+    }
 }
 
 /// The value of a label; empty if there is none.

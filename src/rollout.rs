@@ -146,7 +146,8 @@ fn decide(
     let course = course(ctx, class, &members, former);
     let quota = former.and_then(|former| former.quota.clone());
     let quota = quota.filter(|quota| quota.until > now);
-    let rules = members.rules(class, quota.as_ref(), now);
+    let held = members::held(ctx, class, now);
+    let rules = members.rules(class, (quota.as_ref(), held), now);
     let decided = turns(&members.all, &course, &rules, now);
     let asks_again = quota.as_ref().map(|quota| quota.until);
     let used = used(&members, &course);

@@ -330,7 +330,7 @@ async fn a_standby_is_scraped_too_and_shows_the_fleet_once_it_leads() -> Outcome
     bed.create(NAME).await?.ready().await?;
     let fleet = "agentfleet_instances";
     Scrape::with(&bed.operator, fleet, &[("phase", "Ready")], 1.0).await?;
-    let mut standby = bed.operator.replica()?;
+    let mut standby = bed.replica()?;
     standby.start()?;
     let waits = Scrape::with(&standby, "agentfleet_leader", &[], 0.0).await?;
     waits.has("agentfleet_build_info", &[], 1.0)?;

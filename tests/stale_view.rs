@@ -1,7 +1,10 @@
 //! I12: an operator that plans on an old object. What it hears of instances is held back, somebody else writes the records meanwhile, and
 //! something makes the operator want to write them too.
 
-use bed::{Bed, FLEET, OPERATOR, Options, Outcome, TENANT, TOKEN, ensure, manifests};
+use bed::{
+    Bed, FLEET, OPERATOR, Operator, Options, Outcome, TENANT, TOKEN, ensure, manifests, oracle,
+};
+use hetzner_sim::MachineFaults;
 use serde_json::{Value, json};
 
 async fn bed() -> Outcome<Bed> {
@@ -95,4 +98,62 @@ async fn i12_a_server_that_was_announced_meanwhile_is_the_one_that_is_asked_for(
     assert_eq!(bed.cloud().lives().len(), 1);
     bed.delete_all().await?;
     bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i13_an_operator_that_is_cut_off_while_the_voice_is_handed_over_leaves_it_to_the_next()
+-> Outcome {
+    let mut bed = bed().await?;
+    bed.apply_basics().await?;
+    let class = |swap: &str| {
+        let mut class = manifests::class();
+        class["spec"]["lifecycle"] = json!({"disk": "Disposable"});
+        class["spec"]["agent"]["swap"] = json!(swap);
+        class
+    };
+    bed.change(&class("1G")).await?;
+    let server = bed.create("one").await?.ready().await?;
+    // It does not do as told, so that nobody has the voice for a while.
+    let frozen = MachineFaults {
+        frozen: true,
+        ..MachineFaults::default()
+    };
+    bed.cloud().set_machine_faults(server, frozen)?;
+    bed.change(&class("2G")).await?;
+    bed.wait_until("it is told to be silent", async || {
+        let mut calls = bed.operator.calls()?.into_iter();
+        Ok(calls.any(|call| call.call == "release"))
+    })
+    .await?;
+    bed.late()?.cut(true);
+    bed.cloud()
+        .set_machine_faults(server, MachineFaults::default())?;
+    let mut next = bed.replica()?;
+    next.start()?;
+    let cut_off = std::mem::replace(&mut bed.operator, next);
+
+    let one = bed.instance("one");
+    bed.wait_until("it serves on another server", async || {
+        let status = one.status().await?;
+        let ready = oracle::condition(&status, "Ready");
+        Ok(ready.is_some_and(|ready| ready["status"] == "True")
+            && status["server"]["id"] != json!(server))
+    })
+    .await?;
+    let released = |operator: &Operator| -> Outcome<bool> {
+        let mut calls = operator.calls()?.into_iter();
+        Ok(calls.any(|call| call.call == "configure"))
+    };
+    ensure(released(&bed.operator)?, || "who gave it the voice?".into())?;
+    bed.late()?.cut(false);
+    let epoch = one.status().await?["voice"].clone();
+    bed.wait_until("the former server is gone", async || {
+        Ok(bed.cloud().machine(server).is_err())
+    })
+    .await?;
+    one.ready().await?;
+    assert_eq!(one.status().await?["voice"], epoch);
+    drop(cut_off);
+    bed.delete_all().await?;
+    bed.finish_after_replacements().await
 }

@@ -326,23 +326,79 @@ async fn an_admins_own_words_stand_whatever_a_subscription_says() -> Outcome {
     bed.finish().await
 }
 
+/// A plan with agents like those of the others.
+fn plan(bed: &Bed, name: &str) -> Value {
+    let mut plan = bed.class();
+    plan["metadata"]["name"] = json!(name);
+    // An agent that is Ready for so long counts as such.
+    plan["spec"]["health"] = json!({"interval": "1s"});
+    plan
+}
+
+/// Waits until a server is behind the firewall of this class and of no other.
+async fn is_behind_the_firewall_of(bed: &Bed, server: u64, class: &str) -> Outcome {
+    let what = format!("server {server} is behind the firewall of {class} alone");
+    let none = Value::Null;
+    bed.wait_until(&what, async || {
+        let all = bed.at_hetzner("GET", "/firewalls", &none).await?;
+        let all = all["firewalls"].as_array().cloned().unwrap_or_default();
+        let applied = all.iter().filter(|firewall| {
+            let mut to = firewall["applied_to"].as_array().into_iter().flatten();
+            to.any(|to| to["server"]["id"] == json!(server))
+        });
+        let classes: Vec<_> = applied
+            .map(|firewall| firewall["labels"]["agentfleet.dev/class"].clone())
+            .collect();
+        Ok(classes == [json!(class)])
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plan_that_does_not_run_yet_says_so_and_why() -> Outcome {
+async fn i14_another_plan_keeps_the_server_even_where_that_plan_calls_its_disks_disposable()
+-> Outcome {
     let bed = Bed::start().await?;
-    let mut large = bed.class();
-    large["metadata"]["name"] = json!("large");
-    large["spec"]["image"] = json!("ubuntu-24.04");
+    bed.change(&plan(&bed, manifests::CLASS)).await?;
+    let mut other = plan(&bed, "other");
+    other["spec"]["image"] = json!("ubuntu-24.04");
+    other["spec"]["lifecycle"] = json!({"disk": "Disposable"});
+    bed.change(&other).await?;
+    let mut large = plan(&bed, "large");
+    large["spec"]["serverTypes"] = json!(["cx33"]);
     bed.change(&large).await?;
     let server = subscribed(&bed, "one").await?;
     told(&bed, "one", "PlanPending", "False", "AsPaid").await?;
-    bed.cluster
-        .apply(&with("one", "Active", &json!({"plan": "large"})))
-        .await?;
+    let takes = async |plan: &str| {
+        let plan = with("one", "Active", &json!({"plan": plan}));
+        bed.cluster.apply(&plan).await
+    };
+
+    takes("other").await?;
     let message = told(&bed, "one", "PlanPending", "True", "NeedsNewServer").await?;
-    assert!(!message.is_empty());
+    ensure(message.contains("made to keep its disk"), || message)?;
+    is_behind_the_firewall_of(&bed, server, "other").await?;
     assert_eq!(serves(&bed, "one").await?, server);
-    bed.cluster.apply(&subscription("one", "Active")).await?;
+    takes(manifests::CLASS).await?;
     told(&bed, "one", "PlanPending", "False", "AsPaid").await?;
+
+    takes("large").await?;
+    bed.wait_until("its server has the type that is paid for", async || {
+        let status = bed.instance("one").status().await?;
+        Ok(status["server"]["type"] == "cx33")
+    })
+    .await?;
+    told(&bed, "one", "PlanPending", "False", "AsPaid").await?;
+    assert_eq!(serves(&bed, "one").await?, server);
+    assert_eq!(bed.requests_to("POST", "/servers"), 1);
+
+    // Nothing keeps a class from going that nobody has any more.
+    is_behind_the_firewall_of(&bed, server, "large").await?;
+    bed.cluster.delete("AgentClass", None, "other").await?;
+    bed.wait_until("the class is gone", async || {
+        let left = bed.cluster.get("AgentClass", None, "other").await?;
+        Ok(left.is_none())
+    })
+    .await?;
     bed.delete_all().await?;
     bed.finish().await
 }

@@ -18,6 +18,12 @@ async fn is_off(bed: &Bed, server: u64) -> Outcome {
     .await
 }
 
+/// How often an agent has begun to speak.
+fn times_spoken(bed: &Bed) -> usize {
+    let changes = bed.cloud().voices().into_iter();
+    changes.filter(|change| change.speaks).count()
+}
+
 async fn suspended(one: &Instance<'_>) -> Outcome {
     let told = one.condition("Ready", "False", "Suspended").await?;
     assert!(told.contains("bills it all the same"), "{told}");
@@ -40,6 +46,7 @@ async fn a_suspended_agent_is_silent_and_off_and_the_same_server_serves_again() 
     );
 
     // Whoever switches it on finds it silent, and off again.
+    let spoke = times_spoken(&bed);
     bed.cloud().power(server, true)?;
     wait_until("it is switched off again", async || {
         Ok(bed.mutations_after(mutations).len() == 2)
@@ -47,6 +54,24 @@ async fn a_suspended_agent_is_silent_and_off_and_the_same_server_serves_again() 
     .await?;
     is_off(&bed, server).await?;
     suspended(&one).await?;
+
+    // So does a change of its type, which switches it on too.
+    let mut larger = bed.class();
+    larger["spec"]["serverTypes"] = json!(["cx33"]);
+    bed.change(&larger).await?;
+    wait_until(
+        "it has the listed type, and is switched off again",
+        async || {
+            let done = bed.mutations_after(mutations);
+            let last = done.last().map(String::as_str);
+            Ok(done.len() == 4 && last == Some("POST /servers/{id}/actions/shutdown"))
+        },
+    )
+    .await?;
+    is_off(&bed, server).await?;
+    suspended(&one).await?;
+    assert_eq!(one.status().await?["server"]["type"], "cx33");
+    assert_eq!(times_spoken(&bed), spoke);
 
     set(&bed, "one", false).await?;
     assert_eq!(one.ready().await?, server);

@@ -2,7 +2,7 @@
 //! double delivery.
 
 use bed::{Bed, Options, Outcome, TOKEN, ensure, manifests, quick_cloud};
-use hetzner_sim::{Config, Fault, FaultBody, FaultRule, WhichAnswer};
+use hetzner_sim::{Config, Fault, FaultBody, FaultRule, MachineFaults, WhichAnswer};
 use serde_json::{Value, json};
 
 /// Longer than the operator waits for an answer, which is 5 s in a bed.
@@ -396,4 +396,43 @@ async fn i2_a_create_that_takes_effect_after_all_waiting_makes_a_server_that_goe
     assert_eq!(one.ready().await?, server);
     bed.delete_all().await?;
     bed.finish_after_a_late_server().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i13_a_configuration_whose_answer_is_lost_is_given_to_the_same_server_again() -> Outcome {
+    let bed = Bed::start().await?;
+    bed.apply_basics().await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    let given = || -> Outcome<usize> {
+        let calls = bed.operator.calls()?.into_iter();
+        Ok(calls.filter(|call| call.call == "configure").count())
+    };
+    let (before, voice) = (given()?, one.status().await?["voice"].clone());
+    let cut = MachineFaults {
+        cut_output_after: Some(10),
+        ..MachineFaults::default()
+    };
+    bed.cloud().set_machine_faults(server, cut)?;
+    let secret = bed.apply_secret("one").await?;
+    one.has_in_file(manifests::SECRET_FILE, &secret).await?;
+    bed.wait_until("it is given again", async || Ok(given()? >= before + 2))
+        .await?;
+    let told = one
+        .condition("UpToDate", "False", "ConfigureFailed")
+        .await?;
+    ensure(told.contains("GuestUnreachable"), || told)?;
+    bed.cloud()
+        .set_machine_faults(server, MachineFaults::default())?;
+    one.condition("UpToDate", "True", "AsDeclared").await?;
+    assert_eq!(one.ready().await?, server);
+    let now = one.status().await?["voice"].clone();
+    assert_eq!(now["incarnation"], voice["incarnation"]);
+    ensure(
+        now["epoch"].as_i64() >= voice["epoch"].as_i64().map(|epoch| epoch + 2),
+        || format!("each has an epoch of its own: {voice} {now}"),
+    )?;
+    assert_eq!(bed.requests_to("POST", "/servers"), 1);
+    bed.delete_all().await?;
+    bed.finish().await
 }

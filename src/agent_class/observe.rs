@@ -18,9 +18,9 @@ use crate::{
     api::{AgentClass, AgentClassStatus, AgentInstance, ConditionType, FINALIZER, is_true},
     context::Context,
     health::holds,
-    hetzner::{Server, ServerStatus},
+    hetzner::{Firewall, FirewallResource, Server, ServerStatus},
     hetzner_project::connection::{Connection, Refusal},
-    inventory::Presence,
+    inventory::{Presence, Snapshot},
     kube_ext::COUNTS_PERIOD,
     labels,
     rollout::{self, revisions},
@@ -227,41 +227,71 @@ impl Look<'_> {
             let own = firewalls
                 .iter()
                 .filter_map(|firewall| FirewallView::of(firewall, self.desired, fleet));
-            view.firewalls = Some(own.collect());
+            let own: Vec<_> = own.collect();
+            if let Some(first) = own.first() {
+                view.unguarded = self.unguarded(&connection, first.id, memory);
+                view.former = self.former(&connection, first.id, &firewalls);
+            }
+            view.firewalls = Some(own);
             view.stale = stale;
-        }
-        if let Some([first, ..]) = view.firewalls.as_deref() {
-            view.unguarded = self.unguarded(&connection, first.id, memory);
         }
         view.network = self.network(&name, &standing.networks, memory);
         ProjectView { name, ..view }
     }
 
-    /// Servers of the class that should show its firewall and do not: somebody took it off.
+    /// Servers of the class that should show its firewall and do not: somebody took it off, or they were another class's before.
     fn unguarded(&self, connection: &Connection, firewall: i64, memory: &Memory) -> Vec<i64> {
         let settled = Timestamp::now()
             .checked_sub(FIREWALL_SHOWS)
             .unwrap_or(Timestamp::UNIX_EPOCH);
         let snapshot = connection.inventory.snapshot();
-        let listed = snapshot
-            .servers()
-            .filter(|entry| entry.presence == Presence::Listed)
-            .map(|entry| &entry.server);
-        let bare = listed.filter(|server| {
+        let bare = self.at_rest(&snapshot).filter(|server| {
             let old = server.created.is_some_and(|created| created < settled);
-            let at_rest = matches!(server.status, ServerStatus::Running | ServerStatus::Off)
-                && !server.locked;
-            old && at_rest
-                && self.owns(server)
-                && server
-                    .public_net
-                    .firewalls
-                    .iter()
-                    .all(|applied| applied.id.number() != firewall)
+            (old || !server.public_net.firewalls.is_empty()) && !is_behind(server, firewall)
         });
         bare.map(|server| server.id.number())
             .filter(|id| !memory.guarded.contains_key(id))
             .collect()
+    }
+
+    /// Servers of the class that are behind its firewall, and behind one of another class of the fleet too.
+    fn former(
+        &self,
+        connection: &Connection,
+        firewall: i64,
+        all: &[Firewall],
+    ) -> Vec<(i64, Vec<i64>)> {
+        let snapshot = connection.inventory.snapshot();
+        let guarded: BTreeSet<i64> = self
+            .at_rest(&snapshot)
+            .filter(|server| is_behind(server, firewall))
+            .map(|server| server.id.number())
+            .collect();
+        let of_others = all.iter().filter(|firewall| {
+            let class = labels::text(&firewall.labels, labels::CLASS);
+            !class.is_empty() && class != self.desired.name
+        });
+        let both = of_others.map(|other| {
+            let applied = other.applied_to.iter().filter_map(FirewallResource::server);
+            let applied = applied.map(|server| server.number());
+            let both = applied.filter(|id| guarded.contains(id)).collect();
+            (other.id.number(), both)
+        });
+        both.filter(|(_, servers): &(i64, Vec<i64>)| !servers.is_empty())
+            .collect()
+    }
+
+    /// Servers of the class with which Hetzner does nothing.
+    fn at_rest<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = &'s Server> {
+        let listed = snapshot
+            .servers()
+            .filter(|entry| entry.presence == Presence::Listed)
+            .map(|entry| &*entry.server);
+        listed.filter(|server| {
+            matches!(server.status, ServerStatus::Running | ServerStatus::Off)
+                && !server.locked
+                && self.owns(server)
+        })
     }
 
     fn owns(&self, server: &Server) -> bool {
@@ -289,6 +319,11 @@ impl Look<'_> {
             _ => NetworkView::Unknown,
         }
     }
+}
+
+fn is_behind(server: &Server, firewall: i64) -> bool {
+    let mut applied = server.public_net.firewalls.iter();
+    applied.any(|applied| applied.id.number() == firewall)
 }
 
 fn missing(name: &str) -> Refusal {

@@ -28,7 +28,7 @@ use crate::{
         request::{Asked, Failure},
     },
     kube_ext::{CallError, add_finalizer, call, remove_finalizer},
-    naming,
+    labels, naming,
     rollout::revisions::{self, Housekeeping},
 };
 
@@ -171,6 +171,9 @@ impl Hetzner<'_> {
             ProjectStep::Guard { firewall, servers } => {
                 self.guard((*firewall).into(), servers).await
             }
+            ProjectStep::Unguard { firewall, servers } => {
+                self.unguard((*firewall).into(), servers).await
+            }
         };
         if let Err(failure) = &outcome
             && doubts_list(failure)
@@ -260,10 +263,7 @@ impl Hetzner<'_> {
     }
 
     async fn guard(&self, id: FirewallId, servers: &[i64]) -> Result<(), Failure> {
-        let resources: Vec<_> = servers
-            .iter()
-            .map(|server| FirewallResource::of_server(ServerId::from(*server)))
-            .collect();
+        let resources = resources(servers);
         let asked = self.asked(
             Lane::Rollout,
             "POST /firewalls/{id}/actions/apply_to_resources",
@@ -284,6 +284,28 @@ impl Hetzner<'_> {
             memory
                 .guarded
                 .extend(servers.iter().map(|server| (*server, Instant::now())));
+        });
+        Ok(())
+    }
+
+    async fn unguard(&self, id: FirewallId, servers: &[i64]) -> Result<(), Failure> {
+        let resources = resources(servers);
+        let asked = self.asked(
+            Lane::Rollout,
+            "POST /firewalls/{id}/actions/remove_from_resources",
+        );
+        self.connection
+            .mutate(&self.ctx.leadership, asked, async |client, permit| {
+                client.remove_firewall(permit, id, &resources).await
+            })
+            .await?;
+        self.change(id, |firewall| {
+            firewall
+                .applied_to
+                .retain(|applied| !resources.contains(applied));
+            self.ctx
+                .wake
+                .class(&labels::text(&firewall.labels, labels::CLASS));
         });
         Ok(())
     }
@@ -310,6 +332,11 @@ impl Hetzner<'_> {
         });
         Ok(())
     }
+}
+
+fn resources(servers: &[i64]) -> Vec<FirewallResource> {
+    let of = |server: &i64| FirewallResource::of_server(ServerId::from(*server));
+    servers.iter().map(of).collect()
 }
 
 /// Whether a new list is needed before the next step: it may be done in spite of the failure, or the world is not as the list says.

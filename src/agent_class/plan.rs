@@ -171,6 +171,17 @@ impl Look<'_> {
                 Finding::Open("puts servers behind their firewall again"),
             ));
         }
+        // Two firewalls let through what either does, and one that is in use cannot go with its class.
+        if let Some((former, servers)) = project.former.first() {
+            let servers = servers.iter().take(GUARDED_AT_ONCE).copied().collect();
+            return Some((
+                ProjectStep::Unguard {
+                    firewall: *former,
+                    servers,
+                },
+                Finding::Good,
+            ));
+        }
         // A request that was late has made it twice.
         if let Some(twin) = others.iter().find(|twin| !twin.applied) {
             return Some((ProjectStep::DeleteFirewall(twin.id), Finding::Good));

@@ -37,6 +37,13 @@ pub enum ProjectStep {
         /// Ids of the servers.
         servers: Vec<i64>,
     },
+    /// Take servers from behind the firewall of another class.
+    Unguard {
+        /// Id of the firewall.
+        firewall: i64,
+        /// Ids of the servers.
+        servers: Vec<i64>,
+    },
     /// Look for the class's network.
     FindNetwork,
 }
@@ -64,6 +71,7 @@ impl ProjectStep {
             Self::SetRules(_) => "SetRules",
             Self::DeleteFirewall(_) => "DeleteFirewall",
             Self::Guard { .. } => "Guard",
+            Self::Unguard { .. } => "Unguard",
             Self::FindNetwork => "FindNetwork",
         }
     }

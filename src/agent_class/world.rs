@@ -69,6 +69,8 @@ pub struct ProjectView {
     pub stale: bool,
     /// Servers of the class that its firewall is missing from.
     pub unguarded: Vec<i64>,
+    /// Firewalls of other classes, each with servers that are this class's now and have its firewall: what an instance had before it changed class.
+    pub former: Vec<(i64, Vec<i64>)>,
     /// The class's network there.
     pub network: NetworkView,
 }

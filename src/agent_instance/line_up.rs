@@ -7,7 +7,10 @@ use super::{
     desired::Agent,
     world::{ClassView, ServerView, World},
 };
-use crate::hetzner_project::retype::Retype;
+use crate::{
+    api::{Disk, ServerStatus},
+    hetzner_project::retype::Retype,
+};
 
 /// Why a server is not the one that is wanted any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +98,27 @@ impl World {
         }
     }
 
+    /// Whether the operator may give up what is on a server by its own decision (I14). A class that calls its disks disposable does not speak of
+    /// those that were made before; one that keeps them speaks of all.
+    pub fn is_disposable(&self, server: &ServerView) -> bool {
+        server.disk == Disk::Disposable && self.makes_disposable()
+    }
+
+    /// The same of a server that is gone, by what is known of it.
+    pub fn was_disposable(&self, server: &ServerStatus) -> bool {
+        server.disk != Some(Disk::Preserve) && self.makes_disposable()
+    }
+
+    fn makes_disposable(&self) -> bool {
+        matches!(&self.class, ClassView::Usable(agent) if agent.disk() == Disk::Disposable)
+    }
+
     /// Whether a server was made for, or has, another revision than the one that is wanted, where each gets servers of its own. What an
     /// instance changes of its own is in no revision.
     fn is_of_another_revision(&self, agent: &Agent, server: &ServerView) -> bool {
         let applied = self.applied(server);
         let is_applied = applied.is_some_and(|(config, _)| config == agent.config_revision);
-        if !agent.lifecycle.replaces() || is_applied {
+        if !agent.lifecycle.replaces() || !self.is_disposable(server) || is_applied {
             return false;
         }
         let told = self.status.server.as_ref();

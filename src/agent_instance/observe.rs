@@ -319,6 +319,7 @@ impl Look<'_> {
             incarnation: labels::number(&server.labels, labels::INCARNATION),
             boot_revision: server.labels.get(labels::BOOT_REVISION).cloned(),
             revision: server.labels.get(labels::REVISION).cloned(),
+            disk: labels::disk(&server.labels),
             ipv4: server.ipv4().map(|address| address.to_string()),
             ipv6: server.ipv6().map(|address| address.to_string()),
             server_type: server.server_type.name.clone(),

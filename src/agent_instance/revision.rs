@@ -7,7 +7,7 @@ use super::{
     line_up::Misfit,
     world::{ClassView, ConfigureFailure, SecretsView, ServerView, World},
 };
-use crate::api::{Disk, HealthState, OnProvisionFailure, RollbackRecord};
+use crate::api::{HealthState, OnProvisionFailure, RollbackRecord};
 
 impl World {
     /// Whether the newest revision of the class has failed here, before the agent ever served with it, and there is one to go back to.
@@ -36,11 +36,8 @@ impl World {
 
     /// Whether a new server is to have what is wanted, and this one will not be given it.
     pub fn awaits_next(&self, server: &ServerView) -> bool {
-        let ClassView::Usable(agent) = &self.class else {
-            return false;
-        };
         let is_replaced = self.misfit(server).is_some_and(Misfit::is_replaced);
-        is_replaced && agent.disk() == Disk::Disposable
+        is_replaced && self.is_disposable(server)
     }
 
     /// What a server is to be given, with the tag of its secret files: what is wanted, or, while another one is to have that, what it has.

@@ -151,6 +151,7 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
         ipv6: server.ipv6.clone(),
         server_type: Some(server.server_type.clone()),
         location: Some(server.location.clone()),
+        disk: Some(server.disk),
         created_at: server.created_at.map(Time),
         host_key: world
             .pinned(server)

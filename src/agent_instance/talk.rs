@@ -71,6 +71,15 @@ impl GuestKey {
     }
 }
 
+/// Why a `release` was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreleased {
+    /// The guest is at work for somebody else, and can do it afterwards.
+    Busy,
+    /// It did not answer, or cannot.
+    InVain,
+}
+
 /// What came of an act.
 #[derive(Debug)]
 pub enum Outcome {
@@ -83,7 +92,7 @@ pub enum Outcome {
     /// An `upgrade`; whether it was done.
     Upgraded(bool),
     /// A `release` with this epoch; what the agent had changed, if it was done.
-    Released(i64, Option<Vec<KeptFile>>),
+    Released(i64, Result<Vec<KeptFile>, Unreleased>),
     /// A `restart`; why it was not done, if it was not.
     Restarted(Option<String>),
 }
@@ -196,17 +205,25 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
             };
             greeted(guest, proven, &greeting);
         }
-        Outcome::Unreached(problem) => memory.guest(server).view.contact = Some((problem, now)),
+        Outcome::Unreached(problem) => {
+            let guest = &mut memory.guest(server).view;
+            guest.was_asked_in_vain(now);
+            guest.contact = Some((problem, now));
+        }
         Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::Done,
         Outcome::Upgraded(false) => memory.guest(server).view.upgrade = Upgrade::Tried,
         Outcome::Released(epoch, kept) => {
             let guest = &mut memory.guest(server).view;
-            guest.released = Some((epoch, kept.is_some()));
-            if let Some(kept) = kept {
-                (guest.configured, guest.hello) = (None, None);
-                if memory.guests.len() > 1 {
-                    memory.guest(server).kept = kept;
+            guest.released = Some((epoch, kept.is_ok()));
+            match kept {
+                Ok(kept) => {
+                    (guest.configured, guest.hello, guest.in_vain) = (None, None, None);
+                    if memory.guests.len() > 1 {
+                        memory.guest(server).kept = kept;
+                    }
                 }
+                Err(Unreleased::InVain) => guest.was_asked_in_vain(now),
+                Err(Unreleased::Busy) => guest.in_vain = Some((0, now)),
             }
         }
         Outcome::Restarted(failed) => {
@@ -245,8 +262,9 @@ fn greeted(guest: &mut GuestMemory, proven: Option<HostKey>, greeting: &Answered
     let said = &greeting.answer;
     guest.progress = said.progress.to_string();
     guest.view.contact = None;
-    // What it did not do before it may do now.
-    guest.view.released = guest.view.released.filter(|(_, done)| *done);
+    // What it did not do before it may do now; that it did not is forgotten only when it does.
+    let refuses = guest.view.released.take_if(|(_, done)| !*done).is_some();
+    guest.view.in_vain = guest.view.in_vain.filter(|_| refuses);
     guest.view.proven = proven
         .map(|key| key.to_string())
         .or_else(|| guest.view.proven.take());

@@ -149,6 +149,7 @@ mod tests {
             incarnation: 1,
             boot_revision: None,
             revision: None,
+            disk: crate::api::Disk::Preserve,
             ipv4: None,
             ipv6: None,
             server_type: "cx23".into(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{desired::Agent, notices::NoticesView};
-use crate::api::{AgentInstanceStatus, HealthState, ProvisioningRecord, Timing, VoiceRecord};
+use crate::api::{AgentInstanceStatus, Disk, HealthState, ProvisioningRecord, Timing, VoiceRecord};
 use crate::health::HealthView;
 use crate::hetzner::Place;
 use crate::hetzner_project::retype::Retype;
@@ -159,6 +159,8 @@ pub struct ServerView {
     pub boot_revision: Option<String>,
     /// The revision of its class that its labels name.
     pub revision: Option<String>,
+    /// What its labels say that its disk is worth: what the class said when it was made.
+    pub disk: Disk,
     /// Public IPv4 address.
     pub ipv4: Option<String>,
     /// Public IPv6 address.
@@ -242,6 +244,16 @@ pub struct GuestView {
     pub gone_by: Option<Timestamp>,
     /// The last `release`: the epoch it carried, and whether it was answered.
     pub released: Option<(i64, bool)>,
+    /// How many times in a row it has not answered, or not done, what it was asked, and when that was last.
+    pub in_vain: Option<(u32, Timestamp)>,
+}
+
+impl GuestView {
+    /// It has not answered, or not done as told.
+    pub fn was_asked_in_vain(&mut self, now: Timestamp) {
+        let before = self.in_vain.map_or(0, |(times, _)| times);
+        self.in_vain = Some((before.saturating_add(1), now));
+    }
 }
 
 /// Whether a guest's program is to be replaced.
@@ -526,13 +538,13 @@ impl World {
         self.known == Known::Gone || told.into_iter().chain(probed).any(bad)
     }
 
-    /// Whether a server that is not the agent yet could not be reached.
+    /// Whether a server that is not the agent, or not any more, could not be reached, or does not do as told.
     pub fn is_out_of_reach(&self) -> bool {
         let mut waiting = self
             .servers
             .iter()
             .filter(|server| self.voice_holder() != Some(server.incarnation));
-        waiting.any(|server| server.guest.contact.is_some())
+        waiting.any(|server| server.guest.contact.is_some() || server.guest.in_vain.is_some())
     }
 
     /// What the server that holds the voice has applied: it runs the agent.

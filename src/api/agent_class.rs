@@ -202,7 +202,9 @@ pub struct Lifecycle {
     #[schemars(range(min = 1, max = 10))]
     pub max_attempts: i32,
     /// `Preserve`: the disk holds what cannot be had again, so the operator never deletes or replaces the server by its own decision.
-    /// `Disposable`: a new server is as good as the old one.
+    /// `Disposable`: a new server is as good as the old one. That is meant for servers which are made from then on: one that was made while it
+    /// said `Preserve`, also by another class, keeps its disk until an admin sets the annotation `agentfleet.dev/recreate` on its instance, or
+    /// its label `agentfleet.dev/disk` at Hetzner to `Disposable`.
     pub disk: Disk,
     /// What is tried, and how often, for an agent whose probes fail.
     pub recovery: Recovery,

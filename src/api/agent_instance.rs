@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{HealthStatus, OnProvisionFailure};
+use super::{Disk, HealthStatus, OnProvisionFailure};
 
 /// One agent on one server of its own. Creating it buys the server; deleting it deletes the server and its disk, unless `deletionPolicy` says otherwise.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -438,6 +438,10 @@ pub struct ServerStatus {
     /// Location.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<String>,
+    /// What its disk is worth: what `lifecycle.disk` of the class was when it was made. It stays that when the class says `Disposable` later, until
+    /// its label `agentfleet.dev/disk` at Hetzner is changed; a class that says `Preserve` keeps the disk whatever stands here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
     /// When Hetzner created it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Time>,

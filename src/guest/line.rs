@@ -233,6 +233,9 @@ static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
             compression: Cow::Borrowed(&[compression::NONE]),
             ..Preferred::DEFAULT
         },
+        // A peer that vanishes in the middle of a command that may take long is missed after a minute.
+        keepalive_interval: Some(Duration::from_secs(15)),
+        keepalive_max: 3,
         window_size: 128 * 1024,
         channel_buffer_size: 16,
         ..client::Config::default()

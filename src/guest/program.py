@@ -568,7 +568,8 @@ class System(System):
     """Unit, journal and cgroup as well."""
 
     def systemctl(self, *arguments: str) -> Ran:
-        return run(["systemctl", *arguments], 100)
+        """A stop ends within the time that the unit says, if that is not more than ten minutes."""
+        return run(["systemctl", *arguments], 600 if arguments[0] == "stop" else 100)
 
     def reload_soon(self) -> None:
         """Lets systemd read all units again, for those who ask it about them: nobody waits for that."""

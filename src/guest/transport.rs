@@ -128,6 +128,32 @@ impl Pinned {
         self.run_on(&mut None, None, command, deadline).await
     }
 
+    /// The same for a command that may take long: whether there is a way to the guest is known within `reach`.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_long<C: Command>(
+        &self,
+        command: &C,
+        reach: Duration,
+        deadline: Duration,
+    ) -> Result<Answered<C::Answer>, GuestError> {
+        let (call, mut stage) = (self.call(command)?, Stage::Connect);
+        let opened = tokio::time::timeout(reach, Line::open(&call, &mut stage)).await;
+        let line = opened.unwrap_or(Err(TransportError::TimedOut(stage)))?;
+        self.run_on(&mut Some(line), None, command, deadline).await
+    }
+
+    fn call<C: Command>(&self, command: &C) -> Result<Call<'_>, GuestError> {
+        Ok(Call {
+            address: self.address,
+            login: &self.login,
+            expected: Some(self.host_key.clone()),
+            verb: C::VERB,
+            stdin: command.stdin().map_err(GuestError::Request)?,
+        })
+    }
+
     /// The same over a line that is at hand, else over a new one; the line that did well stays, with a command made ready on it if so wanted.
     ///
     /// # Errors
@@ -139,13 +165,7 @@ impl Pinned {
         command: &C,
         deadline: Duration,
     ) -> Result<Answered<C::Answer>, GuestError> {
-        let call = Call {
-            address: self.address,
-            login: &self.login,
-            expected: Some(self.host_key.clone()),
-            verb: C::VERB,
-            stdin: command.stdin().map_err(GuestError::Request)?,
-        };
+        let call = self.call(command)?;
         let at_hand = line.take().filter(|line| line.reaches(&self.host_key));
         let (used, answer) = exec(call, at_hand, next, deadline).await?;
         *line = Some(used);
@@ -354,6 +374,27 @@ mod tests {
             let error = fails(&to, Duration::from_millis(1500)).await;
             assert!(
                 matches!(error, TransportError::TimedOut(at) if at == stage),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_may_take_long_is_waited_for_only_where_there_is_a_way() {
+        let silent = StandIn::raw(async |stream| {
+            let _held = stream;
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let hanging = StandIn::new(|_| Reply::Hang).await;
+        let (short, long) = (Duration::from_millis(1500), Duration::from_hours(1));
+        for (to, reach, deadline, stage) in [
+            (silent, short, long, Stage::Handshake),
+            (hanging, long, short, Stage::Command),
+        ] {
+            let error = pinned(&to).run_long(&logs(), reach, deadline).await;
+            assert!(
+                matches!(error, Err(GuestError::Transport(TransportError::TimedOut(at))) if at == stage),
                 "{error:?}"
             );
         }

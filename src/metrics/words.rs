@@ -93,7 +93,7 @@ pub fn outcome(outcome: &Outcome) -> &'static str {
         Outcome::Unreached(ContactProblem::Garbage(_)) => "garbage",
         Outcome::Configured(configured, _) => done(configured.outcome.is_ok()),
         Outcome::Upgraded(upgraded) => done(*upgraded),
-        Outcome::Released(_, kept) => done(kept.is_some()),
+        Outcome::Released(_, kept) => done(kept.is_ok()),
         Outcome::Restarted(failed) => done(failed.is_none()),
     }
 }

@@ -81,7 +81,12 @@ impl Members {
     }
 
     /// What the class says of rollouts, measured by how many speak.
-    pub fn rules(&self, class: &AgentClass, quota: Option<&UsedUp>, now: Timestamp) -> Rules {
+    pub fn rules(
+        &self,
+        class: &AgentClass,
+        (quota, held): (Option<&UsedUp>, Option<String>),
+        now: Timestamp,
+    ) -> Rules {
         let rollout = &class.spec.lifecycle.rollout;
         let speak = self.all.iter().filter(|member| member.has != Has::Nothing);
         let of = speak.count();
@@ -105,6 +110,7 @@ impl Members {
             max_unavailable: part(&rollout.max_unavailable, of),
             max_surge: part(&rollout.max_surge, of),
             gate,
+            held,
             on_failure: rollout.on_failure,
             disposable: class.spec.lifecycle.disk == Disk::Disposable,
             replaces: class.spec.lifecycle.replaces(),
@@ -149,6 +155,7 @@ fn member(
         has: has(ctx, class, instance, want),
         boot: status.boot_revision.clone(),
         fits: Fit::Listed,
+        keeps_disk: keeps_disk(status),
         ready: ready_since(status),
         health,
         stalled: is_true(&status.conditions, ConditionType::Stalled),
@@ -249,6 +256,21 @@ fn by_another_type(ctx: &Context, server: &ServerStatus, types: &[String], now: 
     }
 }
 
+/// Whether its server was made to be kept.
+fn keeps_disk(status: &AgentInstanceStatus) -> bool {
+    let server = status.server.as_ref();
+    server.is_some_and(|server| server.disk == Some(Disk::Preserve))
+}
+
+/// Why no server of a class is replaced for now: it is likelier that the way to them is to blame than they.
+pub fn held(ctx: &Context, class: &AgentClass, now: Timestamp) -> Option<String> {
+    let told = class.status.as_ref().map(|status| &status.conditions);
+    let lasts = holds::of_class(ctx, class, now).lasts(told);
+    lasts.then(|| {
+        "no server is replaced as long as RecoveryHeld of the class is True: see there".into()
+    })
+}
+
 fn ready_since(status: &AgentInstanceStatus) -> Option<Timestamp> {
     let ready = status
         .conditions
@@ -272,7 +294,8 @@ pub fn news(instance: &AgentInstance) -> u64 {
         let fails = health.is_some_and(|health| health.state == HealthState::Failed);
         let silent = health.is_some_and(|health| health.state == HealthState::Unknown);
         let holds = (holds(ConditionType::Ready), holds(ConditionType::Stalled));
-        (revisions, holds, fails, silent, next_is_under_way(status))
+        let last = (next_is_under_way(status), keeps_disk(status));
+        (revisions, holds, fails, silent, last)
     });
     let mut hasher = DefaultHasher::new();
     (&instance.spec.class_name, instance.spec.suspend, told).hash(&mut hasher);

@@ -14,6 +14,9 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+/// Why no server is prepared beside another.
+const HELD: &str = "RecoveryHeld";
+
 /// A revision of a class.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revision {
@@ -64,6 +67,8 @@ pub struct Member {
     pub boot: Option<String>,
     /// Whether its server is still what the class lists.
     pub fits: Fit,
+    /// Whether its disk is kept, whatever the class says of its disks.
+    pub keeps_disk: bool,
     /// Since when it is Ready.
     pub ready: Option<Timestamp>,
     /// What its probes say.
@@ -107,6 +112,8 @@ pub struct Rules {
     pub gate: Gate,
     /// What follows a failure.
     pub on_failure: OnRolloutFailure,
+    /// Why no server is prepared beside another for now, if that is so; what has begun goes on.
+    pub held: Option<String>,
     /// Whether the operator may replace a server by its own decision.
     pub disposable: bool,
     /// Whether it does so for each revision.
@@ -359,7 +366,7 @@ impl Look<'_> {
         let may_not = match &self.rules.gate {
             _ if self.stopped => Some(Why::Stopped),
             _ if member.out_of_reach => Some(Why::OutOfReach),
-            Gate::Open => None,
+            Gate::Open => self.held(member),
             Gate::Paused => Some(Why::Paused),
             Gate::Closed(reason, words) => Some(Why::Closed(reason, words.clone())),
         };
@@ -370,8 +377,18 @@ impl Look<'_> {
         }
     }
 
+    /// Why no server is prepared beside its own now, if it needs one.
+    fn held(&self, member: &Member) -> Option<Why> {
+        let words = self.rules.held.clone()?;
+        let beside = self.must_move(member) && !self.is_to_retype(member);
+        beside.then_some(Why::Closed(HELD, words))
+    }
+
     /// Whether it has a turn that it keeps: one that has begun is never taken away, since that would be one more change.
     fn goes_on(&self, member: &Member) -> bool {
+        if member.ready.is_some() && !member.prepared && self.held(member).is_some() {
+            return false;
+        }
         let may_begin = self.rules.gate == Gate::Open && !self.stopped;
         let begun = member.ready.is_none() || self.is_moving(member);
         let granted = member.granted.as_ref() == Some(&self.goal.name);
@@ -383,13 +400,13 @@ impl Look<'_> {
     }
 
     fn must_move(&self, member: &Member) -> bool {
-        let beside = self.rules.disposable && member.misfits(self.goal);
+        let beside = self.rules.disposable && !member.keeps_disk && member.misfits(self.goal);
         beside || self.needs_anyhow(member) || self.is_to_retype(member)
     }
 
     /// Whether a new server is due to it whatever has changed.
     fn needs_anyhow(&self, member: &Member) -> bool {
-        self.rules.replaces && !member.has(self.goal)
+        self.rules.replaces && !member.keeps_disk && !member.has(self.goal)
     }
 
     fn is_to_retype(&self, member: &Member) -> bool {
@@ -429,6 +446,18 @@ impl Look<'_> {
             .min()
     }
 
+    /// What keeps turns from being given.
+    fn gate(&self, members: &[Member]) -> Gate {
+        let held = || members.iter().find_map(|member| self.held(member));
+        match &self.rules.gate {
+            Gate::Open => match held() {
+                Some(Why::Closed(reason, words)) => Gate::Closed(reason, words),
+                _ => Gate::Open,
+            },
+            gate => gate.clone(),
+        }
+    }
+
     fn progress(&self, members: &[Member], of: &[Turn]) -> Progress {
         let speaking = || members.iter().filter(|member| member.speaks());
         let has_goal = |member: &&Member| member.has(self.goal);
@@ -460,7 +489,7 @@ impl Look<'_> {
                 .filter(|member| !member.misfits(self.goal))
                 .count(),
             proven: !self.stopped && waiting == 0 && under_way.is_empty() && served * 2 > all,
-            gate: self.rules.gate.clone(),
+            gate: self.gate(members),
             under_way,
             out_of_reach: names(unreachable.map(|(member, _)| member)),
             kept: names(kept),

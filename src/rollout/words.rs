@@ -108,7 +108,7 @@ fn under_way(target: &str, progress: &Progress) -> (&'static str, String) {
         )
     } else if !kept.is_empty() {
         let words = format!(
-            "only a new server could take up the rest of it, and lifecycle.disk is Preserve: {}",
+            "only a new server could take up the rest of it, and the disks of these are kept: {}",
             list(kept)
         );
         ("NeedsNewServer", words)
@@ -213,7 +213,7 @@ mod tests {
                     ..at(15, 0)
                 },
                 "NeedsNewServer",
-                "Preserve: a, b, c and 2 more",
+                "are kept: a, b, c and 2 more",
             ),
             (
                 Progress {

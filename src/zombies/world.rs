@@ -338,7 +338,7 @@ impl ServerView {
             uid: labels::text(&server.labels, labels::UID),
             incarnation,
             key_id: labels::text(&server.labels, labels::KEY_ID),
-            disposable: labels::text(&server.labels, labels::DISK) == Disk::Disposable.as_str(),
+            disposable: labels::disk(&server.labels) == Disk::Disposable,
             named_so,
             retained: server.labels.contains_key(labels::RETAINED),
             protected: server.protection.delete,

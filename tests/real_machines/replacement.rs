@@ -3,16 +3,22 @@
 use bed::{Bed, Outcome, manifests, oracle};
 use serde_json::{Value, json};
 
-/// The class with a disposable disk; whether its user may become root only a new server can take up.
+/// An agent that has much to put in order before it stops.
+const SLOW_TO_STOP: &str = "trap 'sleep 12; exit' TERM; while :; do sleep 1 & wait; done";
+
+/// The class with a disposable disk, and an agent that is slow to stop; whether its user may become root only a new server can take up.
 fn class(bed: &Bed, sudo: bool) -> Value {
     let mut class = bed.class();
     class["spec"]["lifecycle"] = json!({"disk": "Disposable"});
-    class["spec"]["agent"]["sudo"] = json!(sudo);
+    let agent = &mut class["spec"]["agent"];
+    agent["sudo"] = json!(sudo);
+    agent["service"]["execStart"] = json!(["/bin/bash", "-c", SLOW_TO_STOP]);
+    agent["service"]["timeoutStopSec"] = json!("1m");
     class
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn i13_the_agent_moves_to_a_server_prepared_beside_its_own_with_what_it_had_changed()
+async fn i13_an_agent_that_is_slow_to_stop_moves_to_a_server_prepared_beside_its_own_with_what_it_had_changed()
 -> Outcome {
     let Some(bed) = Bed::start_real().await? else {
         return Ok(());

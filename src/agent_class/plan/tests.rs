@@ -170,6 +170,28 @@ fn servers_without_their_firewall_get_it_back_some_at_a_time() {
 }
 
 #[test]
+fn servers_that_another_class_had_before_leave_its_firewall_when_they_are_behind_their_own() {
+    let both = ProjectView {
+        former: vec![(7, (1..=30).collect()), (8, vec![31])],
+        ..project(&[firewall(4)])
+    };
+    let leave = ProjectStep::Unguard {
+        firewall: 7,
+        servers: (1..=25).collect(),
+    };
+    expect(&world(both.clone()), one(leave), "Good");
+    let bare = ProjectView {
+        unguarded: vec![32],
+        ..both
+    };
+    let guard = ProjectStep::Guard {
+        firewall: 4,
+        servers: vec![32],
+    };
+    expect(&world(bare), one(guard), "Open");
+}
+
+#[test]
 fn second_firewall_of_a_late_request_goes_unless_it_is_used() {
     expect(
         &world(project(&[firewall(4), firewall(5)])),

@@ -3,7 +3,7 @@
 use super::{
     super::{
         description,
-        desired::{Agent, Want},
+        desired::{Agent, Desired, Want},
         observe::{SECRET_OF_ANOTHER, instance_keys, of_another, read_secret},
         talk::{self, GuestKey, Listening, Order},
         world::{InstallPhase, ServerView, Upgrade},
@@ -253,10 +253,11 @@ impl Performer<'_> {
     pub(super) fn release(&self, id: i64, epoch: i64) -> Result<(), Setback> {
         let pinned = self.known_guest(id)?;
         self.remember(|memory| memory.fresh_epoch = None);
+        let for_good = matches!(self.desired, Desired::Absent(_));
         self.ctx.talks.order(
             GuestKey::new(self.identity(), id),
             Verb::Release,
-            talk::release(pinned, epoch),
+            talk::release(pinned, epoch, for_good),
         );
         Ok(())
     }

@@ -5,8 +5,8 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp}
 use crate::api::RECREATE_ANNOTATION;
 
 use super::{
-    Agent, Attempt, Disk, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW,
-    SecretsView, SendOutcome, ServerStatus, Stage, Step, relabelled,
+    Agent, Attempt, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW, SecretsView,
+    SendOutcome, ServerStatus, Stage, Step, relabelled,
 };
 
 impl Look<'_> {
@@ -32,10 +32,8 @@ impl Look<'_> {
 
     /// Whether a server that is gone took with it what nobody may give up but a person (I14).
     pub(super) fn is_lost(&self, server: &ServerStatus) -> bool {
-        let kept = self
-            .class()
-            .is_ok_and(|agent| agent.disk() == Disk::Disposable);
-        self.spoke(server.incarnation) && !kept && !self.is_given_up(server.incarnation)
+        let missed = !self.world.was_disposable(server);
+        self.spoke(server.incarnation) && missed && !self.is_given_up(server.incarnation)
     }
 
     /// Of a server that nothing shows yet nothing is said; one that is out of sight because its project is, is reported as it was.

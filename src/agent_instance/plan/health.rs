@@ -1,7 +1,9 @@
 //! A configured agent: whether it serves is what its probes say (I6).
 
-use super::{Agent, HealthState, Look, Plan, ServerView, Stage, Step, recovery::Cause};
-use crate::{agent_instance::line_up::Misfit, api::RECREATE_ANNOTATION, health::ladder::Ailment};
+use super::{Agent, Disk, HealthState, Look, Plan, ServerView, Stage, Step, recovery::Cause};
+use crate::{
+    agent_instance::line_up::Misfit, api::RECREATE_ANNOTATION, health::ladder::Ailment, labels,
+};
 
 /// Why less is served than is declared.
 type Note = Option<(&'static str, String)>;
@@ -12,10 +14,10 @@ impl Look<'_> {
         let note = self.world.misfit(server).map(|misfit| {
             let cure = match misfit {
                 Misfit::Type => "it becomes one of another when it is its turn".to_owned(),
-                Misfit::Revision => "it is replaced when it is its turn".to_owned(),
-                _ => format!(
-                    "this one is kept as its disk is: an admin replaces it by the annotation {RECREATE_ANNOTATION}"
-                ),
+                _ if self.world.is_disposable(server) => {
+                    "it is replaced when it is its turn".into()
+                }
+                _ => kept(agent),
             };
             (misfit.reason(), format!("{}; {cure}", misfit.words()))
         });
@@ -111,6 +113,20 @@ impl Look<'_> {
             None => by_health(self.told_health(), "", note),
         }
     }
+}
+
+/// Why a server is not replaced.
+fn kept(agent: &Agent) -> String {
+    let cure = format!("an admin replaces it by the annotation {RECREATE_ANNOTATION}");
+    if agent.disk() == Disk::Preserve {
+        return format!("this one is kept as its disk is: {cure}");
+    }
+    format!(
+        "this one was made to keep its disk, and does, though lifecycle.disk of AgentClass {} is Disposable now: {cure}, or sets its label {} at \
+         Hetzner to Disposable",
+        agent.class,
+        labels::DISK
+    )
 }
 
 fn by_health(state: Option<HealthState>, words: &str, note: Note) -> Stage {

@@ -94,6 +94,10 @@ struct Model {
     born: BTreeMap<u32, String>,
     /// Whether the next releases are answered, the last first; then all are.
     answers: Vec<bool>,
+    /// How many releases of a server in a row were not.
+    unanswered: BTreeMap<u32, usize>,
+    /// Whether no server may be deleted that may speak and was not asked twice to be silent.
+    patient: bool,
     /// The tries to recover that were carried out, by when they were written down.
     done: Vec<Timestamp>,
 }
@@ -119,6 +123,8 @@ impl Model {
             boot: super::tests::agent().boot_revision,
             born: BTreeMap::new(),
             answers: vec![],
+            unanswered: BTreeMap::new(),
+            patient: false,
             done: vec![],
         }
     }
@@ -284,7 +290,14 @@ impl Model {
             Step::LookUp { .. } => self.memory.looked_up(self.now, None),
             Step::DeleteServer { id, .. } => {
                 assert!(!self.held, "deleted while held");
-                let guest = self.alive.remove(&u32::try_from(id - 40).unwrap());
+                let number = u32::try_from(id - 40).unwrap();
+                let guest = self.alive.remove(&number);
+                let armed = guest.as_ref().is_some_and(|guest| guest.armed);
+                let asked = self.unanswered.get(&number).copied().unwrap_or_default();
+                assert!(
+                    !(self.patient && armed && asked < 2),
+                    "it was asked {asked} times"
+                );
                 let spoke = guest.is_some_and(|guest| guest.spoke);
                 assert!(!(self.missed && spoke), "its disk was lost");
             }
@@ -324,10 +337,16 @@ impl Model {
                         ..Guest::default()
                     };
                 }
+                let now = self.now;
                 let view = &mut self.memory.guest(*server).view;
                 view.released = Some((*epoch, answers));
                 if answers {
                     (view.configured, view.hello, view.health) = (None, None, None);
+                    view.in_vain = None;
+                    self.unanswered.remove(incarnation);
+                } else {
+                    view.was_asked_in_vain(now);
+                    *self.unanswered.entry(*incarnation).or_default() += 1;
                 }
             }
             Step::ChangeType { .. } => unreachable!("its type is listed"),
@@ -382,6 +401,7 @@ impl Model {
         let phase = match guest.creation {
             Creation::Mute => {
                 view.contact = Some((ContactProblem::Silent("no route".into()), now));
+                view.was_asked_in_vain(now);
                 return;
             }
             Creation::Good => InstallPhase::Done,
@@ -548,7 +568,7 @@ proptest! {
 
     #[test]
     fn whatever_is_lost_or_forgotten_a_server_is_replaced_and_one_speaks(
-        fates in fates(), forget in prop::collection::vec(0_usize..60, 0..5), answers in prop::collection::vec(any::<bool>(), 0..3),
+        fates in fates(), forget in prop::collection::vec(0_usize..60, 0..5), answers in prop::collection::vec(any::<bool>(), 0..5),
         ordered: bool, back in prop::option::of(0_usize..40),
     ) {
         let mut desired = Desired::Present(identity(), Box::new(want()));
@@ -556,7 +576,7 @@ proptest! {
         model.disk = if ordered { Disk::Preserve } else { Disk::Disposable };
         model.settle(&desired, &[]);
         let former = model.boot.clone();
-        (model.fates, model.answers) = (fates, answers);
+        (model.fates, model.answers, model.patient) = (fates, answers, true);
         if ordered {
             desired = Desired::Present(identity(), Box::new(Want { recreate: Some("now".into()), ..want() }));
         } else {

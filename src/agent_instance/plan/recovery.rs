@@ -9,9 +9,7 @@ use super::{
     Timestamp, creation::server_lost, delete,
 };
 use crate::{
-    api::{
-        ConditionType, Disk, MAINTENANCE_ANNOTATION, RecoveryAction, RecoveryRecord, TimingStep,
-    },
+    api::{ConditionType, MAINTENANCE_ANNOTATION, RecoveryAction, RecoveryRecord, TimingStep},
     health::ladder::{self, Ailment, History, Next, Rules},
 };
 
@@ -50,7 +48,8 @@ impl Look<'_> {
 
     /// What is done for an agent whose probes fail.
     pub(super) fn recover(&self, server: &ServerView, agent: &Agent, cause: &Cause<'_>) -> Plan {
-        let (history, rules) = (self.history(), self.rules(agent));
+        let disposable = self.world.is_disposable(server);
+        let (history, rules) = (self.history(), self.rules(agent, disposable));
         let words = match history.in_row().next_back() {
             Some(last) if cause.words.is_empty() => &last.reason,
             _ => cause.words,
@@ -72,7 +71,14 @@ impl Look<'_> {
                 Some(why) => self.wait_for_release(cause, &why),
                 None => self.write_try(agent, action, words),
             },
-            Next::UsedUp(until) => Plan::wait(used_up(agent, words, until)).until(until),
+            Next::UsedUp(until) => {
+                let words = if disposable {
+                    words.to_owned()
+                } else {
+                    format!("{words}; its disk is kept")
+                };
+                Plan::wait(used_up(agent, &words, until)).until(until)
+            }
         }
     }
 
@@ -104,7 +110,8 @@ impl Look<'_> {
         if self.hands_off().is_some() {
             return Plan::wait(self.ailing(agent, &cause));
         }
-        match ladder::next(cause.ailment, &self.history(), &self.rules(agent), self.now) {
+        let rules = self.rules(agent, self.world.was_disposable(server));
+        match ladder::next(cause.ailment, &self.history(), &rules, self.now) {
             Next::Try(action) => match self.held(action) {
                 Some(why) => self.wait_for_release(&cause, &why),
                 None => self.write_try(agent, action, cause.words),
@@ -189,7 +196,7 @@ impl Look<'_> {
             RecoveryAction::Recreate => ("Recreating", "its server is replaced by a new one"),
         };
         let times = self.history().times_in_day(action, self.now) + more;
-        let budget = self.rules(agent).budget(action).max(times);
+        let budget = self.rules(agent, false).budget(action).max(times);
         Stage::Recovering(
             reason,
             format!("{what} (try {times} of {budget} in 24 hours): {cause}"),
@@ -215,12 +222,11 @@ impl Look<'_> {
         }
     }
 
-    fn rules(&self, agent: &Agent) -> Rules {
+    fn rules(&self, agent: &Agent, disposable: bool) -> Rules {
         let health = &agent.health;
-        let replaceable = agent.disk() == Disk::Disposable && self.may_serve_elsewhere();
         Rules {
             budgets: agent.lifecycle.recovery,
-            replaceable,
+            replaceable: disposable && self.may_serve_elsewhere(),
             settle: health.interval.get() * health.failure_threshold.unsigned_abs()
                 + health.initial_delay.get(),
             unreachable: self.world.recovery.unreachable,
@@ -248,11 +254,6 @@ impl Look<'_> {
 }
 
 fn used_up(agent: &Agent, cause: &str, until: Timestamp) -> Stage {
-    let kept = if agent.disk() == Disk::Preserve {
-        "; its disk is kept"
-    } else {
-        ""
-    };
     // A time that moves would be news each time.
     let until = until
         .round(k8s_openapi::jiff::Unit::Minute)
@@ -260,7 +261,7 @@ fn used_up(agent: &Agent, cause: &str, until: Timestamp) -> Stage {
     Stage::Stalled(
         "RecoveryExhausted",
         format!(
-            "{cause}; all that lifecycle.recovery of AgentClass {} allows within 24 hours was tried in vain{kept}. See status.recovery, and `journalctl` on the server; it goes on by itself when class or Secret is changed, when a probe is good, and with the next try after {until}",
+            "{cause}; all that lifecycle.recovery of AgentClass {} allows within 24 hours was tried in vain. See status.recovery, and `journalctl` on the server; it goes on by itself when class or Secret is changed, when a probe is good, and with the next try after {until}",
             agent.class
         ),
     )

@@ -6,10 +6,14 @@
 //! why only a `Disposable` server, or one that a person gave up, is ever replaced (I14).
 
 use super::{
-    Agent, ContactProblem, Disk, InstallPhase, Look, Plan, Power, ServerView, Stage, Step,
+    Agent, CONTACT, ContactProblem, InstallPhase, Look, Plan, Power, ServerView, Stage, Step,
     VoiceRecord, armed_here, delete,
 };
 use crate::agent_instance::{line_up::Misfit, status};
+
+/// How many times in a row a server is told in vain to be silent before that is believed: an answer may be lost.
+const ASKED: u32 = 2;
+const CANNOT_RELEASE: &str = "CannotRelease";
 
 /// Whether a server itself has said that it was given the voice.
 fn is_known_to_speak(server: &ServerView) -> bool {
@@ -24,20 +28,20 @@ impl Look<'_> {
     }
 
     /// Why a server is to be replaced, if it is, and may be.
-    pub(super) fn outdated(&self, server: &ServerView, agent: &Agent) -> Option<Misfit> {
+    pub(super) fn outdated(&self, server: &ServerView) -> Option<Misfit> {
         let misfit = self.world.misfit(server);
         let misfit = misfit.filter(|misfit| *misfit != Misfit::Type)?;
         // What has begun is not begun anew with each turn.
         let begun = self.world.voice_holder() != Some(server.incarnation);
         let its_turn = begun || (self.world.may_move && self.hands_off().is_none());
-        let allowed = misfit == Misfit::Ordered || (agent.disk() == Disk::Disposable && its_turn);
-        allowed.then_some(misfit)
+        let allowed = self.world.is_disposable(server) && its_turn;
+        (misfit == Misfit::Ordered || allowed).then_some(misfit)
     }
 
     /// What is done for a server that is to be replaced; none if it stays.
     pub(super) fn replaced(&self, front: &ServerView) -> Option<Plan> {
         let agent = self.class().ok()?;
-        let misfit = self.outdated(front, agent)?;
+        let misfit = self.outdated(front)?;
         // What does not speak is first brought to it: only then it is known what it is worth.
         let speaks = self.world.voice()?.incarnation == Some(i64::from(front.incarnation));
         let next = self.world.successor(&self.identity.uid, front);
@@ -150,21 +154,29 @@ impl Look<'_> {
     }
 
     fn hush(&self, server: &ServerView) -> Plan {
-        let stage = Stage::Updating;
         if server.deleting {
-            return self.await_end(server, stage);
+            return self.await_end(server, Stage::Updating);
         }
-        let taken = self.world.taken_at();
-        let refused = server.guest.released.is_some_and(|(told, _)| told >= taken);
-        let in_vain = refused || server.guest.contact.is_some();
-        if in_vain && !self.may_go(server) {
-            return self.cannot_release(server);
+        let guest = &server.guest;
+        let refused = guest
+            .released
+            .is_some_and(|(told, _)| told >= self.world.taken_at());
+        let (times, again) = guest
+            .in_vain
+            .map_or((0, self.now), |(times, last)| (times, last + CONTACT));
+        if times >= ASKED && (refused || guest.contact.is_some()) {
+            return self.unreleased(server);
         }
-        if server.guest.busy {
+        let stage = if times >= ASKED && !self.may_go(server) {
+            self.cannot_release(server)
+        } else {
+            Stage::Updating
+        };
+        if guest.busy {
             return Plan::wait(stage);
         }
-        if in_vain {
-            return self.at_hetzner(&server.project, delete(server), stage);
+        if again > self.now {
+            return Plan::wait(stage).until(again);
         }
         if self.world.pinned(server).is_none() {
             return Plan {
@@ -180,31 +192,51 @@ impl Look<'_> {
         Plan::act(release, stage)
     }
 
-    /// A server that cannot be silenced is deleted, if it may be: merely switched off it would speak when somebody switches it on.
-    fn may_go(&self, server: &ServerView) -> bool {
-        let disposable = self
-            .class()
-            .is_ok_and(|agent| agent.disk() == Disk::Disposable);
-        disposable || self.is_given_up(i64::from(server.incarnation))
+    /// A server that cannot be silenced is deleted, if it may be: merely switched off it would speak when somebody switches it on. Where many
+    /// agents are out of reach it is rather the operator who is.
+    fn unreleased(&self, server: &ServerView) -> Plan {
+        let stage = self.cannot_release(server);
+        let held = self.world.hold.is_some() && !self.is_given_up(server.incarnation.into());
+        if held || !self.may_go(server) {
+            // When it answers, it is told again.
+            return Plan {
+                stage,
+                ..self.contact(server, "")
+            };
+        }
+        if server.guest.busy {
+            return Plan::wait(Stage::Updating);
+        }
+        self.at_hetzner(&server.project, delete(server), Stage::Updating)
     }
 
-    fn cannot_release(&self, server: &ServerView) -> Plan {
-        let words = match &server.guest.contact {
+    /// Whether it may be deleted for that.
+    fn may_go(&self, server: &ServerView) -> bool {
+        self.world.is_disposable(server) || self.is_given_up(server.incarnation.into())
+    }
+
+    fn cannot_release(&self, server: &ServerView) -> Stage {
+        let why = match &server.guest.contact {
             Some((ContactProblem::Silent(why), _)) => why.as_str(),
             _ => "it does not do as told",
         };
-        let stage = Stage::Stalled(
-            "CannotRelease",
-            format!(
-                "server {} may still run the agent and cannot be told to be silent ({words}); bring it back, or delete it at Hetzner, before another \
-                 one is given the voice",
-                server.id
-            ),
+        let words = format!(
+            "server {} may still run the agent and cannot be told to be silent ({why})",
+            server.id
         );
-        // When it answers, it is told again.
-        Plan {
-            stage,
-            ..self.contact(server, "")
+        match &self.world.hold {
+            Some(who) if self.may_go(server) => Stage::Troubled(
+                CANNOT_RELEASE,
+                format!(
+                    "{words}; it is not deleted for that as long as RecoveryHeld of {who} is True: see there"
+                ),
+            ),
+            _ => Stage::Stalled(
+                CANNOT_RELEASE,
+                format!(
+                    "{words}; bring it back, or delete it at Hetzner, before another one is given the voice"
+                ),
+            ),
         }
     }
 
@@ -214,14 +246,9 @@ impl Look<'_> {
             return vec![];
         }
         // What spoke above the record may be what a record from an older day does not know (I14).
-        let disposable = self
-            .class()
-            .is_ok_and(|agent| agent.disk() == Disk::Disposable);
         let first = self.world.voice().is_some_and(|voice| voice.epoch <= 1);
         let next = self
-            .class()
-            .ok()
-            .and_then(|agent| self.outdated(front, agent))
+            .outdated(front)
             .filter(|_| !self.is_suspended())
             .and_then(|_| self.world.successor(&self.identity.uid, front));
         let unneeded = |server: &&ServerView| {
@@ -230,7 +257,7 @@ impl Look<'_> {
             let above = server.incarnation > front.incarnation;
             let known = never_spoke
                 || if above {
-                    is_known_to_speak(front) && disposable
+                    is_known_to_speak(front) && self.world.is_disposable(server)
                 } else {
                     serves
                 };

@@ -116,6 +116,7 @@ pub(super) fn server(incarnation: u32) -> ServerView {
         incarnation,
         boot_revision: Some(agent().boot_revision),
         revision: None,
+        disk: Disk::Disposable,
         ipv4: Some("127.1.0.1".into()),
         ipv6: None,
         server_type: "cx23".into(),
@@ -141,6 +142,7 @@ fn with_server(mut world: World, server: ServerView) -> World {
         ipv6: None,
         server_type: None,
         location: None,
+        disk: None,
         created_at: None,
         host_key: None,
     });

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretSlice};
 
-use super::{BRIEF, GuestKey, Lines, Outcome};
+use super::{BRIEF, GuestKey, Lines, Outcome, Unreleased};
 use crate::{
     agent_instance::world::{ConfigureFailure, Configured, ContactProblem, Cure},
     crash_point, error,
@@ -27,6 +27,8 @@ use crate::{
 const CONFIGURE: Duration = Duration::from_mins(20);
 /// How long a `restart` may take: an agent that hangs is stopped first, for which systemd gives it 90 s.
 const RESTART: Duration = Duration::from_mins(2);
+/// How long a `release` may take when the guest was reached: it gives the agent as long to stop as its unit says, but no more than ten minutes.
+const RELEASE: Duration = Duration::from_mins(12);
 /// How many bytes of a failure's last lines go into a message.
 const TAIL: usize = 600;
 /// Shortest run of characters of a secret that is taken out of those.
@@ -115,17 +117,25 @@ async fn brought(
     Ok(())
 }
 
-/// Takes the voice away from a guest, and what its agent has changed with it.
-pub async fn release(server: Pinned, epoch: i64) -> Outcome {
+/// Takes the voice away from a guest, and what its agent has changed with it. One whose server goes `for_good` has nothing to say that is worth
+/// waiting for.
+pub async fn release(server: Pinned, epoch: i64, for_good: bool) -> Outcome {
     let release = protocol::Release {
         epoch: epoch.unsigned_abs(),
     };
-    let answered = crash_point::around("ssh", "release", server.run(&release, BRIEF)).await;
-    let released = answered.ok().filter(|answered| answered.answer.released);
-    Outcome::Released(
-        epoch,
-        released.map(|answered| answered.answer.kept.into_iter().collect()),
-    )
+    let patience = if for_good { BRIEF } else { RELEASE };
+    let asked = server.run_long(&release, BRIEF, patience);
+    let answered = crash_point::around("ssh", "release", asked).await;
+    let kept = match answered {
+        Ok(answered) if answered.answer.released => Ok(answered.answer.kept.into_iter().collect()),
+        Err(GuestError::Answer(AnswerError::Refused(refusal)))
+            if refusal.code == RefusalCode::Busy =>
+        {
+            Err(Unreleased::Busy)
+        }
+        _ => Err(Unreleased::InVain),
+    };
+    Outcome::Released(epoch, kept)
 }
 
 /// Starts the agent's unit again; whether that helped is for the probes to say.

@@ -74,6 +74,7 @@ pub(super) fn rules(max_unavailable: usize) -> Rules {
         max_surge: 1,
         gate: Gate::Open,
         on_failure: OnRolloutFailure::Pause,
+        held: None,
         disposable: false,
         replaces: false,
         settle: Duration::from_mins(1),
@@ -416,4 +417,70 @@ fn progress_tells_how_far_it_is_and_who_is_waited_for() {
         (told.under_way, told.kept),
         (vec!["b".to_owned()], vec!["d".to_owned()])
     );
+}
+
+#[test]
+fn i9_while_many_fall_no_server_is_begun_beside_another_and_what_is_in_place_goes_on() {
+    let rules = Rules {
+        held: Some("many fall".into()),
+        disposable: true,
+        replaces: true,
+        ..rules(3)
+    };
+    let begun = Member {
+        moving: true,
+        ..granted(old("b"))
+    };
+    let prepared = Member {
+        prepared: true,
+        ..begun.clone()
+    };
+    let handing_over = down(begun.clone());
+    let all = [old("a"), begun, prepared, handing_over];
+    assert_eq!(
+        decided(&all, &rules),
+        ["many fall", "many fall", "r2+", "r2+"]
+    );
+    let told = turns(&all, &course(), &rules, at(0)).progress;
+    assert_eq!(
+        (told.gate, told.waiting),
+        (Gate::Closed("RecoveryHeld", "many fall".into()), 2)
+    );
+    let misfit = Member {
+        fits: Fit::No,
+        ..new("a")
+    };
+    let retyped = Member {
+        fits: Fit::ByAnotherType,
+        ..new("b")
+    };
+    let in_place = Rules {
+        replaces: false,
+        ..rules.clone()
+    };
+    let all = [misfit, retyped, old("c")];
+    assert_eq!(decided(&all, &in_place), ["r2", "r2+", "r2"]);
+    let paused = Rules {
+        gate: Gate::Paused,
+        ..rules
+    };
+    assert_eq!(decided(&[old("a")], &paused), ["Paused"]);
+}
+
+#[test]
+fn i14_what_was_made_to_be_kept_gets_in_place_what_others_get_new_servers_for() {
+    let rules = Rules {
+        disposable: true,
+        replaces: true,
+        ..rules(3)
+    };
+    let kept = |member| Member {
+        keeps_disk: true,
+        fits: Fit::No,
+        ..member
+    };
+    let all = [kept(old("a")), kept(new("b")), old("c")];
+    assert_eq!(decided(&all, &rules), ["r2", "r2", "r2+"]);
+    let told = turns(&all, &course(), &rules, at(0)).progress;
+    assert_eq!(told.kept, ["b"]);
 }

@@ -325,6 +325,17 @@ impl Bed {
         self.cluster.merge(kind, namespace, name, patch).await
     }
 
+    /// Another replica of the operator, that does not run yet and goes to the API server by a way of its own.
+    ///
+    /// # Errors
+    /// Fails when it can have no rights, directory or port.
+    pub fn replica(&self) -> Outcome<Operator> {
+        let kubeconfig = self.dir.join("replica.kubeconfig");
+        let access = self.cluster.kubeconfig_of(SYSTEM, "agentfleet")?;
+        write_private(&kubeconfig, &access.to_string())?;
+        self.operator.replica(kubeconfig)
+    }
+
     /// What the operator hears of instances, in a bed that was made with [`Options::late`].
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! A way to the API server on which the events of a watch can be held back: whoever goes this way works on with an old view, while his writes
-//! arrive as always.
+//! arrive as always. It can be cut as well: then nothing gets through either way, and nobody says so.
 
 use std::net::SocketAddr;
 
@@ -23,6 +23,7 @@ const MAX_BODY: usize = 8 << 20;
 pub struct LateWatch {
     address: SocketAddr,
     held: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -31,6 +32,7 @@ struct Way {
     client: Client,
     resource: &'static str,
     held: watch::Receiver<bool>,
+    cut: watch::Receiver<bool>,
 }
 
 impl LateWatch {
@@ -38,11 +40,12 @@ impl LateWatch {
     pub(crate) async fn open(client: Client, resource: &'static str) -> Outcome<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let held = watch::Sender::new(false);
+        let (held, cut) = (watch::Sender::new(false), watch::Sender::new(false));
         let way = Way {
             client,
             resource,
             held: held.subscribe(),
+            cut: cut.subscribe(),
         };
         let app = Router::new().fallback(pass).with_state(way);
         let task = tokio::spawn(async move {
@@ -52,6 +55,7 @@ impl LateWatch {
         Ok(Self {
             address,
             held,
+            cut,
             task,
         })
     }
@@ -64,6 +68,11 @@ impl LateWatch {
     /// Holds all further events back, in their order.
     pub fn hold(&self) {
         self.held.send_replace(true);
+    }
+
+    /// Cuts the way, or mends it; what was under way arrives then.
+    pub fn cut(&self, cut: bool) {
+        self.cut.send_replace(cut);
     }
 
     /// Lets through what was held back, and all that follows.
@@ -81,11 +90,25 @@ impl Drop for LateWatch {
 async fn pass(State(way): State<Way>, request: Request) -> Response {
     let query = request.uri().query().unwrap_or_default();
     let may_be_held = query.contains("watch=true") && request.uri().path().ends_with(way.resource);
-    match carry(&way.client, request).await {
-        Ok(answer) if may_be_held => answer.map(|body| late(body, &way.held)),
-        Ok(answer) => answer,
+    is_over(&way.cut).await;
+    let answer = carry(&way.client, request).await;
+    is_over(&way.cut).await;
+    match answer {
+        Ok(answer) => answer.map(|body| {
+            let body = late(body, &way.cut);
+            if may_be_held {
+                late(body, &way.held)
+            } else {
+                body
+            }
+        }),
         Err(failure) => (StatusCode::BAD_GATEWAY, failure.to_string()).into_response(),
     }
+}
+
+/// Waits until nobody keeps anything back; where the sender is gone, nobody does.
+async fn is_over(kept_back: &watch::Receiver<bool>) {
+    let _ = kept_back.clone().wait_for(|kept_back| !kept_back).await;
 }
 
 /// Sends a request on as it is, with the identity that it carries.
@@ -104,10 +127,9 @@ async fn carry(client: &Client, request: Request) -> Outcome<Response> {
 fn late(events: Body, held: &watch::Receiver<bool>) -> Body {
     let held = held.clone();
     Body::from_stream(events.into_data_stream().then(move |event| {
-        let mut held = held.clone();
+        let held = held.clone();
         async move {
-            // Where the sender is gone nobody holds anything back.
-            let _ = held.wait_for(|held| !held).await;
+            is_over(&held).await;
             event
         }
     }))

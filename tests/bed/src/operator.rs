@@ -145,13 +145,11 @@ impl Operator {
     }
 
     /// Another replica of it, that does not run yet.
-    ///
-    /// # Errors
-    /// Fails when no port is free, or its directory cannot be made.
-    pub fn replica(&self) -> Outcome<Self> {
+    pub(crate) fn replica(&self, kubeconfig: PathBuf) -> Outcome<Self> {
         let dir = self.setup.dir.join("replica");
         std::fs::create_dir_all(&dir)?;
         Self::new(Setup {
+            kubeconfig,
             dir,
             ..self.setup.clone()
         })

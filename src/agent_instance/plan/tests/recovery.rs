@@ -244,6 +244,16 @@ fn i14_with_all_used_up_a_kept_disk_waits_for_a_person_or_a_budget() {
     for said in ["says why", "its disk is kept", "AgentClass small"] {
         assert!(words(&plan).contains(said), "{plan:?}");
     }
+    // Whatever its class has become since it was made.
+    let mut made_so = allowing(world, Disk::Disposable, (1, 1, 1));
+    assert_eq!(present(&made_so).steps, written(Recreate, "says why"));
+    made_so.servers[0].disk = Disk::Preserve;
+    assert_eq!(present(&made_so), plan);
+    let mut gone = vanished(disposable(serving()));
+    gone.status.server.as_mut().unwrap().disk = Some(Disk::Preserve);
+    assert_eq!(reason(&present(&gone)), "ServerLost");
+    gone.status.server.as_mut().unwrap().disk = Some(Disk::Disposable);
+    assert!(matches!(present(&gone).steps[..], [Step::WriteRecovery(_)]));
 }
 
 #[test]

@@ -149,28 +149,97 @@ fn i13_the_voice_is_taken_then_the_old_server_is_silenced_then_the_new_one_has_i
     assert_eq!(present(&told).steps, [Step::WriteVoice(given)]);
 }
 
+/// The old server did not do as told, or did not answer, so many times in a row, the last time that long ago.
+fn in_vain(world: World, released: Option<bool>, (times, ago): (u32, i64)) -> World {
+    with_old(world, |old| {
+        old.created_at = Some(at(-3600));
+        old.guest.released = released.map(|done| (4, done));
+        old.guest.in_vain = Some((times, at(-ago)));
+        if released.is_none() {
+            let problem = ContactProblem::Silent("no route".into());
+            old.guest.contact = Some((problem, at(-ago)));
+        }
+    })
+}
+
 #[test]
-fn i13_a_server_that_is_not_silent_since_is_told_again_or_goes_first() {
-    for (released, contact, expected) in [
-        (Some((3, true)), None, "release"),
-        (Some((4, false)), None, "delete"),
+fn i13_a_server_that_is_not_silent_since_is_told_again_and_goes_when_that_was_in_vain_twice() {
+    let silenced_before = with_old(taken(Disk::Disposable), |old| {
+        old.guest.released = Some((3, true));
+    });
+    let asked = |released, times| in_vain(taken(Disk::Disposable), released, times);
+    for (world, expected) in [
+        (silenced_before, "release"),
+        (asked(Some(false), (1, 1)), "wait"),
+        (asked(Some(false), (1, 20)), "release"),
+        (asked(Some(false), (2, 1)), "delete"),
+        (asked(None, (1, 1)), "wait"),
+        (asked(None, (1, 20)), "release"),
+        (asked(None, (2, 1)), "delete"),
+        // It has answered since, and is told again after a pause.
         (
-            None,
-            Some(ContactProblem::Silent("no route".into())),
-            "delete",
+            with_old(asked(None, (2, 20)), |old| old.guest.contact = None),
+            "release",
+        ),
+        (
+            with_old(asked(None, (2, 1)), |old| old.guest.busy = true),
+            "wait",
         ),
     ] {
-        let world = with_old(taken(Disk::Disposable), |old| {
-            old.guest.released = released;
-            old.guest.contact = contact.map(|problem| (problem, at(-1)));
-        });
         let plan = present(&world);
         match (expected, &plan.steps[..]) {
-            ("release", [Step::Release { server: 41, .. }])
+            ("wait", [])
+            | ("release", [Step::Release { server: 41, .. }])
             | ("delete", [Step::DeleteServer { id: 41, .. }]) => {}
             _ => panic!("{expected}: {plan:?}"),
         }
+        assert_eq!(reason(&plan), "Updating");
     }
+}
+
+#[test]
+fn i9_while_many_are_out_of_reach_none_is_deleted_since_it_cannot_be_silenced() {
+    let held = |world: World| changed!(world, hold = Some("AgentClass small".to_owned()));
+    for released in [None, Some(false)] {
+        let world = held(in_vain(taken(Disk::Disposable), released, (3, 20)));
+        let plan = present(&world);
+        assert!(matches!(plan.steps[..], [Step::Hello { server: 41, .. }]));
+        let Stage::Troubled("CannotRelease", words) = &plan.stage else {
+            panic!("{plan:?}");
+        };
+        assert!(
+            words.contains("RecoveryHeld of AgentClass small"),
+            "{words}"
+        );
+        // A person knows what he does.
+        let plan = ordered(&given_up(world));
+        assert!(matches!(
+            plan.steps[..],
+            [Step::DeleteServer { id: 41, .. }]
+        ));
+    }
+}
+
+#[test]
+fn i14_what_was_made_to_be_kept_is_kept_though_its_class_has_become_another() {
+    let made_to_be_kept = |world| with_old(world, |old| old.disk = Disk::Preserve);
+    let plan = present(&made_to_be_kept(outdated(Disk::Disposable)));
+    let Stage::Serving(Some(("NeedsNewServer", words))) = &plan.stage else {
+        panic!("{plan:?}");
+    };
+    assert!(
+        plan.steps.is_empty() && words.contains("made to keep its disk"),
+        "{words}"
+    );
+    let plan = present(&given_up(made_to_be_kept(outdated(Disk::Disposable))));
+    assert!(matches!(plan.steps[..], [Step::Announce(_)]), "{plan:?}");
+    // What each revision gets a new server for is applied in place.
+    let plan = present(&made_to_be_kept(of_another_revision()));
+    assert!(
+        matches!(plan.steps[..], [Step::Hello { server: 41, .. }]),
+        "{plan:?}"
+    );
+    assert_eq!(plan.stage, Stage::Updating);
 }
 
 #[test]
@@ -497,9 +566,10 @@ fn ordered_steps(world: &World) -> Vec<Step> {
     ordered(world).steps
 }
 
-#[test]
-fn i14_a_preserved_server_that_may_speak_and_does_not_answer_is_a_persons_matter() {
-    let mut world = changed!(prepared(Disk::Preserve), may_move = false);
+/// The voice is another server's, and the old one, made to be of this worth, may speak.
+fn unsilenced(of_class: Disk, own: Disk) -> World {
+    let mut world = changed!(prepared(of_class), may_move = false);
+    world.servers[0].disk = own;
     usable(&mut world).boot_revision = agent().boot_revision;
     world.status.voice = Some(VoiceRecord {
         incarnation: Some(2),
@@ -511,11 +581,26 @@ fn i14_a_preserved_server_that_may_speak_and_does_not_answer_is_a_persons_matter
     status.host_key = Some("ssh-ed25519 BBBB".into());
     world.servers[1].boot_revision = Some(agent().boot_revision);
     world.secrets = SecretsView::Met { tag: "new".into() };
+    world
+}
+
+#[test]
+fn i14_a_preserved_server_that_may_speak_and_does_not_answer_is_a_persons_matter() {
+    for (of_class, own) in [
+        (Disk::Preserve, Disk::Disposable),
+        (Disk::Disposable, Disk::Preserve),
+    ] {
+        is_waited_for(unsilenced(of_class, own));
+    }
+}
+
+fn is_waited_for(mut world: World) {
     let silent_since = |world: &World, second| {
         let problem = ContactProblem::Silent("no route".into());
         let world = with_old(world.clone(), |old| {
             old.created_at = Some(at(-3600));
             old.guest.contact = Some((problem, at(second)));
+            old.guest.in_vain = Some((2, at(second)));
         });
         present(&world)
     };

@@ -121,12 +121,18 @@ fn a_suspended_server_gets_its_type_in_the_dark_and_is_off_again() {
         incarnation: None,
         epoch: 4,
     });
+    // What has not said that it is silent would speak as soon as it is on.
+    for unproven in [None, Some((4, false)), Some((3, true))] {
+        dark.servers[0].guest.released = unproven;
+        let plan = suspended(&dark);
+        assert_eq!((plan.steps.len(), reason(&plan)), (0, "Suspended".into()));
+    }
+    dark.servers[0].guest.released = Some((4, true));
     assert!(matches!(
         suspended(&dark).steps[..],
         [Step::ChangeType { .. }]
     ));
     dark.servers[0].power = Power::On;
-    dark.servers[0].guest.released = Some((4, true));
     assert!(matches!(
         suspended(&dark).steps[..],
         [Step::Shutdown { .. }]

@@ -153,7 +153,16 @@ fn i14_a_server_that_vanished_while_it_was_off_is_missed() {
             (0, "ServerLost")
         );
     }
-    assert_eq!(reason(&suspended(&gone(Disk::Disposable))), "Suspended");
+    let disposable = gone(Disk::Disposable);
+    assert_eq!(reason(&suspended(&disposable)), "Suspended");
+    for (known, expected) in [
+        (Disk::Preserve, "ServerLost"),
+        (Disk::Disposable, "Suspended"),
+    ] {
+        let mut made_so = disposable.clone();
+        made_so.status.server.as_mut().unwrap().disk = Some(known);
+        assert_eq!(reason(&suspended(&made_so)), expected);
+    }
 }
 
 #[test]
