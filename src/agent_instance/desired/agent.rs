@@ -123,9 +123,14 @@ impl Agent {
         revision(&(&self.declared, secrets_tag, retried))
     }
 
-    /// Hash of both revisions; of an agent that asks for nothing of its own, the revision of its class.
+    /// Hash of both revisions and of how it is probed; of an agent that asks for nothing of its own, the revision of its class.
     pub fn class_revision(&self) -> String {
-        revision(&(&self.boot_revision, &self.config_revision))
+        let (boot, config) = (&self.boot_revision, &self.config_revision);
+        if self.health == Health::default() {
+            revision(&(boot, config))
+        } else {
+            revision(&(boot, config, &self.health))
+        }
     }
 
     /// Whether anything of a Secret is given to it.
@@ -222,7 +227,8 @@ fn places(class: &AgentClassSpec, overrides: &Overrides) -> Vec<Place> {
         .collect()
 }
 
-/// Hash of what the guest applies in place. What belongs to the boot revision, and what only the operator checks, stays out of it.
+/// Hash of what the guest applies in place. What belongs to the boot revision, and what only the operator checks, stays out of it: for other
+/// probes nothing is given to a guest.
 fn config_revision(spec: &AgentSpec) -> String {
     let AgentSpec {
         packages,
@@ -292,5 +298,14 @@ mod tests {
         let agent = Agent::of(&class, &want).unwrap();
         let revisions = (agent.boot_revision.as_str(), agent.config_revision.as_str());
         assert_eq!(revisions, ("2a23c6d6b24e2ed8", "bab14e07c345ab61"));
+        assert_eq!(agent.class_revision(), "dcbb3108968228a2");
+
+        // Another probe is another revision of the class, of which no guest hears.
+        let health = serde_json::json!({"exec": {"command": "true"}, "interval": "90s"});
+        let mut probed = class.clone();
+        probed.spec.health = serde_json::from_value(health).unwrap();
+        let probed = Agent::of(&probed, &want).unwrap();
+        assert_eq!(probed.config_revision, agent.config_revision);
+        assert_eq!(probed.class_revision(), "0141586ed236debf");
     }
 }
