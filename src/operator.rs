@@ -3,6 +3,7 @@
 //! Nothing is decided here. The controllers start when the Lease is held and the process ends when it is lost (I11): a new process begins with
 //! nothing remembered, which is cheaper to get right than to forget.
 
+mod wakes;
 mod watches;
 
 use std::{sync::Arc, time::Duration};
@@ -30,7 +31,8 @@ use crate::{
     rollout::Rollouts,
     subscription, zombies,
 };
-use watches::{Watches, wake_when_over, wake_when_told, wakes};
+use wakes::{wake_when_over, wake_when_told, wakes};
+use watches::Watches;
 
 /// How many servers are listened to at once.
 const HELLOS_AT_ONCE: usize = 2_000;

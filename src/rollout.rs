@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     agent_instance::desired::Want,
-    api::{AgentClass, AgentInstance, Disk, RETRY_ANNOTATION},
+    api::{AgentClass, AgentInstance, Disk, Health, RETRY_ANNOTATION},
     context::Context,
 };
 use members::Members;
@@ -113,6 +113,8 @@ pub struct Share {
     pub refused: Option<String>,
     /// Why that is not the newest: reason and message.
     pub why: Option<(&'static str, String)>,
+    /// How the revision that it has is probed, if that is another way than that of the revision that it shall have.
+    pub asked: Option<Health>,
 }
 
 /// What an instance is given of its class for now.
@@ -334,12 +336,13 @@ impl Own<'_> {
                 (at(&goal.name), goal.name.clone(), why, moves)
             }
         };
-        let meanwhile = match &self.has {
-            Has::Revision(has) if may_move && *has != revision => at(has),
+        let had = match &self.has {
+            Has::Revision(has) if *has != revision => at(has),
             _ => None,
         };
         let newest = revision == *target;
         let share = Share {
+            asked: asked_before(had.as_ref(), class.as_ref()),
             attempt: newest.then(|| course.attempt.clone()),
             former: back.map(|(good, _)| good),
             refused: refused.cloned(),
@@ -348,11 +351,17 @@ impl Own<'_> {
         };
         Given {
             class,
-            meanwhile,
+            meanwhile: had.filter(|_| may_move),
             share,
             may_move,
         }
     }
+}
+
+/// How a revision is probed, if another one is probed in another way.
+fn asked_before(had: Option<&AgentClass>, given: Option<&AgentClass>) -> Option<Health> {
+    let (had, given) = (&had?.spec.health, &given?.spec.health);
+    (had != given).then(|| had.clone())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use crate::{
-    api::{self, AgentClass},
+    api::{self, AgentClass, AgentClassSpec},
     hetzner::{Direction, FirewallRule, Protocol},
 };
 
@@ -31,9 +31,15 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Reads a class; `ssh_port` is where guests listen.
-    pub fn parse(class: &AgentClass, ssh_port: u16) -> Self {
+    /// Reads a class; `ssh_port` is where guests listen, `former` what the class was when agents of it were given what they still have.
+    pub fn parse(class: &AgentClass, ssh_port: u16, former: &[AgentClass]) -> Self {
         let spec = class.spec.clone();
+        let mut rules = rules(&spec, ssh_port);
+        for probe in former.iter().filter_map(|former| probe(&former.spec)) {
+            if !rules.contains(&probe) {
+                rules.push(probe);
+            }
+        }
         Self {
             name: class.metadata.name.clone().unwrap_or_default(),
             absent: class.metadata.deletion_timestamp.is_some(),
@@ -42,25 +48,24 @@ impl Desired {
             locations: spec.locations,
             image: spec.image,
             network: spec.network,
-            rules: rules(&spec.firewall, ssh_port, spec.health.http.as_ref()),
+            rules,
         }
     }
 }
 
 /// SSH and the health probe for those who may, and what the class adds; all else is dropped at Hetzner.
-fn rules(
-    firewall: &api::Firewall,
-    ssh_port: u16,
-    probe: Option<&api::HttpProbe>,
-) -> Vec<FirewallRule> {
+fn rules(spec: &AgentClassSpec, ssh_port: u16) -> Vec<FirewallRule> {
+    let firewall = &spec.firewall;
     let ssh = inbound("SSH", ssh_port, &firewall.ssh_from);
-    let probe = probe
-        .filter(|_| !firewall.health_from.is_empty())
-        .map(|probe| inbound("health probe", probe.port, &firewall.health_from));
     std::iter::once(ssh)
-        .chain(probe)
+        .chain(probe(spec))
         .chain(firewall.rules.iter().map(rule))
         .collect()
+}
+
+fn probe(spec: &AgentClassSpec) -> Option<FirewallRule> {
+    let (http, from) = (spec.health.http.as_ref()?, &spec.firewall.health_from);
+    (!from.is_empty()).then(|| inbound("health probe", http.port, from))
 }
 
 fn inbound(what: &str, port: u16, from: &[String]) -> FirewallRule {
@@ -149,20 +154,27 @@ mod tests {
         }
     }
 
+    fn class(firewall: serde_json::Value, health: serde_json::Value) -> AgentClass {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "agentfleet.dev/v1alpha1", "kind": "AgentClass", "metadata": {"name": "small"},
+            "spec": {"projects": ["one"], "serverTypes": ["cx23"], "locations": ["nbg1"], "image": "debian-13",
+                     "firewall": firewall, "health": health, "agent": {"service": {"execStart": ["/bin/agent"]}}}
+        }))
+        .unwrap()
+    }
+
     #[test]
     fn firewall_lets_ssh_the_probe_and_the_rules_of_the_class_through_and_nothing_else() {
-        let firewall: api::Firewall = serde_json::from_value(serde_json::json!({
+        let firewall = serde_json::json!({
             "sshFrom": ["10.0.0.1/32", "10.0.0.1/32"],
             "healthFrom": ["10.0.0.2/32"],
             "rules": [
                 {"direction": "Out", "protocol": "Udp", "port": "53", "networks": ["1.1.1.1/32"]},
                 {"direction": "In", "protocol": "Icmp", "networks": ["0.0.0.0/0"], "description": "ping"},
             ],
-        }))
-        .unwrap();
-        let probe: api::HttpProbe =
-            serde_json::from_value(serde_json::json!({"port": 8080})).unwrap();
-        let rules = rules(&firewall, 2222, Some(&probe));
+        });
+        let class = class(firewall, serde_json::json!({"http": {"port": 8080}}));
+        let rules = Desired::parse(&class, 2222, &[]).rules;
         let told: Vec<_> = rules
             .iter()
             .map(|rule| {
@@ -184,5 +196,27 @@ mod tests {
                 ("in", "icmp", None, 1, 0)
             ]
         );
+    }
+
+    #[test]
+    fn a_port_stays_open_for_as_long_as_somebody_is_asked_there() {
+        let asked_at = |port: u16| {
+            let firewall =
+                serde_json::json!({"sshFrom": ["10.0.0.1/32"], "healthFrom": ["10.0.0.2/32"]});
+            class(firewall, serde_json::json!({"http": {"port": port}}))
+        };
+        let ports = |class: &AgentClass, former: &[AgentClass]| {
+            let rules = Desired::parse(class, 22, former).rules.into_iter();
+            rules.filter_map(|rule| rule.port).collect::<Vec<_>>()
+        };
+        let (now, before) = (asked_at(8081), asked_at(8080));
+        let same = now.clone();
+        assert_eq!(ports(&now, &[before.clone(), same]), ["22", "8081", "8080"]);
+        let by_command = class(
+            serde_json::json!({"sshFrom": ["10.0.0.1/32"]}),
+            serde_json::json!({"exec": {"command": "true"}}),
+        );
+        assert_eq!(ports(&by_command, &[before]), ["22", "8080"]);
+        assert_eq!(ports(&by_command, &[]), ["22"]);
     }
 }

@@ -37,6 +37,7 @@ use crate::{
     error::Setback,
     hetzner_project::request::Failure,
     kube_ext::{apply_status, status_changed},
+    rollout::revisions,
     transitions,
 };
 
@@ -57,7 +58,8 @@ pub async fn reconcile(class: Arc<AgentClass>, ctx: Arc<Context>) -> Result<Acti
     if !ctx.stores.synced.is_cancelled() {
         return Ok(Action::requeue(WATCH));
     }
-    let desired = Desired::parse(&class, ctx.settings.guest_port);
+    let former = revisions::in_use(&ctx, &class);
+    let desired = Desired::parse(&class, ctx.settings.guest_port, &former);
     let world = observe::observe(&ctx, &class, &desired);
     let plan = plan(&desired, &world);
     publish(&ctx, &desired, &plan);

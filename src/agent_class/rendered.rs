@@ -85,7 +85,11 @@ mod tests {
                      "firewall": {"sshFrom": ["10.0.0.0/8"]}, "agent": {"service": {"execStart": ["/bin/agent"]}}}
         }))
         .unwrap();
-        check(&Desired::parse(&class, 22), offer, Timestamp::UNIX_EPOCH)
+        check(
+            &Desired::parse(&class, 22, &[]),
+            offer,
+            Timestamp::UNIX_EPOCH,
+        )
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
     line_up::Misfit,
     world::{ClassView, ConfigureFailure, SecretsView, ServerView, World},
 };
-use crate::api::{HealthState, OnProvisionFailure, RollbackRecord};
+use crate::api::{Health, HealthState, OnProvisionFailure, RollbackRecord};
 
 impl World {
     /// Whether the newest revision of the class has failed here, before the agent ever served with it, and there is one to go back to.
@@ -29,7 +29,9 @@ impl World {
                 .is_err_and(ConfigureFailure::blames_content);
             of_this(&configured.sent) && blamed
         });
-        let health = guest.health.as_ref().and_then(|health| health.state);
+        let health = guest.health.as_ref();
+        let health = health.filter(|view| view.health == agent.health);
+        let health = health.and_then(|view| view.state);
         let applied = self.spoken(server);
         refused || (health == Some(HealthState::Failed) && applied.as_ref().is_some_and(of_this))
     }
@@ -38,6 +40,22 @@ impl World {
     pub fn awaits_next(&self, server: &ServerView) -> bool {
         let is_replaced = self.misfit(server).is_some_and(Misfit::is_replaced);
         is_replaced && self.is_disposable(server)
+    }
+
+    /// How the agent on a server is asked for its health: as the revision says that it has, until it has what is wanted.
+    pub fn probes<'a>(&'a self, server: &ServerView, agent: &'a Agent) -> &'a Health {
+        let applied = self.applied(server);
+        let has_it = applied.is_none_or(|(config, _)| config == agent.config_revision);
+        match &self.rollout.asked {
+            Some(former) if !has_it || self.awaits_next(server) => former,
+            _ => &agent.health,
+        }
+    }
+
+    /// Whether what the status tells of its health was said by other probes than those that are asked now.
+    pub fn is_asked_anew(&self, server: &ServerView, agent: &Agent) -> bool {
+        let former = self.rollout.asked.as_ref();
+        former.is_some_and(|former| former != self.probes(server, agent))
     }
 
     /// What a server is to be given, with the tag of its secret files: what is wanted, or, while another one is to have that, what it has.

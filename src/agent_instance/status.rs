@@ -160,12 +160,21 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
     }
 }
 
-/// What the probes say; as before while nobody probes.
+/// What the probes say; as before while nobody probes. What other probes said is not told of a revision that has its own.
 fn health(world: &World, current: Option<&ServerView>, now: Timestamp) -> Option<HealthStatus> {
-    let former = world.status.health.clone();
-    let Some(view) = &current?.guest.health else {
+    let server = current?;
+    let former = match &world.class {
+        ClassView::Usable(agent) if world.is_asked_anew(server, agent) => None,
+        _ => world.status.health.clone(),
+    };
+    let Some(view) = &server.guest.health else {
         return former;
     };
+    if let ClassView::Usable(agent) = &world.class
+        && view.health != *world.probes(server, agent)
+    {
+        return None;
+    }
     let (state, since) = (view.state?, Time(now));
     former
         .filter(|former| former.state == state)

@@ -333,7 +333,7 @@ pub struct AgentClassStatus {
     /// Revision of what is applied in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_revision: Option<String>,
-    /// The revision that instances are to have: both of these together.
+    /// The revision that instances are to have: both of these together, and `health`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// The last revision that reached all instances and served.

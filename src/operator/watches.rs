@@ -1,14 +1,13 @@
-//! The watches of Kubernetes: they fill the stores, wake whoever is concerned, and feed the controllers.
+//! The watches of Kubernetes: they fill the stores and feed the controllers.
 
-use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc, time::Instant};
+use std::{fmt::Debug, hash::Hash, sync::Arc, time::Instant};
 
 use futures::{
-    FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, channel::mpsc, future::BoxFuture,
-    stream::BoxStream,
+    FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream::BoxStream,
 };
 use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Secret};
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, Resource,
     api::ObjectMeta,
     core::PartialObjectMeta,
     runtime::{
@@ -21,16 +20,14 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use super::wakes::{Owners, Woken, wake_classes, wake_owners, waking_class, waking_users};
 use crate::{
-    agent_class,
-    agent_instance::{self, talk::Ended},
+    agent_class, agent_instance,
     api::{AgentClass, AgentInstance, HetznerProject, Subscription},
-    context::{Context, Stores, Wake},
+    context::{Context, Stores},
     hetzner_project,
     http::Liveness,
     kube_ext, labels,
-    notification::delivery,
-    rollout::members,
     subscription::{self, declaration},
 };
 
@@ -38,81 +35,6 @@ use crate::{
 const SUBSCRIPTIONS_AT_ONCE: u16 = 32;
 /// How many instances are looked at side by side; a look waits for the API server and Hetzner only.
 const INSTANCES_AT_ONCE: u16 = 64;
-
-/// The other ends of [`Wake`].
-pub(super) struct Woken {
-    instances: mpsc::UnboundedReceiver<ObjectRef<AgentInstance>>,
-    classes: mpsc::UnboundedReceiver<ObjectRef<AgentClass>>,
-    projects: mpsc::UnboundedReceiver<ObjectRef<HetznerProject>>,
-    subscriptions: mpsc::UnboundedReceiver<ObjectRef<Subscription>>,
-}
-
-pub(super) fn wakes() -> (Wake, Woken) {
-    let (instances, woken_instances) = mpsc::unbounded();
-    let (classes, woken_classes) = mpsc::unbounded();
-    let (projects, woken_projects) = mpsc::unbounded();
-    let (subscriptions, woken_subscriptions) = mpsc::unbounded();
-    let woken = Woken {
-        instances: woken_instances,
-        classes: woken_classes,
-        projects: woken_projects,
-        subscriptions: woken_subscriptions,
-    };
-    (
-        Wake {
-            instances,
-            classes,
-            projects,
-            subscriptions,
-        },
-        woken,
-    )
-}
-
-pub(super) async fn wake_when_over(mut ended: Ended, wake: Wake) {
-    while let Some(key) = ended.recv().await {
-        wake.instance(&key.namespace, &key.name);
-    }
-}
-
-pub(super) async fn wake_when_told(mut ended: delivery::Ended, wake: Wake) {
-    while let Some(instance) = ended.recv().await {
-        wake.instance(&instance.namespace, &instance.name);
-        // What is announced of an agent is told by its subscription, which has its name.
-        wake.subscription(&instance.namespace, &instance.name);
-    }
-}
-
-/// Who may name a Secret.
-struct Owners {
-    stores: Stores,
-    wake: Wake,
-}
-
-impl Owners {
-    fn wake(&self, namespace: &str, secret: &str) {
-        for instance in self.stores.instances.state() {
-            if instance.spec.secret_name.as_deref() == Some(secret)
-                && instance.namespace().as_deref() == Some(namespace)
-            {
-                self.wake.instance(namespace, &instance.name_any());
-            }
-        }
-        for subscription in self.stores.subscriptions.state() {
-            if subscription.spec.secret_name.as_deref() == Some(secret)
-                && subscription.namespace().as_deref() == Some(namespace)
-            {
-                self.wake.subscription(namespace, &subscription.name_any());
-            }
-        }
-        for project in self.stores.projects.state() {
-            let named = &project.spec.token_secret_ref;
-            if (named.namespace.as_str(), named.name.as_str()) == (namespace, secret) {
-                self.wake.project(&project.name_any());
-            }
-        }
-    }
-}
 
 /// A store, the stream that fills it, and the sign that its first list is in.
 ///
@@ -176,42 +98,6 @@ fn keep_what_names_it(secret: &mut PartialObjectMeta<Secret>) {
 /// Who manages which field is of no use here, and the larger half of a small object.
 fn drop_managed_fields<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
-}
-
-/// Looks at whoever names a Secret when it changes.
-async fn wake_owners(
-    mut secrets: BoxStream<'static, Result<PartialObjectMeta<Secret>, watcher::Error>>,
-    owners: Owners,
-) {
-    while let Some(change) = secrets.next().await {
-        match change {
-            Ok(secret) => owners.wake(&secret.namespace().unwrap_or_default(), &secret.name_any()),
-            Err(error) => tracing::warn!(
-                error = kube_ext::error_chain(&error),
-                "watch of Secrets failed"
-            ),
-        }
-    }
-}
-
-/// Looks at a class when one of its former revisions is written, or lost.
-async fn wake_classes(
-    mut revisions: BoxStream<'static, Result<ControllerRevision, watcher::Error>>,
-    wake: Wake,
-) {
-    while let Some(change) = revisions.next().await {
-        match change {
-            Ok(revision) => {
-                if let Some(class) = revision.labels().get(labels::CLASS) {
-                    wake.class(class);
-                }
-            }
-            Err(error) => tracing::warn!(
-                error = kube_ext::error_chain(&error),
-                "watch of ControllerRevisions failed"
-            ),
-        }
-    }
 }
 
 /// The watches, one for each kind.
@@ -364,58 +250,6 @@ impl Watches {
         secrets.abort();
         revisions.abort();
     }
-}
-
-/// Looks at the instances of a class when its spec changes; its status is no news to them.
-///
-/// On the very stream that fills the store: another watch might tell them before the store shows it, and nobody would tell them again.
-fn waking_users(
-    classes: BoxStream<'static, Result<AgentClass, watcher::Error>>,
-    stores: Stores,
-    wake: Wake,
-) -> impl Stream<Item = Result<AgentClass, watcher::Error>> + Send + 'static {
-    let mut seen = HashMap::new();
-    classes.inspect_ok(move |class| {
-        let name = class.name_any();
-        let exists = stores.classes.get(&ObjectRef::from_obj(class)).is_some();
-        let spec = (class.uid(), class.metadata.generation, exists);
-        if seen.insert(name.clone(), spec.clone()) == Some(spec) {
-            return;
-        }
-        for instance in stores.instances.state() {
-            if instance.spec.class_name == name {
-                wake.instance(
-                    &instance.namespace().unwrap_or_default(),
-                    &instance.name_any(),
-                );
-            }
-        }
-    })
-}
-
-/// Looks at the subscription of an instance that came from one, and at the class of one when what its rollout depends on has changed, on the very stream that fills the store: woken by whoever
-/// wrote it, the class might look before the store shows it.
-fn waking_class(
-    instances: BoxStream<'static, Result<AgentInstance, watcher::Error>>,
-    wake: Wake,
-) -> impl Stream<Item = Result<AgentInstance, watcher::Error>> + Send + 'static {
-    let mut seen = HashMap::new();
-    instances.inspect_ok(move |instance| {
-        if instance.labels().contains_key(labels::SUBSCRIPTION) {
-            let namespace = instance.namespace().unwrap_or_default();
-            wake.subscription(&namespace, &instance.name_any());
-        }
-        let uid = instance.uid().unwrap_or_default();
-        let told = members::news(instance);
-        let news = if instance.metadata.deletion_timestamp.is_some() {
-            seen.remove(&uid).is_some()
-        } else {
-            seen.insert(uid, told) != Some(told)
-        };
-        if news {
-            wake.class(&instance.spec.class_name);
-        }
-    })
 }
 
 /// A look that is measured, whatever it looks at.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::turns::Revision;
 use crate::{
     agent_instance::desired::{Agent, Desired, Want},
-    api::{AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap},
+    api::{AgentClass, AgentClassSpec, AgentInstance, AgentSpec, Bootstrap, Health},
     context::Context,
     labels,
 };
@@ -20,7 +20,7 @@ use crate::{
 /// How many are kept beside those that somebody has.
 const KEPT: usize = 5;
 
-/// The fields of a class that its two revisions are made of.
+/// The fields of a class that its revision is made of, and whom its probes came from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Content {
@@ -31,6 +31,11 @@ struct Content {
     ipv4: bool,
     ipv6: bool,
     bootstrap: Bootstrap,
+    /// None in what was kept before probes belonged to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    health: Option<Health>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    health_from: Vec<String>,
 }
 
 impl Content {
@@ -42,6 +47,8 @@ impl Content {
             ipv4: spec.ipv4,
             ipv6: spec.ipv6,
             bootstrap: spec.bootstrap,
+            health: Some(spec.health.clone()),
+            health_from: spec.firewall.health_from.clone(),
         }
     }
 
@@ -53,6 +60,8 @@ impl Content {
             ipv4,
             ipv6,
             bootstrap,
+            health,
+            health_from,
         } = self;
         spec.agent = agent;
         spec.image = image;
@@ -60,6 +69,13 @@ impl Content {
         spec.ipv4 = ipv4;
         spec.ipv6 = ipv6;
         spec.bootstrap = bootstrap;
+        if let Some(health) = health {
+            spec.health = health;
+        }
+        // Who may ask holds at once; but a class that asks in another way now names nobody.
+        if spec.firewall.health_from.is_empty() {
+            spec.firewall.health_from = health_from;
+        }
     }
 }
 
@@ -116,6 +132,23 @@ pub fn recognised(
                 && boot.is_none_or(|boot| agent.boot_revision == *boot);
             same.then(|| described(&class).name)
         })
+}
+
+/// The class as it was at each former revision that somebody has, or may go back to.
+pub fn in_use(ctx: &Context, class: &AgentClass) -> Vec<AgentClass> {
+    let name = class.name_any();
+    let instances = ctx.stores.instances.state();
+    let of_class = instances
+        .iter()
+        .filter(|instance| instance.spec.class_name == name);
+    let told = of_class.filter_map(|instance| instance.status.as_ref());
+    let told = told.flat_map(|status| [&status.class_revision, &status.good_revision]);
+    let good = class.status.as_ref().map(|status| &status.good_revision);
+    let revisions: BTreeSet<&String> = told.chain(good).flatten().collect();
+    let former = revisions.into_iter();
+    former
+        .filter_map(|revision| class_at(ctx, class, revision))
+        .collect()
 }
 
 fn object_name(class: &str, revision: &str) -> String {
@@ -215,6 +248,7 @@ mod tests {
         let (red, mut green) = (class("red"), class("green"));
         green.spec.image = "debian-14".into();
         green.spec.network = Some("inner".into());
+        green.spec.health = serde_json::from_value(serde_json::json!({"interval": "5s"})).unwrap();
         assert_ne!(described(&red), described(&green));
         for (kept, other) in [(&red, &green), (&green, &red)] {
             let object = object(kept, "r", "system", 4);
@@ -225,6 +259,51 @@ mod tests {
             let again = restored(other, &object).unwrap();
             assert_eq!(described(&again), described(kept));
         }
+    }
+
+    #[test]
+    fn another_probe_another_pause_and_another_timeout_are_another_revision() {
+        let plain = class("red");
+        for health in [
+            serde_json::json!({"exec": {"command": "true"}}),
+            serde_json::json!({"interval": "5s"}),
+            serde_json::json!({"timeout": "6s"}),
+            serde_json::json!({"failureThreshold": 4}),
+            serde_json::json!({"initialDelay": "1s"}),
+        ] {
+            let mut probed = class("red");
+            probed.spec.health = serde_json::from_value(health).unwrap();
+            let (was, is) = (described(&plain), described(&probed));
+            assert_ne!(was.name, is.name, "{:?}", probed.spec.health);
+            assert_eq!(was.boot, is.boot);
+        }
+    }
+
+    #[test]
+    fn who_was_let_in_to_ask_counts_where_the_class_names_nobody_any_more() {
+        let mut http = class("red");
+        http.spec.health =
+            serde_json::from_value(serde_json::json!({"http": {"port": 8080}})).unwrap();
+        http.spec.firewall.health_from = vec!["10.1.0.0/16".into()];
+        let kept = object(&http, "r", "system", 0);
+        let mut now = class("red");
+        let again = restored(&now, &kept).unwrap();
+        assert_eq!(again.spec.health.http.unwrap().port, 8080);
+        assert_eq!(again.spec.firewall.health_from, ["10.1.0.0/16"]);
+        now.spec.firewall.health_from = vec!["10.2.0.0/16".into()];
+        let again = restored(&now, &kept).unwrap();
+        assert_eq!(again.spec.firewall.health_from, ["10.2.0.0/16"]);
+    }
+
+    #[test]
+    fn what_was_kept_before_probes_belonged_to_it_is_probed_as_the_class_says_now() {
+        let mut kept = object(&class("red"), "r", "system", 0);
+        let data = &mut kept.data.as_mut().unwrap().0;
+        data.as_object_mut().unwrap().remove("health");
+        let mut now = class("green");
+        now.spec.health = serde_json::from_value(serde_json::json!({"interval": "5s"})).unwrap();
+        let again = restored(&now, &kept).unwrap();
+        assert_eq!(again.spec.health, now.spec.health);
     }
 
     #[test]

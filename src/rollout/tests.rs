@@ -193,3 +193,29 @@ fn a_new_word_of_a_person_begins_a_new_try() {
     );
     assert_eq!(first, said("now"));
 }
+
+#[test]
+fn how_its_revision_is_probed_is_told_where_another_way_is_to_come() {
+    let probed = |colour, seconds| {
+        let mut class = class(colour, Disk::Preserve);
+        class.spec.health.interval = crate::api::Duration::from_secs(seconds);
+        class
+    };
+    let asked = |had: u64, turn| {
+        let now = probed("green", 60);
+        let own = Own {
+            class: &now,
+            has: Has::Revision("r1".into()),
+            good: Some("r1".into()),
+            refused: None,
+        };
+        let given = own.share(&standing("r2"), turn, |_| Some(probed("red", had)));
+        given
+            .share
+            .asked
+            .map(|health| health.interval.get().as_secs())
+    };
+    assert_eq!(asked(5, takes("r2", false)), Some(5));
+    assert_eq!(asked(60, takes("r2", false)), None, "it stays the same");
+    assert_eq!(asked(5, Some(Turn::Keeps(Why::Waits))), None);
+}

@@ -9,85 +9,19 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::api::{HealthState, OnRolloutFailure};
 
+mod member;
 #[cfg(test)]
 mod model;
+mod progress;
 #[cfg(test)]
 mod tests;
 
+pub use member::{Fit, Has, Member, Revision};
+pub use progress::Progress;
+use progress::names;
+
 /// Why no server is prepared beside another.
 const HELD: &str = "RecoveryHeld";
-
-/// A revision of a class.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Revision {
-    /// Its name.
-    pub name: String,
-    /// The boot revision that servers of it have.
-    pub boot: String,
-}
-
-/// Which revision an agent speaks with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Has {
-    /// It does not speak: it is suspended, or has no server, or that was never configured.
-    #[default]
-    Nothing,
-    /// One that is not known any more.
-    Unknown,
-    /// This.
-    Revision(String),
-}
-
-/// Whether a server is what a class lists.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fit {
-    /// It is.
-    #[default]
-    Listed,
-    /// But for its type, and it can become one that is.
-    ByAnotherType,
-    /// It is not, nor can it become so.
-    No,
-}
-
-/// An instance of the class.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own, and any of them may be true together"
-)]
-pub struct Member {
-    /// UID.
-    pub uid: String,
-    /// Name, for people.
-    pub name: String,
-    /// What it speaks with.
-    pub has: Has,
-    /// Boot revision of its server.
-    pub boot: Option<String>,
-    /// Whether its server is still what the class lists.
-    pub fits: Fit,
-    /// Whether its disk is kept, whatever the class says of its disks.
-    pub keeps_disk: bool,
-    /// Since when it is Ready.
-    pub ready: Option<Timestamp>,
-    /// What its probes say.
-    pub health: Option<HealthState>,
-    /// Whether only a person can help it.
-    pub stalled: bool,
-    /// Whether nothing can be given to it: its server does not answer, or is gone.
-    pub out_of_reach: bool,
-    /// The revision with which it was Ready last.
-    pub good: Option<String>,
-    /// The try of a revision that failed here.
-    pub refused: Option<String>,
-    /// The revision that it was given a turn for.
-    pub granted: Option<String>,
-    /// Whether it was let get a new server, or another type.
-    pub moving: bool,
-    /// Whether a server stands beside the one that speaks, to take its place.
-    pub prepared: bool,
-}
 
 /// Whether further turns may be given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,33 +115,6 @@ pub struct Turns {
     pub look_again: Option<Timestamp>,
 }
 
-/// Where a rollout stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// How many speak.
-    pub of: usize,
-    /// How many of them have the goal, with a server that fits.
-    pub updated: usize,
-    /// Whether this try of the target has failed.
-    pub failed: bool,
-    /// Whether the goal is another than the target.
-    pub back: bool,
-    /// Whether the goal has proven itself.
-    pub proven: bool,
-    /// Whether further turns may be given.
-    pub gate: Gate,
-    /// Those that it waits for.
-    pub under_way: Vec<String>,
-    /// Those on which it failed.
-    pub fallen: Vec<String>,
-    /// Those that cannot be reached.
-    pub out_of_reach: Vec<String>,
-    /// Those whose server only a person may replace.
-    pub kept: Vec<String>,
-    /// How many have no turn yet.
-    pub waiting: usize,
-}
-
 /// Decides for each member of a class.
 pub fn turns(members: &[Member], course: &Course, rules: &Rules, now: Timestamp) -> Turns {
     let fallen = |member: &&Member| member.fell(course);
@@ -241,49 +148,6 @@ pub fn turns(members: &[Member], course: &Course, rules: &Rules, now: Timestamp)
         look_again: look.settles(members),
         of,
         progress,
-    }
-}
-
-/// Names of some members.
-fn names<'a>(members: impl Iterator<Item = &'a Member>) -> Vec<String> {
-    members.map(|member| member.name.clone()).collect()
-}
-
-impl Member {
-    fn has(&self, revision: &Revision) -> bool {
-        matches!(&self.has, Has::Revision(name) if *name == revision.name)
-    }
-
-    fn speaks(&self) -> bool {
-        self.has != Has::Nothing
-    }
-
-    /// Whether it refused this try of the target and has something to go back to.
-    fn refuses(&self, course: &Course) -> bool {
-        self.speaks() && self.good.is_some() && self.refused.as_ref() == Some(&course.attempt)
-    }
-
-    /// Whether the target failed on it, which was Ready with another revision before.
-    fn fell(&self, course: &Course) -> bool {
-        let before = self.good.as_ref();
-        let ever_ready = before == Some(&course.target.name);
-        let fails = self.health == Some(HealthState::Failed) && !ever_ready;
-        let is_down = self.ready.is_none() && (fails || self.stalled);
-        self.refuses(course) || (self.has(&course.target) && before.is_some() && is_down)
-    }
-
-    /// Whether its server is not what the class asks for.
-    fn misfits(&self, goal: &Revision) -> bool {
-        self.fits != Fit::Listed || self.has_other_boot(goal)
-    }
-
-    fn has_other_boot(&self, goal: &Revision) -> bool {
-        self.boot.as_ref().is_some_and(|boot| *boot != goal.boot)
-    }
-
-    /// Whether its own server becomes what the class asks for, with its disk.
-    fn is_to_retype(&self, goal: &Revision) -> bool {
-        self.fits == Fit::ByAnotherType && !self.has_other_boot(goal)
     }
 }
 
@@ -455,46 +319,6 @@ impl Look<'_> {
                 _ => Gate::Open,
             },
             gate => gate.clone(),
-        }
-    }
-
-    fn progress(&self, members: &[Member], of: &[Turn]) -> Progress {
-        let speaking = || members.iter().filter(|member| member.speaks());
-        let has_goal = |member: &&Member| member.has(self.goal);
-        let kept = speaking().filter(|member| {
-            has_goal(member) && member.misfits(self.goal) && !self.must_move(member)
-        });
-        let pairs = || members.iter().zip(of);
-        let under_way = pairs().filter(|(member, turn)| {
-            let begins =
-                matches!(turn, Turn::Takes { moves, .. } if *moves || !member.has(self.goal));
-            member.speaks() && (begins || self.is_pending(member))
-        });
-        let unreachable = pairs().filter(|(_, turn)| **turn == Turn::Keeps(Why::OutOfReach));
-        let waits = |member: &Member, turn: &Turn| match turn {
-            Turn::Keeps(why) => *why != Why::OutOfReach,
-            Turn::Takes { moves, .. } => member.speaks() && !moves && self.must_move(member),
-            Turn::GoesBack => false,
-        };
-        let waiting = pairs().filter(|(member, turn)| waits(member, turn));
-        let served = speaking()
-            .filter(has_goal)
-            .filter(|member| !self.is_pending(member) && member.ready.is_some());
-        let (all, served) = (speaking().count(), served.count());
-        let (under_way, waiting) = (names(under_way.map(|(member, _)| member)), waiting.count());
-        Progress {
-            of: all,
-            updated: speaking()
-                .filter(has_goal)
-                .filter(|member| !member.misfits(self.goal))
-                .count(),
-            proven: !self.stopped && waiting == 0 && under_way.is_empty() && served * 2 > all,
-            gate: self.gate(members),
-            under_way,
-            out_of_reach: names(unreachable.map(|(member, _)| member)),
-            kept: names(kept),
-            waiting,
-            ..Progress::default()
         }
     }
 }

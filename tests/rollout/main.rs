@@ -1,11 +1,14 @@
 //! A change of a class reaches its instances a few at a time, stops by itself when it is bad, and goes back.
 
+mod bad;
+mod boot;
 mod replace;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bed::{Bed, Options, Outcome, ensure, manifests, oracle, quick_cloud};
-use hetzner_sim::{Config, GuestFaults, MachineFaults};
+use hetzner_sim::Config;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 const MOTTO: &str = "/home/agent/motto";
@@ -71,6 +74,40 @@ async fn settled(bed: &Bed, count: usize) -> Outcome {
 async fn told(bed: &Bed, status: &str, reason: &str) -> Outcome<String> {
     let class = ("AgentClass", None, manifests::CLASS);
     bed.condition(class, "UpToDate", status, reason).await
+}
+
+/// Waits until there is an Event of this reason about so many objects of a kind, or more.
+async fn told_in_events(bed: &Bed, (kind, reason): (&str, &str), count: usize) -> Outcome {
+    bed.wait_until(&format!("{count} are told of {reason}"), async || {
+        let events = bed.cluster.list("Event").await?;
+        let told = events
+            .iter()
+            .filter(|event| event["reason"] == reason && event["regarding"]["kind"] == kind);
+        let about: BTreeSet<String> = told
+            .map(|event| event["regarding"]["uid"].to_string())
+            .collect();
+        Ok(about.len() >= count)
+    })
+    .await
+}
+
+/// The record of the voice of each: whoever is given anything by a guest gets another epoch first.
+async fn voices(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String, Value>> {
+    let mut voices = BTreeMap::new();
+    for name in names {
+        let status = bed.instance(name).status().await?;
+        voices.insert(name.clone(), status["voice"].clone());
+    }
+    Ok(voices)
+}
+
+/// The server of each, which serves.
+async fn servers_by_name(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String, u64>> {
+    let mut servers = BTreeMap::new();
+    for name in names {
+        servers.insert(name.clone(), bed.instance(name).ready().await?);
+    }
+    Ok(servers)
 }
 
 /// Those that are not Ready now.
@@ -166,84 +203,7 @@ async fn a_good_revision_reaches_twenty_and_never_more_are_down_than_may_be() ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_revision_stops_after_the_first_failures_and_newcomers_get_the_good_one() -> Outcome {
-    let rollout = json!({"maxUnavailable": 2});
-    let bed = bed(&probed_class("good", &rollout)).await?;
-    let names = many(&bed, 8).await?;
-    bed.cluster.apply(&probed_class("bad", &rollout)).await?;
-    let message = told(&bed, "False", "RolloutFailed").await?;
-    assert!(message.contains("agentfleet.dev/retry"), "{message}");
-    for name in &names {
-        bed.instance(name).ready().await?;
-    }
-    assert_eq!(have(&bed, &names, "good").await?, 8);
-    let mut back = 0;
-    for name in &names {
-        let status = bed.instance(name).status().await?;
-        assert_eq!(
-            status["recovery"],
-            Value::Null,
-            "nothing else was tried: {status:#}"
-        );
-        back += usize::from(status["refusedRevision"].is_string());
-    }
-    assert_eq!((back, most_down(&bed)?), (2, 2));
-
-    let late = bed.create("late").await?;
-    late.ready().await?;
-    late.has_in_file(MOTTO, "good").await?;
-    late.condition("UpToDate", "False", "RolloutStopped")
-        .await?;
-
-    // A good one begins anew.
-    bed.cluster.apply(&probed_class("better", &rollout)).await?;
-    settled(&bed, 9).await?;
-    assert_eq!(have(&bed, &names, "better").await?, 8);
-    assert_eq!(status(&bed).await?["failedRevision"], Value::Null);
-    bed.delete_all().await?;
-    bed.finish().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_revision_that_guests_refuse_is_rolled_back_everywhere_when_the_class_says_so() -> Outcome
-{
-    let rollout = json!({"maxUnavailable": 1, "onFailure": "Rollback"});
-    let bed = bed(&class("good", &rollout)).await?;
-    let names = many(&bed, 5).await?;
-    let good = status(&bed).await?["revision"].clone();
-    for name in &names {
-        let server = bed.instance(name).ready().await?;
-        let guest = GuestFaults {
-            source_fails: true,
-            ..GuestFaults::default()
-        };
-        let faults = MachineFaults {
-            guest,
-            ..MachineFaults::default()
-        };
-        bed.cloud().set_machine_faults(server, faults)?;
-    }
-    let mut sourced = class("bad", &rollout);
-    sourced["spec"]["agent"]["source"] = json!({
-        "url": "https://example.invalid/agent.git", "ref": "main", "directory": "/home/agent/source",
-    });
-    bed.cluster.apply(&sourced).await?;
-    let message = told(&bed, "False", "RolledBack").await?;
-    assert!(message.contains("all go back"), "{message}");
-    for name in &names {
-        bed.instance(name).ready().await?;
-        assert_eq!(bed.instance(name).status().await?["classRevision"], good);
-    }
-    let status = status(&bed).await?;
-    assert_eq!(status["goodRevision"], good);
-    assert_eq!(status["failedRevision"], status["revision"]);
-    assert_eq!(have(&bed, &names, "good").await?, 5);
-    bed.delete_all().await?;
-    bed.finish().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rollout_is_paused_and_resumed_and_survives_the_operator() -> Outcome {
+async fn a_rollout_is_paused_waits_for_its_window_resumes_and_survives_the_operator() -> Outcome {
     let rollout = |paused| json!({"maxUnavailable": 1, "paused": paused});
     let mut bed = bed(&class("first", &rollout(true))).await?;
     let names = many(&bed, 6).await?;
@@ -262,6 +222,19 @@ async fn a_rollout_is_paused_and_resumed_and_survives_the_operator() -> Outcome 
         .has_in_file(manifests::SECRET_FILE, &secret)
         .await?;
     bed.instance("a00").ready().await?;
+    assert_eq!(have(&bed, &names, "second").await?, 0);
+
+    // Twelve hours ahead, for one.
+    let ahead = (Timestamp::now().as_second() / 3600 + 12) % 24;
+    let window = json!([{"start": format!("{ahead:02}:00"), "duration": "1h"}]);
+    let closed = json!({"maxUnavailable": 1, "windows": window});
+    bed.cluster.apply(&class("second", &closed)).await?;
+    told(&bed, "False", "OutsideWindow").await?;
+    for name in &names {
+        bed.instance(name)
+            .condition("UpToDate", "False", "OutsideWindow")
+            .await?;
+    }
     assert_eq!(have(&bed, &names, "second").await?, 0);
 
     bed.cluster.apply(&class("second", &rollout(false))).await?;

@@ -217,7 +217,7 @@ impl Performer<'_> {
         let agent = self.agent()?.0;
         let target = Target {
             class: agent.class.clone(),
-            health: agent.health.clone(),
+            health: self.world.probes(self.server(id)?, agent).clone(),
             server: self.known_guest(id)?,
             epoch,
         };

@@ -35,7 +35,9 @@ impl Look<'_> {
             );
         }
         match &server.guest.health {
-            Some(view) if (&view.health, view.epoch) == (&agent.health, epoch) => {
+            Some(view)
+                if (&view.health, view.epoch) == (self.world.probes(server, agent), epoch) =>
+            {
                 self.by_probes(server, agent, (view.state, &view.words), note)
             }
             _ => {
@@ -81,18 +83,21 @@ impl Look<'_> {
         self.recover(server, agent, &cause)
     }
 
-    /// What is known of an agent's health before its first probe: what other probes of the same configuration said, or systemd in the answer to
-    /// `configure`, or, where that changed nothing or the operator was started again, the status, unless something was tried since.
+    /// What is known of an agent's health before its first probe: what systemd said in the answer to `configure`, or, where that changed nothing or
+    /// the operator was started again, what the status says, unless something was tried since. What other probes said says nothing: a revision is
+    /// to prove itself by its own.
     fn presumed(&self, server: &ServerView, agent: &Agent, epoch: i64) -> Option<HealthState> {
         let probed = server.guest.health.as_ref();
         let configured = server.guest.configured.as_ref();
         match (probed, configured) {
-            (Some(view), _) if view.epoch == epoch => view.state,
+            (Some(view), _) if view.epoch == epoch => None,
             (_, Some(configured)) if configured.epoch == epoch && !configured.left_as_before() => {
-                let by_systemd = agent.health.http.is_none() && agent.health.exec.is_none();
+                let probes = self.world.probes(server, agent);
+                let by_systemd = probes.http.is_none() && probes.exec.is_none();
                 let up = configured.outcome == Ok(true) && by_systemd;
                 up.then_some(HealthState::Healthy)
             }
+            _ if self.world.is_asked_anew(server, agent) => None,
             _ => {
                 let told = self.world.status.health.as_ref();
                 let told = told.filter(|told| !self.was_tried_since(told.since.0));

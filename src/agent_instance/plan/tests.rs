@@ -639,9 +639,9 @@ fn an_agent_is_probed_as_declared_and_presumed_to_be_as_it_was_last_known() {
         ),
         ("the status says so", told, Some(HealthState::Failed)),
         (
-            "another probe said so",
+            "another probe said so, which is no word on this one",
             changed!(failing, class = over_http),
-            Some(HealthState::Failed),
+            None,
         ),
         ("another configuration is another agent", older, None),
     ] {

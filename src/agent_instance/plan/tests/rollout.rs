@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     agent_instance::status::status,
-    api::{AgentInstanceStatus, ConditionType, RecoveryAction, is_true},
+    api::{AgentInstanceStatus, ConditionType, Health, RecoveryAction, is_true},
     rollout::Share,
 };
 
@@ -207,4 +207,137 @@ fn what_another_stage_says_of_being_up_to_date_comes_first() {
         .filter(|told| told.type_ == "UpToDate");
     let reasons: Vec<_> = reasons.map(|told| told.reason.as_str()).collect();
     assert_eq!(reasons, ["Booting"]);
+}
+
+/// How `r2` is probed.
+fn by_command() -> Health {
+    serde_json::from_value(serde_json::json!({"exec": {"command": "true"}})).unwrap()
+}
+
+/// It was Ready with `r1`, and is given `r2`, which is the same but for its probes.
+fn given_another_probe() -> World {
+    let mut world = updated(serving());
+    world.class = ClassView::Usable(Box::new(Agent {
+        health: by_command(),
+        ..agent()
+    }));
+    world.rollout.asked = Some(agent().health);
+    world.status.class_revision = Some("r1".into());
+    world.status.health = Some(HealthStatus {
+        state: HealthState::Healthy,
+        since: Time(at(-60)),
+    });
+    world
+}
+
+fn asks_anew(plan: &Plan) -> bool {
+    let presumes_nothing = |step: &Step| matches!(step, Step::Probe { presumed: None, .. });
+    matches!(&plan.steps[..], [step] if presumes_nothing(step))
+}
+
+#[test]
+fn i6_an_agent_with_another_probe_is_not_ready_before_that_is_good_whatever_others_said() {
+    let told = |state| {
+        Some(HealthStatus {
+            state,
+            since: Time(at(-60)),
+        })
+    };
+    let states = [
+        HealthState::Healthy,
+        HealthState::Failed,
+        HealthState::Unknown,
+    ];
+    let probed_before = states.map(|state| {
+        let world = probed(given_another_probe(), Some(state));
+        changed!(world, status.health = told(state))
+    });
+    let just_started = states.map(|state| {
+        let mut world = changed!(given_another_probe(), status.health = told(state));
+        world.servers[0].guest.health = None;
+        world
+    });
+    for world in probed_before.into_iter().chain(just_started) {
+        let plan = present(&world);
+        assert!(asks_anew(&plan), "nothing is given to the guest: {plan:?}");
+        assert_eq!(plan.stage, Stage::Starting(String::new()));
+        let told = reported(&world);
+        assert!(!is_true(&told.conditions, ConditionType::Ready));
+        let revisions = (
+            told.class_revision.as_deref(),
+            told.good_revision.as_deref(),
+        );
+        assert_eq!(revisions, (Some("r2"), Some("r1")));
+        // What is told of a revision is what its own probes said, also to a process that begins anew.
+        assert_eq!((told.health, told.refused_revision), (None, None));
+    }
+}
+
+#[test]
+fn a_probe_that_fails_is_gone_back_from_and_the_former_one_asked_again() {
+    let mut world = given_another_probe();
+    world.status.class_revision = Some("r2".into());
+    world.rollout.asked = None;
+    let world = asked_by(world, by_command(), HealthState::Failed);
+    assert_eq!(present(&world).steps, [], "nothing is tried for it");
+    let told = reported(&world);
+    assert_eq!(told.refused_revision.as_deref(), Some("r2.ab12"));
+    assert_eq!(told.good_revision.as_deref(), Some("r1"));
+
+    let mut back = world;
+    back.status = told;
+    back.class = ClassView::Usable(Box::new(agent()));
+    back.rollout = Share {
+        revision: "r1".into(),
+        refused: Some("r2.ab12".into()),
+        why: Some(("WentBack", "r2 failed here".into())),
+        asked: Some(by_command()),
+        ..Share::default()
+    };
+    assert!(asks_anew(&present(&back)));
+    let told = reported(&back);
+    assert_eq!(
+        (told.class_revision.as_deref(), told.health),
+        (Some("r1"), None)
+    );
+}
+
+fn asked_by(world: World, health: Health, state: HealthState) -> World {
+    let mut world = probed(world, Some(state));
+    if let Some(view) = &mut world.servers[0].guest.health {
+        view.health = health;
+    }
+    world
+}
+
+#[test]
+fn what_the_former_probes_say_is_no_word_on_another_revision() {
+    let mut world = given_another_probe();
+    world.status.class_revision = Some("r2".into());
+    let failed = asked_by(world, agent().health, HealthState::Failed);
+    assert!(!failed.refuses(&failed.servers[0]));
+}
+
+#[test]
+fn an_agent_is_asked_as_its_revision_says_until_it_has_another() {
+    let unapplied = |agent: &mut Agent| agent.config_revision = "of r2".into();
+    let prepared_beside = |agent: &mut Agent| {
+        (agent.boot_revision, agent.lifecycle.disk) = ("newer".into(), Disk::Disposable);
+    };
+    let changes: [&dyn Fn(&mut Agent); 2] = [&unapplied, &prepared_beside];
+    for change in changes {
+        let mut world = given_another_probe();
+        if let ClassView::Usable(agent) = &mut world.class {
+            change(agent);
+        }
+        let (server, ClassView::Usable(wanted)) = (&world.servers[0], &world.class) else {
+            unreachable!("it is usable");
+        };
+        assert_eq!(world.probes(server, wanted), &agent().health);
+        assert!(!world.is_asked_anew(server, wanted));
+        let told = reported(&world);
+        assert_eq!(told.class_revision.as_deref(), Some("r1"));
+        let state = told.health.map(|health| health.state);
+        assert_eq!(state, Some(HealthState::Healthy));
+    }
 }
