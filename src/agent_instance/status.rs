@@ -160,13 +160,16 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
     }
 }
 
-/// What the probes say; as before while nobody probes.
+/// What the probes say; as before while nobody probes, unless nobody could.
 fn health(world: &World, current: Option<&ServerView>, now: Timestamp) -> Option<HealthStatus> {
     let former = world.status.health.clone();
-    let Some(view) = &current?.guest.health else {
-        return former;
+    let current = current?;
+    let state = match &current.guest.health {
+        _ if current.address().is_none() && former.is_some() => HealthState::Unknown,
+        Some(view) => view.state?,
+        None => return former,
     };
-    let (state, since) = (view.state?, Time(now));
+    let since = Time(now);
     former
         .filter(|former| former.state == state)
         .or(Some(HealthStatus { state, since }))
