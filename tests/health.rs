@@ -15,6 +15,7 @@ async fn probed(health: Value) -> Outcome<Bed> {
     let bed = Bed::with(Options::default()).await?;
     bed.apply_basics().await?;
     let mut class = manifests::class();
+    class["spec"]["ipv6"] = json!(false);
     if health.get("http").is_some() {
         class["spec"]["firewall"]["healthFrom"] = json!(["127.0.0.0/8"]);
     }
@@ -35,11 +36,17 @@ async fn home(bed: &Bed, one: &Instance<'_>) -> Outcome<PathBuf> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i6_an_agent_is_ready_for_as_long_as_its_command_says_so() -> Outcome {
-    let bed = probed(json!({"exec": {"command": "echo looks for up; test -e up"}})).await?;
+    // It tells its Secret, plain and encoded, which nobody must hear of.
+    let command = "cat .env; base64 -w0 .env; echo; echo looks for up; test -e up";
+    let bed = probed(json!({"exec": {"command": command}})).await?;
     let one = bed.create("one").await?;
     one.condition("Ready", "False", "ProbeFailed").await?;
-    one.told(&["the probe command ended with 1: looks for up"])
-        .await?;
+    one.told(&[
+        "the probe command ended with 1: API_KEY=",
+        "[redacted]",
+        " | looks for up",
+    ])
+    .await?;
     let up = home(&bed, &one).await?.join("up");
     std::fs::write(&up, "")?;
     let server = one.ready().await?;
@@ -122,6 +129,60 @@ async fn an_agent_that_cannot_be_asked_is_unknown_and_a_restart_of_the_operator_
     bed.cloud()
         .set_machine_faults(server, MachineFaults::default())?;
     assert_eq!(bed.instance("one").ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// The IPv4 address in the status of an instance.
+async fn address(one: &Instance<'_>) -> Outcome<String> {
+    let status = one.status().await?;
+    Ok(status["server"]["ipv4"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i6_an_agent_is_asked_at_the_address_that_its_server_has_now() -> Outcome {
+    let bed = probed(json!({"http": {"port": 8080}, "timeout": "3s"})).await?;
+    let one = bed.create("one").await?;
+    one.told(&["GET :8080/"]).await?;
+    let former = address(&one).await?;
+    let status = Arc::new(AtomicU16::new(204));
+    let listener = TcpListener::bind((former.as_str(), 8080)).await?;
+    // Whoever has that address later answers as well as the agent did.
+    let stranger = tokio::spawn(serve(listener, status.clone()));
+    let server = one.ready().await?;
+    let mutations = bed.latest_mutation();
+
+    bed.cloud().change_ipv4(server, true)?;
+    one.condition("Ready", "False", "ProbeFailed").await?;
+    let now = address(&one).await?;
+    assert_ne!(now, former);
+    let listener = TcpListener::bind((now.as_str(), 8080)).await?;
+    let serving = tokio::spawn(serve(listener, status.clone()));
+    assert_eq!(one.ready().await?, server);
+
+    bed.cloud().change_ipv4(server, false)?;
+    let told = one.condition("Stalled", "True", "NoAddress").await?;
+    assert!(told.contains(&format!("server {server}")), "{told}");
+    one.condition("Ready", "False", "NoAddress").await?;
+    assert_eq!(one.status().await?["health"]["state"], "Unknown");
+    bed.cloud().change_ipv4(server, true)?;
+    one.condition("Stalled", "False", "NotStalled").await?;
+    serving.abort();
+    let listener = TcpListener::bind((address(&one).await?.as_str(), 8080)).await?;
+    let serving = tokio::spawn(serve(listener, status.clone()));
+    assert_eq!(one.ready().await?, server);
+
+    bed.cloud().block_ipv4(server, true)?;
+    one.condition("Stalled", "True", "ProviderBlocked").await?;
+    one.condition("Ready", "False", "ProviderBlocked").await?;
+    bed.cloud().block_ipv4(server, false)?;
+    assert_eq!(one.ready().await?, server);
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    stranger.abort();
+    serving.abort();
     bed.delete_all().await?;
     bed.finish().await
 }

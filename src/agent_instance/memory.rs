@@ -20,6 +20,7 @@ use crate::{
     api::{ProvisioningRecord, TimingStep},
     error::Setback,
     guest::answers::KeptFile,
+    redact::KnownSecrets,
 };
 
 /// What is remembered of one instance.
@@ -39,6 +40,8 @@ pub struct Memory {
     pub replaced: Vec<String>,
     /// The Secret as it was measured last, for each of two revisions at most: what it was measured by, and the outcome.
     pub secrets: VecDeque<(String, SecretsView)>,
+    /// What its agent may tell of its Secret, and must not be told on.
+    pub known_secrets: KnownSecrets,
     /// The events that were told.
     pub notices: NoticesMemory,
     /// The last step of which incarnation the metrics know.
@@ -180,7 +183,7 @@ impl GuestMemory {
         }
     }
 
-    /// Its agent, or the whole server, is being started again: what was said of the unit before is of no use any more.
+    /// Its agent, or the whole server, is being started again, or out of sight: what was said of the unit before is of no use any more.
     pub fn starts_again(&mut self) {
         if let Some(configured) = &mut self.view.configured
             && let Ok(active) = &mut configured.outcome

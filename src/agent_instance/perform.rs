@@ -105,6 +105,10 @@ impl Performer<'_> {
                 epoch,
                 presumed,
             } => self.probe(*server, *epoch, *presumed),
+            Step::EndProbes { server } => {
+                self.end_probes(*server);
+                Ok(())
+            }
             Step::Restart { server, epoch } => self.restart(*server, *epoch),
             Step::Release { server, epoch, .. } => self.release(*server, *epoch),
         }

@@ -160,22 +160,22 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
     }
 }
 
-/// What the probes say; as before while nobody probes. What other probes said is not told of a revision that has its own.
+/// What the probes say; as before while nobody probes, unless nobody could. What other probes said is not told of a revision that has its own.
 fn health(world: &World, current: Option<&ServerView>, now: Timestamp) -> Option<HealthStatus> {
     let server = current?;
     let former = match &world.class {
         ClassView::Usable(agent) if world.is_asked_anew(server, agent) => None,
         _ => world.status.health.clone(),
     };
-    let Some(view) = &server.guest.health else {
-        return former;
+    let state = match (&server.guest.health, &world.class) {
+        _ if server.address().is_none() && former.is_some() => HealthState::Unknown,
+        (None, _) => return former,
+        (Some(view), ClassView::Usable(agent)) if view.health != *world.probes(server, agent) => {
+            return None;
+        }
+        (Some(view), _) => view.state?,
     };
-    if let ClassView::Usable(agent) = &world.class
-        && view.health != *world.probes(server, agent)
-    {
-        return None;
-    }
-    let (state, since) = (view.state?, Time(now));
+    let since = Time(now);
     former
         .filter(|former| former.state == state)
         .or(Some(HealthStatus { state, since }))

@@ -129,6 +129,11 @@ pub enum Step {
         /// What is known of its health already.
         presumed: Option<HealthState>,
     },
+    /// Ask the agent no more: its server has no address.
+    EndProbes {
+        /// Id of the server.
+        server: i64,
+    },
     /// Write down what is done next for an agent whose probes fail, after all that was done before.
     WriteRecovery(RecoveryRecord),
     /// Write down a creation that failed, and what becomes of it.

@@ -8,7 +8,7 @@ mod listening;
 mod order;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -208,7 +208,7 @@ fn learn(ctx: &Context, memory: &mut Memory, server: i64, outcome: Outcome, now:
         Outcome::Unreached(problem) => {
             let guest = &mut memory.guest(server).view;
             guest.was_asked_in_vain(now);
-            guest.contact = Some((problem, now));
+            (guest.contact, guest.restarts) = (Some((problem, now)), false);
         }
         Outcome::Upgraded(true) => memory.guest(server).view.upgrade = Upgrade::Done,
         Outcome::Upgraded(false) => memory.guest(server).view.upgrade = Upgrade::Tried,
@@ -300,9 +300,5 @@ fn phase(said: &Greeting) -> InstallPhase {
 
 /// Where SSH of a server answers, if it has an address.
 pub fn address(server: &ServerView, port: u16) -> Option<SocketAddr> {
-    let ip: Option<IpAddr> = [&server.ipv4, &server.ipv6]
-        .into_iter()
-        .flatten()
-        .find_map(|text| text.parse().ok());
-    ip.map(|ip| SocketAddr::new(ip, port))
+    server.address().map(|ip| SocketAddr::new(ip, port))
 }

@@ -3,7 +3,7 @@
 //! Plain data that tests can write down. `observe` in the parent module fills it from the Kubernetes stores, the inventories of the projects
 //! and what this process remembers; nothing here reads anything.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -185,6 +185,21 @@ pub struct ServerView {
     pub deleting: bool,
     /// What is remembered of its guest.
     pub guest: GuestView,
+}
+
+impl ServerView {
+    /// The public address that it is reached at.
+    pub fn address(&self) -> Option<IpAddr> {
+        let mut known = [&self.ipv4, &self.ipv6].into_iter().flatten();
+        known.find_map(|text| text.parse().ok())
+    }
+
+    /// What its probes say of somebody who answers in its place.
+    pub fn stranger(&self) -> Option<&str> {
+        let probed = self.guest.health.as_ref();
+        let met = probed.filter(|view| view.stranger && Some(view.address) == self.address());
+        met.map(|view| view.words.as_str())
+    }
 }
 
 /// What Hetzner says of a server's power.

@@ -117,7 +117,7 @@ impl Canaries {
 }
 
 /// Whether somebody takes a connection there.
-async fn answers(address: &str) -> bool {
+pub(super) async fn answers(address: impl tokio::net::ToSocketAddrs) -> bool {
     let connected = tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await;
     matches!(connected, Ok(Ok(_)))
 }

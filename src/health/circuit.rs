@@ -16,6 +16,8 @@ pub enum Reply {
     Bad(String),
     /// The way to it failed: how.
     Silent(String),
+    /// What answers there is not its server: how that is known.
+    Stranger(String),
 }
 
 /// When bad replies count.
@@ -32,6 +34,7 @@ pub struct Rules {
 pub struct Circuit {
     state: Option<HealthState>,
     words: String,
+    stranger: bool,
     bad: Count,
     silent: Count,
 }
@@ -77,13 +80,19 @@ impl Circuit {
         &self.words
     }
 
+    /// Whether somebody else answered in its server's place, and it has not since.
+    pub fn meets_stranger(&self) -> bool {
+        self.stranger
+    }
+
     /// Takes a reply; whether the sum is another one now.
     pub fn take(&mut self, reply: Reply, rules: Rules, now: Instant) -> bool {
-        let before = self.state;
+        let (before, stranger) = (self.state, self.stranger);
         match reply {
             Reply::Good => *self = Self::presuming(HealthState::Healthy),
             Reply::Bad(words) => {
                 self.words = words;
+                self.stranger = false;
                 self.silent = Count::default();
                 self.bad.up(rules, now);
                 self.state = match self.state {
@@ -100,8 +109,13 @@ impl Circuit {
                     self.state = Some(HealthState::Unknown);
                 }
             }
+            // No number of further ones would make it any surer.
+            Reply::Stranger(words) => {
+                (self.words, self.stranger) = (words, true);
+                self.state = Some(HealthState::Unknown);
+            }
         }
-        self.state != before
+        (self.state, self.stranger) != (before, stranger)
     }
 }
 
@@ -115,13 +129,14 @@ mod tests {
         interval: Duration::from_mins(1),
     };
 
-    /// Replies an interval apart: `+` good, `-` bad, `?` silent; answers the state after each.
+    /// Replies an interval apart: `+` good, `-` bad, `?` silent, `!` a stranger's; answers the state after each.
     fn after(replies: &str) -> Vec<Option<HealthState>> {
         let (mut circuit, start) = (Circuit::default(), Instant::now());
         let states = replies.chars().zip(0..).map(|(reply, nth)| {
             let reply = match reply {
                 '+' => Reply::Good,
                 '-' => Reply::Bad("bad".into()),
+                '!' => Reply::Stranger("who".into()),
                 _ => Reply::Silent("silent".into()),
             };
             circuit.take(reply, RULES, start + RULES.interval * nth);
@@ -144,8 +159,66 @@ mod tests {
             ("+-?-?-", vec![h, d, d, d, d, f]),
             ("???+", vec![None, None, u, h]),
             ("---???", vec![None, None, f, f, f, u]),
+            ("+!+", vec![h, u, h]),
+            ("!-", vec![u, d]),
         ] {
             assert_eq!(after(replies), states, "{replies}");
+        }
+    }
+
+    #[test]
+    fn a_stranger_is_news_at_once_and_until_the_server_itself_answers() {
+        let (mut circuit, start) = (Circuit::presuming(Unknown), Instant::now());
+        let mut takes = |reply, second| {
+            let now = start + Duration::from_secs(second);
+            let news = circuit.take(reply, RULES, now);
+            (news, circuit.meets_stranger())
+        };
+        let who = || Reply::Stranger("another key".into());
+        assert_eq!(takes(who(), 0), (true, true));
+        assert_eq!(takes(who(), 1), (false, true));
+        assert_eq!(takes(Reply::Silent("refused".into()), 2), (false, true));
+        assert_eq!(takes(Reply::Bad("fails".into()), 3), (true, false));
+        assert_eq!(takes(who(), 4), (true, true));
+        assert_eq!(takes(Reply::Good, 5), (true, false));
+    }
+
+    /// The sum as the docs tell it, found out from the end: how long it has been bad, or silent, since something else was said.
+    fn told_of(replies: &[char]) -> Option<HealthState> {
+        let since_good = replies.rsplit(|reply| *reply == '+').next().unwrap();
+        let was_good = since_good.len() < replies.len();
+        let mut state = was_good.then_some(Healthy);
+        let (mut bad, mut silent) = (0, 0);
+        for reply in since_good {
+            (bad, silent) = if *reply == '-' {
+                (bad + 1, 0)
+            } else {
+                (bad, silent + 1)
+            };
+            state = match (reply, state) {
+                ('-', Some(Failed)) => Some(Failed),
+                ('-', _) if bad >= 3 => Some(Failed),
+                ('-', Some(_)) => Some(Degraded),
+                ('?', _) if silent >= 3 => Some(Unknown),
+                (_, state) => state,
+            };
+        }
+        state
+    }
+
+    #[test]
+    fn every_sequence_of_replies_makes_the_sum_that_it_should() {
+        for length in 1..=8 {
+            for nth in 0..3_usize.pow(length) {
+                let digit = |place| ['+', '-', '?'][nth / 3_usize.pow(place) % 3];
+                let replies: Vec<char> = (0..length).map(digit).collect();
+                let text: String = replies.iter().collect();
+                let ended = after(&text).pop().flatten();
+                assert_eq!(ended, told_of(&replies), "{text}");
+                if ended == Some(Healthy) {
+                    assert!(replies.contains(&'+'), "{text}: nobody said so");
+                }
+            }
         }
     }
 

@@ -136,9 +136,15 @@ fn living(instance: &AgentInstance) -> Option<&AgentInstanceStatus> {
 
 /// When an agent fell that has not stood up since: what was tried meanwhile makes no new fall.
 fn fell(ctx: &Context, status: &AgentInstanceStatus, now: Timestamp) -> Option<Timestamp> {
+    (ails(status, now) || is_missing(ctx, status)).then(|| down_since(status, now))
+}
+
+/// Whether an agent fails, or has not served since it was tried to bring it back: while it starts again nothing is known of its health.
+fn ails(status: &AgentInstanceStatus, now: Timestamp) -> bool {
     let state = status.health.as_ref().map(|health| health.state);
-    let ails = matches!(state, Some(HealthState::Failed | HealthState::Unknown));
-    (ails || is_missing(ctx, status)).then(|| down_since(status, now))
+    let tried = status.recovery.last().map(|last| last.at.0);
+    matches!(state, Some(HealthState::Failed | HealthState::Unknown))
+        || tried >= Some(down_since(status, now))
 }
 
 /// Whether the server of an instance is gone, or no list shows it.
@@ -170,4 +176,58 @@ fn down_since(status: &AgentInstanceStatus, now: Timestamp) -> Timestamp {
     ready
         .filter(|ready| ready.status != "True")
         .map_or(now, |ready| ready.last_transition_time.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+
+    use super::*;
+    use crate::api::{HealthStatus, RecoveryAction, RecoveryRecord, condition};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// What is told of an agent that is Ready, or not, since second 100.
+    fn told(ready: bool, health: Option<HealthState>, tried: Option<i64>) -> AgentInstanceStatus {
+        let mut ready = condition(ConditionType::Ready, Some(ready), "Any", "");
+        ready.last_transition_time = Time(at(100));
+        let since = Time(at(100));
+        let try_at = |second| RecoveryRecord {
+            action: RecoveryAction::Restart,
+            at: MicroTime(at(second)),
+            reason: String::new(),
+        };
+        AgentInstanceStatus {
+            conditions: vec![ready],
+            health: health.map(|state| HealthStatus { state, since }),
+            recovery: tried.map(try_at).into_iter().collect(),
+            ..AgentInstanceStatus::default()
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_started_again_has_not_stood_up_before_it_serves() {
+        use HealthState::{Degraded, Failed, Healthy, Unknown};
+        for (what, ready, health, tried, expected) in [
+            ("it serves", true, Some(Healthy), None, false),
+            ("it served again", true, Some(Healthy), Some(101), false),
+            ("it may fall", true, Some(Degraded), None, false),
+            ("it starts for the first time", false, None, None, false),
+            ("it fell", false, Some(Failed), None, true),
+            ("nobody knows", false, Some(Unknown), None, true),
+            ("it is started again", false, None, Some(100), true),
+            (
+                "its try was for a former fall",
+                false,
+                None,
+                Some(99),
+                false,
+            ),
+        ] {
+            let status = told(ready, health, tried);
+            assert_eq!(ails(&status, at(200)), expected, "{what}");
+        }
+    }
 }

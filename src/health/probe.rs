@@ -9,16 +9,20 @@ use crate::{
     guest::{
         GuestError,
         protocol::{self, AnswerError, RefusalCode},
-        transport::Pinned,
+        transport::{Pinned, TransportError},
         untrusted::end_of,
     },
     kube_ext::error_chain,
+    redact::KnownSecrets,
 };
 
 /// What an act over SSH may take beside the command that it runs.
 const SSH: Duration = Duration::from_secs(10);
 /// How much of what a command says last goes into a message, in bytes.
 const TAIL: usize = 300;
+/// What is told in place of that where a Secret could not be told from the rest.
+const UNTOLD: &str =
+    "what it says is not shown, as the Secret that the agent was given is not known any more";
 
 /// Whom to ask, and how.
 #[derive(Clone)]
@@ -31,6 +35,10 @@ pub struct Target {
     pub server: Pinned,
     /// The epoch of the configuration that is asked about.
     pub epoch: i64,
+    /// What its agent may tell of its Secret.
+    pub known: KnownSecrets,
+    /// The tag of the secrets that the agent has.
+    pub given: Option<String>,
 }
 
 /// A client that follows no redirect and keeps no connection.
@@ -114,8 +122,11 @@ async fn run(target: &Target, command: &str, timeout: Duration) -> Option<Reply>
     match target.server.run(&probe, timeout + SSH).await {
         Ok(answered) => {
             let probed = answered.answer;
-            let said = probed.output.line();
-            let said = end_of(&said, TAIL);
+            let said = || target.known.clean(&probed.output.line(), &target.given);
+            let said = match probed.exit {
+                Some(0) => String::new(),
+                _ => said().map_or_else(|| UNTOLD.to_owned(), |said| end_of(&said, TAIL).into()),
+            };
             Some(match probed.exit {
                 _ if probed.timed_out => {
                     Reply::Bad(format!("the probe command did not end in time: {said}"))
@@ -152,6 +163,9 @@ fn silent(error: &GuestError) -> Option<Reply> {
             if refusal.code == RefusalCode::StaleEpoch =>
         {
             None
+        }
+        GuestError::Transport(TransportError::HostKeyChanged { .. }) => {
+            Some(Reply::Stranger(error_chain(error)))
         }
         error => Some(Reply::Silent(error_chain(error))),
     }

@@ -78,6 +78,7 @@ pub const fn reply(reply: Option<&Reply>) -> &'static str {
         Some(Reply::Good) => "good",
         Some(Reply::Bad(_)) => "bad",
         Some(Reply::Silent(_)) => "silent",
+        Some(Reply::Stranger(_)) => "host_key_changed",
         None => "outdated",
     }
 }

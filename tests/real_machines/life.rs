@@ -4,6 +4,8 @@ use bed::{Bed, Outcome, SYSTEM, TENANT, manifests, oracle};
 use hetzner_sim::Stage;
 use serde_json::json;
 
+use crate::record::{Record, tells};
+
 /// What the agent of the class reads as its secrets, byte by byte.
 const AS_THE_AGENT_READS: &str = "systemctl show -p MainPID --value agent | xargs -I{} cat /proc/{}/environ | tr '\\0' '\\n' | grep ^API_KEY=";
 
@@ -58,6 +60,17 @@ async fn a_real_debian_becomes_an_agent_takes_new_secrets_and_leaves_nothing() -
     bed.finish().await
 }
 
+/// How many probes have met somebody else than the server.
+async fn strangers(bed: &Bed) -> Outcome<u64> {
+    let scrape = bed.operator.scrape().await.unwrap_or_default();
+    let samples = scrape.lines();
+    let of = samples.filter(|line| {
+        line.starts_with("agentfleet_probes_total") && line.contains("host_key_changed")
+    });
+    let counts = of.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    Ok(counts.sum())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn i13_a_reboot_keeps_agent_and_host_key_and_a_rebuild_by_hand_is_noticed() -> Outcome {
     let Some(bed) = Bed::start_real().await? else {
@@ -80,14 +93,33 @@ async fn i13_a_reboot_keeps_agent_and_host_key_and_a_rebuild_by_hand_is_noticed(
     assert_eq!(one.status().await?["server"]["hostKey"], key);
 
     one.act("rebuild", json!({"image": "debian-13"})).await?;
-    one.condition("Ready", "False", "Unreachable").await?;
-    one.told(&["the host key is not the pinned one"]).await?;
+    let mutations = bed.latest_mutation();
+    let mut record = Record::begin("rebuilt by hand");
+    record
+        .until(&bed, &one, "HostKeyChanged", |status| {
+            tells(status, "Stalled", "True", "HostKeyChanged")
+                && tells(status, "Ready", "False", "HostKeyChanged")
+        })
+        .await?;
+    one.told(&["the host key is not the pinned one", "nothing was sent"])
+        .await?;
+    record.end(&bed, &one).await?;
+    // It would be given this at once.
+    bed.apply_secret("one").await?;
+    let seen = strangers(&bed).await?;
+    bed.wait_until("it is asked for its health twice more", async || {
+        Ok(strangers(&bed).await? >= seen + 2)
+    })
+    .await?;
+    one.condition("Stalled", "True", "HostKeyChanged").await?;
     assert_eq!(
         one.shell("ls /home/agent/.env 2>/dev/null || echo nothing sent")
             .await?
             .trim(),
         "nothing sent"
     );
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    assert_eq!(one.status().await?["recovery"], json!(null));
     bed.delete_all().await?;
     bed.finish().await
 }

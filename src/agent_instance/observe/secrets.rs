@@ -28,12 +28,7 @@ impl Look<'_> {
         want: &Want,
     ) -> Result<SecretsView, CallError> {
         if !agent.asks_for_secrets() {
-            return Ok(measure_secret(
-                agent,
-                "",
-                &SecretData::default(),
-                &instance_keys(self.ctx, self.identity),
-            ));
+            return Ok(self.measured(agent, "", SecretData::default()));
         }
         let Some(name) = &want.secret else {
             let message = format!(
@@ -72,18 +67,25 @@ impl Look<'_> {
             Some(found) if !found.is_of(customer) => {
                 SecretsView::Unmet(SECRET_OF_ANOTHER, of_another(name, customer))
             }
-            Some(found) => measure_secret(
-                agent,
-                name,
-                &found.data,
-                &instance_keys(self.ctx, self.identity),
-            ),
+            Some(found) => self.measured(agent, name, found.data),
         };
         self.ctx.memories.with(&self.identity.uid, |memory| {
             memory.secrets.truncate(1);
             memory.secrets.push_front((measure, view.clone()));
         });
         Ok(view)
+    }
+
+    /// What a Secret is worth; one that may be given to the agent is remembered, to be taken out of what that says.
+    fn measured(&self, agent: &Agent, name: &str, secret: SecretData) -> SecretsView {
+        let keys = instance_keys(self.ctx, self.identity);
+        let view = measure_secret(agent, name, &secret, &keys);
+        if let SecretsView::Met { tag } = &view {
+            self.ctx.memories.with(&self.identity.uid, |memory| {
+                memory.known_secrets.learn(tag, secret);
+            });
+        }
+        view
     }
 }
 

@@ -172,12 +172,14 @@ impl Performer<'_> {
             secret_files,
             kept: vec![],
         };
-        configure.bring_along(self.remember(|memory| {
+        let (kept, known) = self.remember(|memory| {
             // What is given anew is started anew.
             (memory.fresh_epoch, memory.fresh_restart) = (None, None);
             memory.guest(id).is_given_voice();
-            memory.kept_elsewhere(id)
-        }));
+            memory.known_secrets.learn(&configure.secrets_tag, secret);
+            (memory.kept_elsewhere(id), memory.known_secrets.clone())
+        });
+        configure.bring_along(kept);
         let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let key = GuestKey::new(self.identity(), id);
@@ -185,11 +187,17 @@ impl Performer<'_> {
             server: guest.pinned(host_key),
             configure,
             line: self.ctx.talks.lines.take(&key),
-            secret,
+            known,
+            given: self.given(server),
             upgrade,
         };
         self.ctx.talks.order(key, Verb::Configure, order.run());
         Ok(())
+    }
+
+    /// The tag of the secrets that the agent on a server has.
+    fn given(&self, server: &ServerView) -> Option<String> {
+        self.world.spoken(server).map(|(_, tag)| tag)
     }
 
     /// The Secret as it is now, which may be another one than was measured.
@@ -220,10 +228,18 @@ impl Performer<'_> {
             health: self.world.probes(self.server(id)?, agent).clone(),
             server: self.known_guest(id)?,
             epoch,
+            known: self.remember(|memory| memory.known_secrets.clone()),
+            given: self.given(self.server(id)?),
         };
         let key = GuestKey::new(self.identity(), id);
         self.ctx.talks.probes.watch(key, target, presumed);
         Ok(())
+    }
+
+    pub(super) fn end_probes(&self, id: i64) {
+        self.remember(|memory| memory.guest(id).starts_again());
+        let key = GuestKey::new(self.identity(), id);
+        self.ctx.talks.probes.forget(&key);
     }
 
     /// A guest whose host key is pinned.

@@ -1,8 +1,15 @@
 //! A configured agent: whether it serves is what its probes say (I6).
 
-use super::{Agent, Disk, HealthState, Look, Plan, ServerView, Stage, Step, recovery::Cause};
+use super::{
+    Agent, Disk, HealthState, Look, Plan, ServerView, Stage, Step,
+    recovery::Cause,
+    serving::{HOST_KEY_CHANGED, host_key_changed},
+};
 use crate::{
-    agent_instance::line_up::Misfit, api::RECREATE_ANNOTATION, health::ladder::Ailment, labels,
+    agent_instance::line_up::Misfit,
+    api::{ConditionType, RECREATE_ANNOTATION},
+    health::ladder::Ailment,
+    labels,
 };
 
 /// Why less is served than is declared.
@@ -34,10 +41,12 @@ impl Look<'_> {
                 Stage::Starting(String::new()),
             );
         }
+        let Some(address) = server.address() else {
+            return without_address(server);
+        };
+        let asked = (self.world.probes(server, agent), epoch, address);
         match &server.guest.health {
-            Some(view)
-                if (&view.health, view.epoch) == (self.world.probes(server, agent), epoch) =>
-            {
+            Some(view) if (&view.health, view.epoch, view.address) == asked => {
                 self.by_probes(server, agent, (view.state, &view.words), note)
             }
             _ => {
@@ -63,6 +72,9 @@ impl Look<'_> {
         (state, words): (Option<HealthState>, &str),
         note: Note,
     ) -> Plan {
+        if let Some(stage) = self.met_stranger(server, (state, words)) {
+            return Plan::wait(stage);
+        }
         let (ailment, reason) = match state {
             // Neither its unit nor its server is at fault: it is given back what it served with.
             Some(HealthState::Failed) if self.world.refuses(server) => {
@@ -83,14 +95,33 @@ impl Look<'_> {
         self.recover(server, agent, &cause)
     }
 
-    /// What is known of an agent's health before its first probe: what systemd said in the answer to `configure`, or, where that changed nothing or
-    /// the operator was started again, what the status says, unless something was tried since. What other probes said says nothing: a revision is
-    /// to prove itself by its own.
+    /// Where it stands if its probes met somebody else, or if the status told so and none has answered this process yet.
+    fn met_stranger(
+        &self,
+        server: &ServerView,
+        (state, words): (Option<HealthState>, &str),
+    ) -> Option<Stage> {
+        if let Some(why) = server.stranger() {
+            return Some(host_key_changed(server, why));
+        }
+        let unheard = state == Some(HealthState::Unknown) && words.is_empty();
+        let told = self.world.status.conditions.iter().find(|told| {
+            told.type_ == ConditionType::Stalled.as_str() && told.reason == HOST_KEY_CHANGED
+        });
+        let told = told.filter(|told| unheard && told.status == "True")?;
+        Some(Stage::Stalled(HOST_KEY_CHANGED, told.message.clone()))
+    }
+
+    /// What is known of an agent's health before its first probe: nothing at another address, nor from other probes, as a
+    /// revision is to prove itself by its own; else what systemd said in the answer to `configure`, or, where that changed nothing or the operator was
+    /// started again, what the status says, unless something was tried since.
     fn presumed(&self, server: &ServerView, agent: &Agent, epoch: i64) -> Option<HealthState> {
         let probed = server.guest.health.as_ref();
         let configured = server.guest.configured.as_ref();
         match (probed, configured) {
-            (Some(view), _) if view.epoch == epoch => None,
+            (Some(view), _) if view.epoch == epoch || Some(view.address) != server.address() => {
+                None
+            }
             (_, Some(configured)) if configured.epoch == epoch && !configured.left_as_before() => {
                 let probes = self.world.probes(server, agent);
                 let by_systemd = probes.http.is_none() && probes.exec.is_none();
@@ -132,6 +163,21 @@ fn kept(agent: &Agent) -> String {
         agent.class,
         labels::DISK
     )
+}
+
+/// Nobody can ask such a server for anything, and no reboot gives it an address.
+pub(super) fn without_address(server: &ServerView) -> Plan {
+    let stage = Stage::Stalled(
+        "NoAddress",
+        format!(
+            "server {} has no public address any more: nobody knows how its agent is, and no reboot would help; give it one at Hetzner",
+            server.id
+        ),
+    );
+    match server.guest.health {
+        Some(_) => Plan::act(Step::EndProbes { server: server.id }, stage),
+        None => Plan::wait(stage),
+    }
 }
 
 fn by_health(state: Option<HealthState>, words: &str, note: Note) -> Stage {

@@ -318,10 +318,13 @@ impl Model {
                 self.memory.guest(*server).view.health = Some(HealthView {
                     health: super::tests::agent().health,
                     epoch: *epoch,
+                    address: super::tests::ADDRESS,
                     state: presumed.or(Some(HealthState::Healthy)),
                     words: String::new(),
+                    stranger: false,
                 });
             }
+            Step::EndProbes { server } => self.memory.guest(*server).view.health = None,
             Step::Release {
                 server,
                 incarnation,

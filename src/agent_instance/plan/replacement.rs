@@ -87,7 +87,7 @@ impl Look<'_> {
         let only_probes = own
             .steps
             .iter()
-            .all(|step| matches!(step, Step::Probe { .. }));
+            .all(|step| matches!(step, Step::Probe { .. } | Step::EndProbes { .. }));
         let steps = if only_probes {
             own.steps.into_iter().chain(other.steps).collect()
         } else {

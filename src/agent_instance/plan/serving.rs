@@ -3,8 +3,11 @@
 use super::{
     Agent, CONTACT, ConfigureFailure, Configured, ContactProblem, Cure, InstallPhase, Look, Plan,
     Power, SecretsView, ServerView, Stage, Step, TOLD_FROM, Upgrade, VoiceRecord, armed_here,
-    rollback::rolling_back,
+    health::without_address, rollback::rolling_back,
 };
+
+/// Reason of somebody who answers in a server's place.
+pub(super) const HOST_KEY_CHANGED: &str = "HostKeyChanged";
 
 impl Look<'_> {
     pub(super) fn server(&self, server: &ServerView) -> Plan {
@@ -169,13 +172,7 @@ impl Look<'_> {
                     server.id
                 ),
             ),
-            Some(ContactProblem::HostKeyChanged(why)) => Stage::Stalled(
-                "HostKeyChanged",
-                format!(
-                    "what answers at the address of server {} has another host key than the pinned one ({why}); nothing was sent to it",
-                    server.id
-                ),
-            ),
+            Some(ContactProblem::HostKeyChanged(why)) => host_key_changed(server, why),
             Some(ContactProblem::LoginRefused(why)) => {
                 Stage::Troubled("LoginRefused", format!("server {}: {why}", server.id))
             }
@@ -201,6 +198,13 @@ impl Look<'_> {
             Some((ContactProblem::HostKeyChanged(_), _))
         ) {
             return self.contact(server, "");
+        }
+        if let Some(why) = server.stranger() {
+            // Its probes go on, and say when it is back.
+            return Plan::wait(host_key_changed(server, why));
+        }
+        if server.address().is_none() && self.world.spoken(server).is_some() {
+            return without_address(server);
         }
         if self.world.voice_holder() != Some(server.incarnation) && armed_here(server) {
             return self.record_voice(server);
@@ -363,4 +367,14 @@ impl Look<'_> {
             }
         }
     }
+}
+
+pub(super) fn host_key_changed(server: &ServerView, why: &str) -> Stage {
+    Stage::Stalled(
+        HOST_KEY_CHANGED,
+        format!(
+            "what answers at the address of server {} has another host key than the pinned one ({why}); nothing was sent to it",
+            server.id
+        ),
+    )
 }

@@ -1,5 +1,7 @@
 //! Each line of the plan, as a table.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use super::*;
@@ -107,6 +109,9 @@ fn recorded(written: i64) -> World {
     world
 }
 
+/// Where all servers are.
+pub(super) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 1, 0, 1));
+
 pub(super) fn server(incarnation: u32) -> ServerView {
     ServerView {
         project: "one".into(),
@@ -117,7 +122,7 @@ pub(super) fn server(incarnation: u32) -> ServerView {
         boot_revision: Some(agent().boot_revision),
         revision: None,
         disk: Disk::Disposable,
-        ipv4: Some("127.1.0.1".into()),
+        ipv4: Some(ADDRESS.to_string()),
         ipv6: None,
         server_type: "cx23".into(),
         location: "nbg1".into(),
@@ -201,8 +206,10 @@ fn probed(mut world: World, state: Option<HealthState>) -> World {
     world.servers[0].guest.health = Some(HealthView {
         health: agent().health,
         epoch: 3,
+        address: ADDRESS,
         state,
         words: "says why".into(),
+        stranger: false,
     });
     world
 }
@@ -233,6 +240,7 @@ macro_rules! changed {
 }
 
 // After the macro that it uses.
+mod health;
 mod hold;
 mod notice;
 mod orders;

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use secrecy::{ExposeSecret, SecretSlice};
 
 use super::{BRIEF, GuestKey, Lines, Outcome, Unreleased};
 use crate::{
@@ -19,8 +18,7 @@ use crate::{
         untrusted::end_of,
     },
     kube_ext::error_chain,
-    redact::without_fragments,
-    secret_files::SecretData,
+    redact::KnownSecrets,
 };
 
 /// How long a `configure` may take: it runs the update commands of the class.
@@ -31,8 +29,6 @@ const RESTART: Duration = Duration::from_mins(2);
 const RELEASE: Duration = Duration::from_mins(12);
 /// How many bytes of a failure's last lines go into a message.
 const TAIL: usize = 600;
-/// Shortest run of characters of a secret that is taken out of those.
-const MIN_FRAGMENT: usize = 8;
 
 /// A `configure` and where it goes.
 pub struct Order {
@@ -42,8 +38,10 @@ pub struct Order {
     pub configure: Configure,
     /// A line that may lead there.
     pub line: Option<Line>,
-    /// The Secret that its files were made of.
-    pub secret: SecretData,
+    /// What the agent may tell of its Secret.
+    pub known: KnownSecrets,
+    /// The tag of the secrets that the agent has until then.
+    pub given: Option<String>,
     /// The program that the guest there is to become first, if it is another.
     pub upgrade: Option<Program>,
 }
@@ -55,7 +53,8 @@ impl Order {
             server,
             configure,
             mut line,
-            secret,
+            known,
+            given,
             upgrade,
         } = self;
         let epoch = i64::try_from(configure.epoch).unwrap_or(i64::MAX);
@@ -77,7 +76,10 @@ impl Order {
             Err(GuestError::Transport(error @ TransportError::HostKeyChanged { .. })) => {
                 return Outcome::Unreached(ContactProblem::HostKeyChanged(error.to_string()));
             }
-            Err(error) => (Err(failure(&error, &secret)), stored_epoch(&error)),
+            Err(error) => {
+                let clean = |said: &str| known.clean(said, given.iter().chain([&sent.1]));
+                (Err(failure(&error, &clean)), stored_epoch(&error))
+            }
         };
         Outcome::Configured(
             Configured {
@@ -143,8 +145,12 @@ pub async fn restart(server: Pinned, epoch: i64) -> Outcome {
     let restart = protocol::Restart {
         epoch: epoch.unsigned_abs(),
     };
-    let answered = crash_point::around("ssh", "restart", server.run(&restart, RESTART)).await;
-    Outcome::Restarted(answered.err().map(|error| error_chain(&error)))
+    match crash_point::around("ssh", "restart", server.run(&restart, RESTART)).await {
+        Err(GuestError::Transport(error @ TransportError::HostKeyChanged { .. })) => {
+            Outcome::Unreached(ContactProblem::HostKeyChanged(error.to_string()))
+        }
+        answered => Outcome::Restarted(answered.err().map(|error| error_chain(&error))),
+    }
 }
 
 fn stored_epoch(error: &GuestError) -> Option<u64> {
@@ -154,9 +160,9 @@ fn stored_epoch(error: &GuestError) -> Option<u64> {
     }
 }
 
-fn failure(error: &GuestError, secrets: &SecretData) -> ConfigureFailure {
+fn failure(error: &GuestError, clean: &Clean<'_>) -> ConfigureFailure {
     match error {
-        GuestError::Answer(AnswerError::Refused(refusal)) => refused(refusal, secrets),
+        GuestError::Answer(AnswerError::Refused(refusal)) => refused(refusal, clean),
         GuestError::Answer(error) => told_once("GuestNotUnderstood", error.to_string(), Cure::Time),
         error => told_once("GuestUnreachable", error_chain(error), Cure::Time),
     }
@@ -174,16 +180,14 @@ fn told_once(reason: &str, message: String, cure: Cure) -> ConfigureFailure {
     }
 }
 
-/// A unit's last lines without what the agent was given, which it may have written there as it died.
-fn without(secrets: &SecretData, tail: String) -> String {
-    let clean = |tail: String, secret: &SecretSlice<u8>| {
-        let secret = String::from_utf8_lossy(secret.expose_secret());
-        without_fragments(&tail, &secret, MIN_FRAGMENT)
-    };
-    secrets.values().fold(tail, clean)
-}
+/// A unit's last lines without what the agent was given, now or before, which it may have written there as it died; none where that is not known.
+type Clean<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
-fn refused(refusal: &Refusal, secrets: &SecretData) -> ConfigureFailure {
+/// What is told in place of those.
+const UNTOLD: &str =
+    "its last lines are not shown, as the Secret that the agent had before is not known any more";
+
+fn refused(refusal: &Refusal, clean: &Clean<'_>) -> ConfigureFailure {
     use RefusalCode::{
         BadRequest, CommandFailed, PackageFailed, SourceFailed, UnitFailed, UnitMasked,
         UserMissing, WrongInstance,
@@ -193,7 +197,11 @@ fn refused(refusal: &Refusal, secrets: &SecretData) -> ConfigureFailure {
         Some(true) => "; what it had before runs again",
         Some(false) => "; what it had before is back in its place and does not stay up either",
     };
-    let tail = without(secrets, refusal.tail.line());
+    let said = refusal.tail.line();
+    let tail = match said.as_str() {
+        "" => said,
+        said => clean(said).unwrap_or_else(|| UNTOLD.into()),
+    };
     let message = if tail.is_empty() {
         format!("{}{then}", refusal.message)
     } else {

@@ -342,6 +342,42 @@ impl Life {
     }
 }
 
+/// What is tried for an agent whose probes say this, in spells of so many minutes each: good, bad or silent.
+fn lived(spells: impl Iterator<Item = usize>, length: i64, rules: Rules) -> Life {
+    let (mut life, start) = (Life::new(rules), std::time::Instant::now());
+    let results = spells.flat_map(|kind| (0..length).map(move |_| kind));
+    for (kind, minute) in results.zip(0_i64..) {
+        let reply = match kind {
+            0 => Reply::Good,
+            1 => Reply::Bad(String::new()),
+            _ => Reply::Silent(String::new()),
+        };
+        let passed = Duration::from_secs((minute * MINUTE).unsigned_abs());
+        life.probed(reply, at(minute * MINUTE), start + passed);
+    }
+    life
+}
+
+#[test]
+fn every_sequence_of_probe_results_leads_to_what_is_legal_and_within_budget() {
+    // A spell of one result makes no difference yet, one of three does, and the last rung comes after many: fewer spells then, as they take long.
+    for (spells, length, replaceable, most) in [
+        (8, 1, true, 1),
+        (8, 3, true, 2),
+        (6, 20, false, 3),
+        (6, 20, true, 4),
+    ] {
+        let mut tried = 0;
+        for nth in 0..3_usize.pow(spells) {
+            let kinds = (0..spells).map(|place| nth / 3_usize.pow(place) % 3);
+            let life = lived(kinds, length, rules(budgets(2, 1, 1), replaceable));
+            life.is_legal();
+            tried = tried.max(life.all.len());
+        }
+        assert!(tried >= most, "{tried} tries with spells of {length}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 

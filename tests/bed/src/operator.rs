@@ -216,6 +216,15 @@ impl Operator {
         self.start_with(&[("FAILPOINTS", &call.fail_point(moment))])
     }
 
+    /// Starts it without one of its flags, from now on.
+    ///
+    /// # Errors
+    /// As [`Self::start_with`].
+    pub fn start_without(&mut self, flag: &str) -> Outcome {
+        self.setup.flags.retain(|given| given != flag);
+        self.start()
+    }
+
     /// Another one that is started in the same way, with files of its own.
     ///
     /// # Errors

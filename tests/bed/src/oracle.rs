@@ -203,7 +203,7 @@ fn holds(content: &[u8], value: &str) -> bool {
     forms(value).iter().any(stands)
 }
 
-/// What others than a server's root can read: log, metrics, audit log, objects, events, requests to Hetzner; each with its name.
+/// What others than a server's root can read: log, metrics while the operator runs, audit log, objects, events, requests to Hetzner; each with its name.
 ///
 /// # Errors
 /// Fails when one of them cannot be read.
@@ -215,7 +215,12 @@ pub async fn told(bed: &Bed) -> Outcome<Vec<(String, Vec<u8>)>> {
         ),
         ("the audit log".to_owned(), bed.audit.text()?.into_bytes()),
     ];
-    if let Some(metrics) = bed.operator.scrape().await {
+    if bed.operator.process().is_some() {
+        let metrics = bed
+            .wait_for("the operator tells its metrics", async || {
+                Ok(bed.operator.scrape().await)
+            })
+            .await?;
         places.push(("the metrics".to_owned(), metrics.into_bytes()));
     }
     for kind in [

@@ -166,6 +166,12 @@ struct Blocked {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Kept {
+    keep: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Hidden {
     hidden: bool,
 }
@@ -214,6 +220,14 @@ fn server_routes() -> Router<Arc<Cloud>> {
             post(
                 |control: Control, Path(id): Path<u64>, Json(wanted): Json<Blocked>| async move {
                     done(control.block_ipv4(id, wanted.blocked))
+                },
+            ),
+        )
+        .route(
+            "/_sim/servers/{id}/change_ipv4",
+            post(
+                |control: Control, Path(id): Path<u64>, Json(wanted): Json<Kept>| async move {
+                    done(control.change_ipv4(id, wanted.keep))
                 },
             ),
         )

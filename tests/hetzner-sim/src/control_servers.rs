@@ -16,6 +16,7 @@ use crate::machines::fleet::{Fleet, MachineError, MachineFaults, MachineView};
 use crate::machines::nspawn::{Machine, NspawnFleet, Shell, ShellAnswer};
 use crate::machines::voice::VoiceChange;
 use crate::machines::{Order, What};
+use crate::primary_ips::{Family, PrimaryIp};
 use crate::request::Request;
 use crate::server_create;
 use crate::servers::{self, Status};
@@ -105,6 +106,35 @@ impl Control {
             ip.blocked = blocked;
         }
         Ok(())
+    }
+
+    /// Gives a server another IPv4 address, or none any more, without any request; its machine answers there and nowhere else.
+    ///
+    /// # Errors
+    /// When there is no such server, or its machine cannot move.
+    pub fn change_ipv4(&self, server: u64, keep: bool) -> Result<(), ControlError> {
+        let now = Timestamp::now();
+        let mut state = self.cloud.lock();
+        let (project, found) = state.find_server(server).ok_or(unknown("server", server))?;
+        let location = found.location;
+        let new = keep.then(|| {
+            let mut new = PrimaryIp::of_server(&mut state, Family::V4, location, now);
+            new.assignee = Some(server);
+            new
+        });
+        let project = &mut state.projects[project];
+        let address = new.as_ref().and_then(|new| new.ip.parse().ok());
+        if let Some(found) = project.servers.get_mut(&server)
+            && let Some(former) = std::mem::replace(&mut found.ipv4, new.as_ref().map(|new| new.id))
+        {
+            project.primary_ips.remove(&former);
+        }
+        project.primary_ips.extend(new.map(|new| (new.id, new)));
+        match &self.cloud.fleet {
+            Some(fleet) => fleet.move_to(server, address),
+            None => Ok(()),
+        }
+        .map_err(|error| on_machine(server, error))
     }
 
     /// Lets no list show a server, as if each of them were shifted by a deletion between two of its pages; by id and name it is found.

@@ -1,12 +1,15 @@
 //! What is in the way of a new Secret on a server, and what is told of it.
 
 use bed::{Bed, Instance, Outcome};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{AS_IT_IS, CREDENTIALS, class};
+use crate::record::{Record, tells};
 
 /// What a person, the agent or bad luck does to a server.
 struct Obstacle {
+    /// Its name in the records.
+    name: &'static str,
     /// How it comes, as root on the server.
     comes: &'static str,
     /// What is told of it.
@@ -20,8 +23,13 @@ struct Obstacle {
 /// The agent keeps its run, its Secret and its word that it serves for as long as a new Secret cannot be given to it; then it takes the newest.
 async fn is_told_and_outlived(bed: &Bed, one: &Instance<'_>, obstacle: &Obstacle) -> Outcome {
     let before = one.shell(AS_IT_IS).await?;
+    let mut record = Record::begin(obstacle.name);
     one.shell(obstacle.comes).await?;
     bed.apply_secret(&one.name).await?;
+    let what = format!("{:?} is told", obstacle.told);
+    record
+        .until(bed, one, &what, |status| says(status, obstacle.told))
+        .await?;
     let told = one.told(obstacle.told).await?;
     assert_eq!(told["type"], "UpToDate", "{told}");
     one.serves().await?;
@@ -36,9 +44,20 @@ async fn is_told_and_outlived(bed: &Bed, one: &Instance<'_>, obstacle: &Obstacle
         Ok(read.contains(&value))
     })
     .await?;
-    one.is("UpToDate").await?;
+    record
+        .until(bed, one, "UpToDate", |status| {
+            tells(status, "UpToDate", "True", "AsDeclared")
+        })
+        .await?;
     one.ready().await?;
-    Ok(())
+    record.end(bed, one).await
+}
+
+/// Whether a condition says all of these words.
+fn says(status: &Value, words: &[&str]) -> bool {
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    let mut told = conditions.filter_map(|told| told["message"].as_str());
+    told.any(|told| words.iter().all(|word| told.contains(word)))
 }
 
 /// The agent's home on a disk of its own, a small one.
@@ -57,18 +76,22 @@ async fn what_cannot_be_written_is_told_and_the_agent_goes_on_with_what_it_has()
     one.shell(SMALL_HOME).await?;
     for obstacle in [
         Obstacle {
-            comes: "dd if=/dev/zero of=/home/agent/full bs=4k 2>/dev/null || test -s /home/agent/full",
+            name: "disk full",
+            // As the agent does.
+            comes: "runuser -u agent -- dd if=/dev/zero of=/home/agent/full bs=4k 2>/dev/null || test -s /home/agent/full",
             told: &["DiskFull", "/home/agent/", "no space left, free some"],
             harmless: "true",
             goes: "rm /home/agent/full",
         },
         Obstacle {
+            name: "home read-only",
             comes: "mount -o remount,ro /home/agent",
             told: &["WriteFailed", "/home/agent/", "Read-only file system"],
             harmless: "true",
             goes: "mount -o remount,rw /home/agent",
         },
         Obstacle {
+            name: "state of the guest read-only",
             comes: "mount --bind /var/lib/agentfleet /var/lib/agentfleet &&
 mount -o remount,bind,ro /var/lib/agentfleet",
             told: &[
@@ -81,6 +104,7 @@ mount -o remount,bind,ro /var/lib/agentfleet",
         },
         // As the agent may do.
         Obstacle {
+            name: "way of a secret taken by a link",
             comes: "cd /home/agent && runuser -u agent -- mv .claude .moved && runuser -u agent -- ln -s /etc .claude",
             told: &["WriteFailed", CREDENTIALS, "remove the link in its way"],
             harmless: "! ls -A /etc | grep credentials",
@@ -103,12 +127,14 @@ async fn a_user_or_unit_that_a_person_took_away_is_missed_and_welcome_back() -> 
     one.ready().await?;
     for obstacle in [
         Obstacle {
+            name: "user deleted",
             comes: "userdel --force agent",
             told: &["UserMissing", "no user agent on this server"],
             harmless: "true",
             goes: "useradd --uid $(stat -c %u /home/agent) --no-create-home --shell /bin/bash agent",
         },
         Obstacle {
+            name: "unit masked before a new secret",
             comes: "ln -sf /dev/null /etc/systemd/system/agent.service && systemctl daemon-reload",
             told: &[
                 "UnitMasked",

@@ -256,8 +256,10 @@ fn the_old_server_goes_when_the_agent_serves_on_the_new_one_and_the_new_one_when
     moved.servers[1].guest.health = Some(HealthView {
         health: agent().health,
         epoch: 5,
+        address: ADDRESS,
         state: Some(HealthState::Healthy),
         words: String::new(),
+        stranger: false,
     });
     let gone = |plan: &Plan, gone: i64| {
         let is = |step: &Step| matches!(step, Step::DeleteServer { id, .. } if *id == gone);
@@ -406,8 +408,10 @@ fn handed_over_in_vain() -> World {
     world.servers[1].guest.health = Some(HealthView {
         health: agent().health,
         epoch: 5,
+        address: ADDRESS,
         state: Some(HealthState::Failed),
         words: "says why".into(),
+        stranger: false,
     });
     world
 }

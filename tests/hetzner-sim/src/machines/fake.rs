@@ -29,7 +29,7 @@ const BIND_AGAIN: Duration = Duration::from_millis(50);
 pub(crate) struct Machine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) server: u64,
-    address: Option<Ipv4Addr>,
+    pub(crate) address: watch::Sender<Option<Ipv4Addr>>,
     hostname: String,
     pub(crate) root: PathBuf,
     orders: mpsc::UnboundedSender<What>,
@@ -90,7 +90,7 @@ impl Machine {
         Self {
             shared: Arc::clone(shared),
             server,
-            address,
+            address: watch::Sender::new(address),
             hostname,
             root: shared.root_of(server),
             orders,
@@ -148,12 +148,11 @@ impl Machine {
 
     pub(crate) fn view(&self) -> MachineView {
         let host_key = self.host_key_line();
+        let address = *self.address.borrow();
         let disk = lock(&self.disk);
         MachineView {
             server: self.server,
-            address: self
-                .address
-                .map(|ip| format!("{ip}:{}", self.shared.ssh_port)),
+            address: address.map(|ip| format!("{ip}:{}", self.shared.ssh_port)),
             hostname: self.hostname.clone(),
             root: self.root.clone(),
             stage: disk.stage,
@@ -373,17 +372,19 @@ async fn run_units(machine: &Machine, phone: Option<PhoneHome>) {
     tokio::join!(units, call);
 }
 
-/// Listens while SSH is not told to refuse, for as long as there is power.
+/// Listens where its address is while SSH is not told to refuse, for as long as there is power.
 async fn serve_ssh(machine: &Arc<Machine>) {
-    let Some(address) = machine.address else {
-        return;
-    };
+    let mut addresses = machine.address.subscribe();
     let mut faults = machine.faults.subscribe();
     loop {
         let refuses = |faults: &MachineFaults| faults.ssh == SshFault::Refuse;
         if faults.wait_for(|faults| !refuses(faults)).await.is_err() {
             return;
         }
+        let address = addresses.wait_for(Option::is_some).await;
+        let Some(address) = address.ok().and_then(|address| *address) else {
+            return;
+        };
         let Ok(listener) = TcpListener::bind((address, machine.shared.ssh_port)).await else {
             sleep(BIND_AGAIN).await;
             continue;
@@ -397,6 +398,7 @@ async fn serve_ssh(machine: &Arc<Machine>) {
                     Ok(_) => break,
                     Err(_) => return,
                 },
+                _ = addresses.changed() => break,
                 accepted = listener.accept() => if let Ok((stream, _)) = accepted {
                     machine.shared.spawn(ssh::connection(Arc::clone(machine), stream));
                 },

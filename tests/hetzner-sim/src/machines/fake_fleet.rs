@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -158,6 +159,16 @@ impl FakeFleet {
     ) -> Result<(), MachineError> {
         let machine = self.machine(server).ok_or(MachineError::Unknown)?;
         machine.faults.send_replace(faults);
+        Ok(())
+    }
+
+    pub(crate) fn move_to(
+        &self,
+        server: u64,
+        address: Option<Ipv4Addr>,
+    ) -> Result<(), MachineError> {
+        let machine = self.machine(server).ok_or(MachineError::Unknown)?;
+        machine.address.send_replace(address);
         Ok(())
     }
 

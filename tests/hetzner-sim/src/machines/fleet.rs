@@ -1,6 +1,7 @@
 //! All machines of a simulator, whatever they are, and what a test sees of them.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -201,6 +202,19 @@ impl Fleet {
         match self {
             Self::Fake(fleet) => fleet.set_faults(server, faults),
             Self::Nspawn(fleet) => fleet.set_faults(server, faults),
+        }
+    }
+
+    pub(crate) fn move_to(
+        &self,
+        server: u64,
+        address: Option<Ipv4Addr>,
+    ) -> Result<(), MachineError> {
+        match self {
+            Self::Fake(fleet) => fleet.move_to(server, address),
+            Self::Nspawn(_) => Err(MachineError::Unsupported(
+                "a real machine keeps the address that it was made with",
+            )),
         }
     }
 

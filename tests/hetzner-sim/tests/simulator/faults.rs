@@ -284,6 +284,13 @@ async fn what_happens_behind_the_operators_back_is_no_mutation() {
         .set_labels(id, &[("a".to_owned(), "b".to_owned())].into())
         .unwrap();
     control.block_ipv4(id, true).unwrap();
+    let address = || control.servers()[0]["public_net"]["ipv4"]["ip"].clone();
+    let former = address();
+    control.change_ipv4(id, false).unwrap();
+    assert_eq!(address(), Value::Null);
+    control.change_ipv4(id, true).unwrap();
+    assert!(address().is_string() && address() != former);
+    control.block_ipv4(id, true).unwrap();
     control.power(id, false).unwrap();
     let shown = ask(&simulator, "GET", &format!("/servers/{id}"), &Value::Null)
         .await
