@@ -51,6 +51,13 @@ pub struct Leadership {
 }
 
 impl Leadership {
+    /// That of a process which does not hold the Lease any more.
+    #[cfg(test)]
+    pub(crate) fn over() -> Self {
+        let (_, until) = watch::channel(Some(Instant::now()));
+        Self { until }
+    }
+
     /// Whether this process may act now: renewed lately enough, by the monotonic clock.
     pub fn holds(&self) -> bool {
         self.until

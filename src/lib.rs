@@ -21,7 +21,7 @@
 //! | words | module |
 //! |---|---|
 //! | the objects and their rules | [`api`] |
-//! | instance, incarnation, voice, write-ahead records, rollback of a creation, replacement of a server, change of its type, retained servers | [`agent_instance`] |
+//! | instance, incarnation, voice, write-ahead records, rollback of a creation, replacement of a server, restoration of a lost disk, change of its type, retained servers | [`agent_instance`] |
 //! | subscription, entitlement, what is kept how long, orphans, the guard: what takes many agents away at once, also by their deletion, is held | [`subscription`] |
 //! | class, firewall | [`agent_class`] |
 //! | project, identity, connection | [`hetzner_project`] |

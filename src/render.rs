@@ -103,6 +103,7 @@ pub fn user_data(objects: &[Value], name: Option<&str>) -> Result<UserData, Rend
         location: String::new(),
         attempt: None,
         basis: None,
+        snapshot: None,
         at: MicroTime(jiff::Timestamp::UNIX_EPOCH),
     };
     let master = MasterKey::new(FLEET, &[0; 32])?;

@@ -216,6 +216,15 @@ async fn i14_a_retained_server_is_silent_and_labelled_and_a_new_instance_takes_i
     let labels = |bed: &Bed| bed.cloud().servers()[0]["labels"].clone();
     assert_eq!(labels(&bed)["agentfleet.dev/retained"], "true");
     assert_eq!(bed.cloud().servers().len(), 1);
+    let told = format!("server {server} in project {} is kept", manifests::PROJECT);
+    bed.wait_until("an Event tells where it is", async || {
+        let events = bed.cluster.list("Event").await?;
+        Ok(events.iter().any(|event| {
+            let note = event["note"].as_str().unwrap_or_default();
+            event["reason"] == "ServerRetained" && note.contains(&told)
+        }))
+    })
+    .await?;
     assert!(
         !root
             .join(manifests::SECRET_FILE.trim_start_matches('/'))

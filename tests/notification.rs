@@ -19,7 +19,7 @@ use axum::{
     routing::any,
 };
 use bed::{Bed, Call, Moment, Options, Outcome, Pace, ensure, manifests, oracle, wait_until};
-use hetzner_sim::MachineFaults;
+use hetzner_sim::{GuestFaults, MachineFaults};
 use serde_json::{Value, json};
 
 const KEY: &str = "whsec_SGFsZiBhIGJsb2NrIG9mIGJ5dGVzLCBubyBtb3JlLg==";
@@ -256,6 +256,43 @@ async fn a_life_is_told_in_order_and_signed_and_then_nothing_more() -> Outcome {
         assert!(!event.body.contains("canary-"), "{}", event.body);
     }
     assert!(!bed.operator.log().contains(TOKEN));
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_is_told_by_its_name() -> Outcome {
+    let receiver = Receiver::start(204).await?;
+    let bed = receiver.bed(&[]).await?;
+    let server = bed.create("one").await?.ready().await?;
+    let mut told = vec!["ready", "updateFailed"];
+    receiver.was_told(&told[..1]).await?;
+    let full = MachineFaults {
+        guest: GuestFaults {
+            disk_full: true,
+            ..GuestFaults::default()
+        },
+        ..MachineFaults::default()
+    };
+    bed.cloud().set_machine_faults(server, full)?;
+    bed.apply_secret("one").await?;
+    receiver.was_told(&told).await?;
+    bed.cloud().vanish(server)?;
+    told.push("stalled");
+    receiver.was_told(&told).await?;
+    for (name, level, kind) in [("kept", "Keep", "failed"), ("gone", "Remove", "rolledBack")] {
+        let mut class = manifests::class();
+        class["metadata"]["name"] = json!(name);
+        class["spec"]["lifecycle"] = json!({"onProvisionFailure": level});
+        class["spec"]["agent"]["install"] = json!(["exit 7"]);
+        bed.change(&class).await?;
+        bed.apply_secret(name).await?;
+        let mut instance = manifests::instance(bed::TENANT, name);
+        instance["spec"]["className"] = json!(name);
+        bed.cluster.apply(&instance).await?;
+        told.push(kind);
+        receiver.was_told(&told).await?;
+    }
     bed.delete_all().await?;
     bed.finish().await
 }

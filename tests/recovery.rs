@@ -246,6 +246,51 @@ async fn i14_a_server_that_vanished_is_replaced_only_where_its_disk_is_disposabl
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn i6_a_lost_disk_comes_back_from_its_newest_snapshot_and_that_is_nobodys_zombie() -> Outcome
+{
+    let flags = ["--zombie-sweep-period", "1s", "--zombie-min-age", "0s"];
+    let bed = bed_with("5m", &flags, json!({})).await?;
+    let one = bed.create("one").await?;
+    let first = one.ready().await?;
+    let mut newest = json!(null);
+    for description in ["older", "newer"] {
+        let made = one.act("create_image", json!({"description": description}));
+        newest = made.await?["image"]["id"].clone();
+    }
+    bed.cloud().vanish(first)?;
+    one.condition("Ready", "False", "Recreating").await?;
+    let told = format!("restored from snapshot {newest} of ");
+    one.told(&[&told, "what came after that is lost"]).await?;
+    let second = one.ready().await?;
+    assert_ne!(second, first);
+    let server = bed.at_hetzner("GET", &format!("/servers/{second}"), &json!(null));
+    assert_eq!(server.await?["server"]["image"]["id"], newest);
+    let status = one.status().await?;
+    let record = &status["provisioning"]["snapshot"];
+    assert_eq!(
+        (&record["id"], &record["server"]),
+        (&newest, &json!(first)),
+        "{status:#}"
+    );
+    assert_eq!(tries(&one).await?, ["Recreate"]);
+    let (snapshot, now) = (format!("snapshot {newest}"), format!("server {second}"));
+    bed.wait_until("an Event tells what was lost", async || {
+        let events = bed.cluster.list("Event").await?;
+        Ok(events.iter().any(|event| {
+            let note = event["note"].as_str().unwrap_or_default();
+            event["reason"] == "RestoredFromSnapshot"
+                && [&snapshot, &now].iter().all(|said| note.contains(*said))
+        }))
+    })
+    .await?;
+    let project = ("HetznerProject", None, manifests::PROJECT);
+    bed.condition(project, "NoZombies", "True", "NoneFound")
+        .await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_in_maintenance_is_left_alone_until_that_is_over() -> Outcome {
     const MAINTENANCE: &str = "agentfleet.dev/maintenance";
     let bed = bed(json!({})).await?;

@@ -213,7 +213,11 @@ async fn a_creation_that_is_refused_and_one_that_half_fails_are_attempts_like_an
     bed.cloud().add_fault(refused(422, "invalid_input", 1));
     let one = bed.create("one").await?;
     one.told(&["CreationRefused", "this cannot be"]).await?;
-    let half = Fault::Action(ActionFault::fails("create_server", "action_failed"));
+    // As Hetzner answers: it is under way.
+    let half = Fault::Action(ActionFault {
+        seconds: Some(1.0),
+        ..ActionFault::fails("create_server", "action_failed")
+    });
     bed.cloud()
         .add_fault(FaultRule::next("POST", "/servers", half));
     one.ready().await?;
@@ -228,6 +232,7 @@ async fn a_creation_that_is_refused_and_one_that_half_fails_are_attempts_like_an
         (bed.cloud().lives().len(), bed.cloud().servers().len()),
         (2, 1)
     );
+    assert_eq!(bed.requests_to("GET", "/actions"), 1);
     bed.delete_all().await?;
     bed.finish().await
 }

@@ -97,8 +97,13 @@ async fn offered(
         catalogue,
         ..
     } = connection;
+    let restored = record.snapshot.as_ref();
+    let image = restored.map_or_else(
+        || agent.boot.image.clone(),
+        |snapshot| snapshot.id.to_string(),
+    );
     let offer = catalogue
-        .offer(client, budget, &agent.boot.image, Instant::now())
+        .offer(client, budget, &image, Instant::now())
         .await
         .map_err(unread)?;
     let place = offer.validate(&record.server_type, &record.location, Timestamp::now());
@@ -230,7 +235,8 @@ fn server_labels(
     agent.labels.clone().into_iter().chain(ours).collect()
 }
 
-fn unread(error: CatalogueError) -> Setback {
+/// What it means that the catalogue could not be read.
+pub fn unread(error: CatalogueError) -> Setback {
     match error {
         CatalogueError::Budget(retry) => {
             let pause = retry.0.saturating_duration_since(Instant::now());

@@ -14,7 +14,9 @@ use jiff::Timestamp;
 use super::{
     notices::NoticesMemory,
     timings,
-    world::{Attempt, Configured, GuestView, LookUp, SecretsView, SendOutcome, Trouble},
+    world::{
+        Attempt, Configured, GuestView, LookUp, SecretsView, SendOutcome, SnapshotLook, Trouble,
+    },
 };
 use crate::{
     api::{ProvisioningRecord, TimingStep},
@@ -34,6 +36,8 @@ pub struct Memory {
     pub fresh_recovery: Option<Timestamp>,
     /// When the order to start the agent's unit again was heard that was written ahead and not carried out yet.
     pub fresh_restart: Option<Timestamp>,
+    /// What was found when a snapshot of a lost server was looked for last.
+    pub snapshot: Option<SnapshotLook>,
     /// The guests of its servers, by server id.
     pub guests: BTreeMap<i64, GuestMemory>,
     /// Versions of the object that our own writes have replaced: a view of one of them is out of date.

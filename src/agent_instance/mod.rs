@@ -7,6 +7,7 @@ mod creation;
 mod description;
 pub mod desired;
 mod line_up;
+mod lost_disk;
 pub mod memory;
 pub mod notices;
 mod observe;

@@ -18,7 +18,9 @@ use super::{
     desired::{Agent, Desired, Identity, Want},
     memory::Memory,
     notices, talk,
-    world::{ClassView, GuestView, Known, Meanwhile, Power, SecretsView, ServerView, World},
+    world::{
+        ClassView, GuestView, Known, Meanwhile, Power, SecretsView, ServerView, SnapshotLook, World,
+    },
 };
 use crate::{
     api::{AgentClass, AgentInstance, FINALIZER},
@@ -143,6 +145,7 @@ impl Look<'_> {
                 projects: vec![],
                 attempt: memory.attempt.clone(),
                 fresh_epoch: memory.fresh_epoch,
+                snapshot: memory.snapshot.clone(),
                 recovery: self.ctx.settings.recovery,
                 shutdown_grace: self.ctx.settings.shutdown_grace,
                 hold: None,
@@ -160,11 +163,34 @@ impl Look<'_> {
                 servers,
             };
             let wants_place = wants_place(desired, &world);
+            let snapshot = self.snapshot(&world);
+            let newest = snapshot.as_ref().and_then(|look| look.newest.as_ref());
             World {
-                projects: self.projects(&world.class, wants_place, &world.servers),
+                projects: self.projects(&world.class, wants_place, &world.servers, newest),
+                snapshot,
                 ..world
             }
         })
+    }
+
+    /// The look for a snapshot of the disk that is lost, if one is, measured against the types that the class lists.
+    fn snapshot(&self, world: &World) -> Option<SnapshotLook> {
+        let lost = world.lost_disk()?;
+        let look = world
+            .snapshot
+            .clone()
+            .filter(|look| look.server == lost.server)?;
+        let fits = match (
+            &look.newest,
+            &world.class,
+            self.ctx.connections.get(&lost.project),
+        ) {
+            (Some(newest), ClassView::Usable(agent), Some(Ok(connection))) => {
+                !connection.holding(&agent.places, newest).is_empty()
+            }
+            _ => true,
+        };
+        Some(SnapshotLook { fits, ..look })
     }
 
     async fn prerequisites(&self, want: &Want) -> Result<Prerequisites, CallError> {

@@ -5,6 +5,7 @@
 
 mod at_hetzner;
 mod at_the_guest;
+mod creation;
 mod power;
 
 use kube::{Api, ResourceExt as _};
@@ -81,6 +82,12 @@ impl Performer<'_> {
             Step::CreateServer(record) => self.create_server(record).await,
             Step::LookUp { project, name } => self.look_up(project, name).await,
             Step::ConfirmGone { project, id } => self.confirm_gone(project, *id).await,
+            Step::FindSnapshot {
+                project,
+                server,
+                made_of,
+            } => self.find_snapshot(project, *server, *made_of).await,
+            Step::FollowUp { project, actions } => self.follow_up(project, actions).await,
             Step::DeleteServer { project, id } => self.delete_server(project, *id).await,
             Step::Retain { project, id } => self.retain(project, *id).await,
             Step::PowerOn { project, id } => self.power_on(project, *id).await,

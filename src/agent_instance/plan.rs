@@ -32,6 +32,7 @@ mod orders;
 mod recovery;
 mod removal;
 mod replacement;
+mod restoration;
 mod retention;
 mod retype;
 mod rollback;
@@ -364,7 +365,10 @@ impl Look<'_> {
                 "LabelsChanged",
                 relabelled(told),
             ))),
-            Known::Gone if self.is_lost(told) => Some(Plan::wait(server_lost(told))),
+            Known::Gone if !self.is_restored(front) => {
+                let lost = self.world.lost_disk();
+                lost.map(|lost| Plan::wait(server_lost(&lost, "")))
+            }
             Known::Present | Known::Gone => None,
         }
     }

@@ -1,7 +1,10 @@
 //! The effects that a plan may ask for, each of one kind and each harmless when done twice.
 
-use crate::api::{
-    HealthState, HeardOrders, ProvisioningRecord, RecoveryRecord, RollbackRecord, VoiceRecord,
+use crate::{
+    api::{
+        HealthState, HeardOrders, ProvisioningRecord, RecoveryRecord, RollbackRecord, VoiceRecord,
+    },
+    hetzner::ActionId,
 };
 
 /// One effect.
@@ -32,6 +35,22 @@ pub enum Step {
         project: String,
         /// Id of the server.
         id: i64,
+    },
+    /// Ask Hetzner what became of the parts of a creation that were under way when it answered.
+    FollowUp {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// The actions.
+        actions: Vec<ActionId>,
+    },
+    /// Look for the newest snapshot of a server that is gone.
+    FindSnapshot {
+        /// Name of the `HetznerProject`.
+        project: String,
+        /// Id of the server.
+        server: i64,
+        /// Id of the snapshot that this server was itself made of.
+        made_of: Option<i64>,
     },
     /// Delete a server.
     DeleteServer {

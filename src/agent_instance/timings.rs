@@ -136,6 +136,7 @@ mod tests {
             location: "nbg1".into(),
             attempt: None,
             basis: None,
+            snapshot: None,
             at: MicroTime(at(second)),
         }
     }

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::{desired::Agent, notices::NoticesView};
 use crate::api::{AgentInstanceStatus, Disk, HealthState, ProvisioningRecord, Timing, VoiceRecord};
 use crate::health::HealthView;
-use crate::hetzner::Place;
+use crate::hetzner::{ActionId, Place, Snapshot};
 use crate::hetzner_project::retype::Retype;
 use crate::rollout::Share;
 
@@ -53,6 +53,8 @@ pub struct World {
     pub fresh_restart: Option<Timestamp>,
     /// Why the last step failed, until it may be tried again.
     pub trouble: Option<Trouble>,
+    /// What was found when a snapshot of a lost server was looked for last.
+    pub snapshot: Option<SnapshotLook>,
     /// What was told outside, and whether anybody listens.
     pub notices: NoticesView,
     /// What matters of its deletion, if that counts as one that takes the agent's memory along.
@@ -407,6 +409,10 @@ pub struct Attempt {
     pub outcome: SendOutcome,
     /// What Hetzner said of a server that it made, and whose creation failed.
     pub half_failed: Option<String>,
+    /// What Hetzner had not ended yet, of that creation, when it was last heard of.
+    pub running: Vec<ActionId>,
+    /// When Hetzner was last asked what became of that.
+    pub asked: Option<Timestamp>,
     /// Until when a request with an unknown outcome may still take effect.
     pub unsettled_until: Option<Timestamp>,
     /// What a look-up by name, begun after the last request, has found.
@@ -445,6 +451,19 @@ pub struct LookUp {
     pub at: Timestamp,
     /// The id of a server of that name that is not ours.
     pub foreign: Option<i64>,
+}
+
+/// What was found when a snapshot of a server that is gone was looked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotLook {
+    /// Id of the server.
+    pub server: i64,
+    /// When that was.
+    pub at: Timestamp,
+    /// The newest that there is.
+    pub newest: Option<Snapshot>,
+    /// Whether a server of any listed type can be made of it, as far as is known.
+    pub fits: bool,
 }
 
 /// Why a step failed, in words for a condition, and when to try again.

@@ -277,8 +277,23 @@ pub struct ProvisioningRecord {
     #[schemars(length(max = 64))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basis: Option<String>,
+    /// The snapshot that it is made of, where the disk of a lost server is restored; none: it is made of the class's image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotRecord>,
     /// When the latest request was announced.
     pub at: MicroTime,
+}
+
+/// A snapshot of a server that was lost.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotRecord {
+    /// Its id at Hetzner, as an image.
+    pub id: i64,
+    /// When it was taken: what the agent wrote after that is lost.
+    pub created_at: Time,
+    /// Id of the server that was lost.
+    pub server: i64,
 }
 
 /// The orders that were given by annotations and heard.

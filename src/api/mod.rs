@@ -23,7 +23,7 @@ pub use agent_class::{
 pub use agent_instance::{
     AgentInstance, AgentInstanceSpec, AgentInstanceStatus, DeletionPolicy, HeardOrder, HeardOrders,
     Notice, NotifiedStatus, Overrides, ProvisioningRecord, RecoveryAction, RecoveryRecord,
-    RollbackReason, RollbackRecord, ServerStatus, Timing, TimingStep, VoiceRecord,
+    RollbackReason, RollbackRecord, ServerStatus, SnapshotRecord, Timing, TimingStep, VoiceRecord,
 };
 pub use conditions::{ConditionType, condition, is_true, set_condition};
 pub use duration::{Duration, InvalidDuration};

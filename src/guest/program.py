@@ -4,9 +4,8 @@
     guest install    at boot: packages, source, files, install commands; never starts the agent
     guest ssh VERB   the operator's forced command: JSON (or a tar) in, one JSON answer out
 
-User-data leaves out what stands between the two cut lines; `upgrade` brings the whole, in which that
-part extends the classes before it. A verb stores its epoch before it acts.
-Messages name fields, paths and steps, never values.
+User-data leaves out what stands between the two cut lines; `upgrade` brings it, and it extends the
+classes before it. A verb stores its epoch before it acts. Messages name fields, paths and steps, never values.
 """
 from __future__ import annotations
 
@@ -167,7 +166,7 @@ git rev-parse HEAD"""
 
 
 class System:
-    """Effects on the host that a scratch root cannot stand in for."""
+    """What a scratch root cannot stand in for."""
     root = os.environ.get("AGENTFLEET_ROOT", "")
     now = staticmethod(time.monotonic)
     sleep = staticmethod(time.sleep)
@@ -321,9 +320,9 @@ class Guest:
         return self.files.document(IDENTITY) or {"fleet": "", "server": ""}
 
     def state(self) -> dict[str, Any]:
-        """The stored state; on a disk made from another server's snapshot, what of it still holds."""
-        own = {"server": self.identity()["server"], "steps": [], "armed": None, "resumeKey": "", "source": None}
-        state = {"epoch": 0, "everArmed": False} | own | (self.files.document(STATE) or {})
+        """The stored state; on a disk from another server's snapshot, what of it still holds."""
+        own = {"server": self.identity()["server"], "steps": [], "armed": None, "resumeKey": ""}
+        state = {"epoch": 0, "everArmed": False, "source": None} | own | (self.files.document(STATE) or {})
         return state if state["server"] == own["server"] else state | own
 
     @contextmanager
@@ -364,6 +363,8 @@ class Guest:
             return all(self.step(index, act) for index, act in enumerate(steps.values()) if index >= len(done))
 
     def steps(self, agent: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+        if self.state()["source"]:  # restored
+            agent |= {"source": None, "install": []}
         commands = {f"install {index}": lambda command=command: self.command(agent, command, "the command")
                     for index, command in enumerate(agent["install"], 1)}
         return {"packages": lambda: self.add_packages(agent["packages"]), "source": lambda: self.fetch(agent),
@@ -767,7 +768,7 @@ class Guest(Guest):
         armed = {key: state["armed"][key] for key in ("instance", "incarnation")} if self.is_armed() else None
         tags = {path: file["tag"] for path, file in state["files"].items() if file["tag"]}
         return super().about(state) | {
-            "armed": armed, "applied": state["applied"] and {**state["applied"], "files": tags},
+            "armed": armed, "applied": armed and state["applied"] and {**state["applied"], "files": tags},
             "unit": self.system.unit_state(state["unit"]) if state["unit"] else None}
 
     def logs(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
@@ -821,6 +822,9 @@ class Guest(Guest):
         if self.about(self.state())["phase"] != "Installed":
             raise Failure("NotInstalled", "the install has not ended well: ask hello for its steps")
         self.system.user(agent["user"])
+        user = self.state().get("user", agent["user"])
+        if user != agent["user"]:
+            raise Failure("UserMissing", f"what is on this disk belongs to {user}: declare that user again")
         return self.is_known(agent["unit"]["name"])
 
     def is_known(self, name: str) -> bool:
@@ -941,6 +945,7 @@ class Guest(Guest):
         with self.changing() as state:
             self.claim(request, state)
             state |= {"armed": SPEAKER["marker"](self.system.root), "everArmed": True, "pending": {},
+                      "user": request["description"]["user"],
                       "files": {file.path: record(file) for file in files},
                       "applied": {"configRevision": request["description"]["configRevision"],
                                   "secretsTag": request["secretsTag"]}}

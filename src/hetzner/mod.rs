@@ -48,7 +48,7 @@ pub use servers::{
     AppliedFirewall, ImageRef, Ipv4, Ipv6, NameRef, PrivateNet, Protection, PublicNet, Server,
     ServerId, ServerStatus, TypeRef,
 };
-pub use snapshots::Snapshot;
+pub use snapshots::{Snapshot, TakenFrom};
 pub use ssh_keys::{SshKey, SshKeyId};
 pub use stock::{Next, Place, Stock};
 pub use transport::{Client, Exchange};

@@ -1,6 +1,7 @@
 //! What can be ordered: server types, locations and images, and whether they fit together.
 
 use super::servers::Server;
+use super::snapshots::Snapshot;
 use super::wire::{id, open_enum, or_default, parsed};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -209,6 +210,14 @@ impl ServerType {
         let disks = self.disk.zip(server.primary_disk_size);
         let holds = disks.is_some_and(|(offered, has)| offered >= has);
         same && holds && self.stock_in(&server.location.name, at) == Some(true)
+    }
+
+    /// Whether a server of this type can be made of a snapshot, as far as both tell: the same architecture, and a disk that is not smaller.
+    pub fn can_hold(&self, snapshot: &Snapshot) -> bool {
+        let (own, its) = (&self.architecture, &snapshot.architecture);
+        let same = own.is_none() || its.is_none() || own == its;
+        let disks = self.disk.zip(snapshot.disk_size);
+        same && disks.is_none_or(|(offered, needed)| offered >= needed)
     }
 
     /// Whether it is in stock in `location`; `None` if it is not offered there (any longer).

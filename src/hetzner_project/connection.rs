@@ -12,7 +12,10 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::JoinSet;
 
-use super::{firewall_list::FirewallList, memory::Memory, room::Room, world::Zombies};
+use super::{
+    firewall_list::FirewallList, memory::Memory, room::Room, snapshots::SnapshotList,
+    world::Zombies,
+};
 use crate::{
     hetzner::{Budget, Catalogue, Client, CreateFuse, FirewallId, SshKeyId, Stock},
     inventory::Inventory,
@@ -43,6 +46,8 @@ pub struct Connection {
     pub standing: RwLock<Standing>,
     /// The firewalls of this fleet.
     pub firewalls: FirewallList,
+    /// The snapshots, of whichever fleet.
+    pub(super) snapshots: SnapshotList,
     zombies: Mutex<Zombies>,
     token: SecretString,
     memory: Mutex<Memory>,
@@ -106,6 +111,7 @@ impl Connection {
             room: Room::default(),
             standing: RwLock::default(),
             firewalls: FirewallList::default(),
+            snapshots: SnapshotList::default(),
             zombies: Mutex::default(),
             token,
             memory: Mutex::default(),

@@ -16,6 +16,7 @@ pub mod plan;
 pub mod request;
 pub mod retype;
 pub mod room;
+pub mod snapshots;
 pub mod status;
 pub mod step;
 pub mod world;

@@ -130,3 +130,58 @@ impl From<Failure> for Setback {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+    use crate::{
+        hetzner::{
+            ServerId,
+            stub::{self, Reply},
+        },
+        inventory::{Config, Inventory, KeyLabels, Periods},
+    };
+
+    #[tokio::test]
+    async fn i11_without_the_lease_nothing_is_deleted_whatever_was_read_before() {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&sent);
+        let endpoint = stub::serve(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Reply::json("200 OK", &serde_json::json!({"server": {"id": 7}}))
+        })
+        .await;
+        let key_labels = KeyLabels {
+            namespace: "a".into(),
+            name: "b".into(),
+        };
+        let inventory = Inventory::new(Config {
+            selector: "c".into(),
+            key_labels,
+            periods: Periods::default(),
+        });
+        let connection = Connection::new("one", stub::client(&endpoint), "abc".into(), inventory);
+        let asked = |route| Asked {
+            lane: Lane::Zombie,
+            who: "sweep",
+            route,
+        };
+        let read = connection.read(asked("GET /servers/{id}"), async |client, permit| {
+            client.get_server(permit, ServerId(7)).await
+        });
+        assert!(read.await.is_ok());
+        let leadership = Leadership::over();
+        let deleted = connection.mutate(
+            &leadership,
+            asked("DELETE /servers/{id}"),
+            async |client, permit| client.delete_server(permit, ServerId(7)).await,
+        );
+        assert!(matches!(deleted.await, Err(Failure::NotLeading)));
+        assert_eq!(sent.load(Ordering::SeqCst), 1);
+    }
+}

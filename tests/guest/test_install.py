@@ -5,7 +5,7 @@ import threading
 import time
 import unittest
 
-from machine import GuestTest, boot_guest, guest, plain
+from machine import SECRET, GuestTest, boot_guest, guest, plain
 
 
 class Install(GuestTest):
@@ -105,14 +105,53 @@ class Install(GuestTest):
                 self.machine.install()
         self.assertEqual(refused.exception.error["code"], "Busy")
 
-    def test_a_disk_from_another_servers_snapshot_installs_anew_and_remembers_its_epoch(self) -> None:
+    def restored(self, **changes: Any) -> dict[str, Any]:
+        """The same disk on another server, as cloud-init leaves it; answers what it says of itself."""
+        self.machine.put("/etc/agentfleet/identity.json", '{"fleet": "fleet-1", "server": "server-2"}')
+        self.machine.describe(incarnation=2, **changes)
+        return self.machine.hello()
+
+    def test_a_disk_from_another_servers_snapshot_says_nothing_of_that_one_but_its_epoch(self) -> None:
         self.machine.install()
         self.machine.configure(5)
-        self.machine.put("/etc/agentfleet/identity.json", '{"fleet": "fleet-1", "server": "server-2"}')
-        answer = self.machine.hello()
+        answer = self.restored()
         self.assertEqual((answer["phase"], answer["armed"], answer["macs"]), ("Pending", None, {}))
-        self.assertEqual((answer["epoch"], answer["everArmed"]), (5, True))
+        self.assertEqual((answer["epoch"], answer["everArmed"], answer["applied"]), (5, True, None))
         self.assertFalse(self.machine.armed())
+
+    def test_what_an_agent_wrote_on_its_disk_is_there_on_the_server_that_is_made_of_it(self) -> None:
+        once = ["test ! -e memory; echo empty > memory"]
+        self.machine.describe(install=once)
+        self.machine.install()
+        self.assert_done(self.machine.configure(5, install=once))
+        self.machine.put("/home/agent/memory", "much")
+        self.machine.put(SECRET, "KEY=refreshed")
+        self.restored(install=once, packages=["git", "jq"])
+        self.assertEqual(self.machine.install(), 0)
+        self.assertEqual(self.steps(), dict.fromkeys(["packages", "source", "files"], "Done"))
+        self.assert_done(self.machine.configure(6, install=once, packages=["git", "jq"], incarnation=2))
+        self.assertTrue(self.machine.armed())
+        self.assertEqual(self.machine.text("/home/agent/memory"), "much")
+        self.assertEqual(self.machine.text(SECRET), "KEY=refreshed")
+        self.restored(install=once)
+        self.machine.install()
+        self.assert_done(self.machine.configure(7, {SECRET: b"KEY=two"}, install=once, incarnation=2))
+        self.assertEqual(self.machine.text(SECRET), "KEY=two", "its declared content changed")
+
+    def test_a_disk_on_which_no_agent_ran_is_installed_as_any_other(self) -> None:
+        self.machine.describe(install=["true"])
+        self.machine.install()
+        self.restored(install=["true"])
+        self.machine.install()
+        self.assertEqual(list(self.steps()), ["packages", "source", "files", "install 1"])
+
+    def test_a_disk_of_another_user_is_told(self) -> None:
+        self.machine.install()
+        self.machine.configure(5)
+        self.restored(user="bot")
+        self.machine.install()
+        refused = self.assert_refused(self.machine.configure(6, user="bot", incarnation=2), "UserMissing")
+        self.assertIn("belongs to agent", refused["message"])
 
     def test_a_plain_file_gets_missing_folders_and_its_mode(self) -> None:
         self.machine.describe(files=[plain("/home/agent/a/b/run.sh", "#!/bin/sh", mode="0755")])

@@ -1,6 +1,6 @@
 //! What happens to servers and agents of their own, and what brings them back.
 
-use bed::{Bed, Instance, Outcome, Pace, oracle};
+use bed::{Bed, Instance, Outcome, Pace, manifests, oracle};
 use hetzner_sim::MachineFaults;
 use serde_json::{Value, json};
 
@@ -103,6 +103,46 @@ async fn a_frozen_machine_is_reset_and_its_agent_speaks_again() -> Outcome {
             "POST /servers/{id}/actions/reset"
         ]
     );
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i13_a_lost_disk_comes_back_from_a_snapshot_and_the_agent_remembers() -> Outcome {
+    let Some(bed) = bed("5m").await? else {
+        return Ok(());
+    };
+    // It says where it speaks, and cannot be installed where it has lived.
+    let mut class = bed.class();
+    class["spec"]["agent"]["install"] = json!(["test ! -e memory", "echo born > memory"]);
+    let speaks = "cat /proc/sys/kernel/random/boot_id >> spoken; exec sleep infinity";
+    let service = &mut class["spec"]["agent"]["service"];
+    service["workingDirectory"] = json!("/home/agent");
+    service["execStart"] = json!(["/bin/sh", "-c", speaks]);
+    bed.change(&class).await?;
+    let one = bed.create("one").await?;
+    let first = one.ready().await?;
+    let refresh = format!("echo REFRESHED=yes >> {}", manifests::SECRET_FILE);
+    one.shell(&format!("echo learnt >> /home/agent/memory; {refresh}"))
+        .await?;
+    let refreshed = one.file(manifests::SECRET_FILE).await?;
+    one.act("create_image", json!({"description": "by hand"}))
+        .await?;
+    let path = format!("/servers/{first}");
+    bed.at_hetzner("DELETE", &path, &json!(null)).await?;
+    let second = comes_back(&bed, &one, "deleted by hand, restored").await?;
+    assert_ne!(second, first);
+    let memory = one.file("/home/agent/memory").await?;
+    assert_eq!(memory.as_deref(), Some("born\nlearnt\n"));
+    assert_eq!(one.file(manifests::SECRET_FILE).await?, refreshed);
+    let spoken = one.file("/home/agent/spoken").await?.unwrap_or_default();
+    let boots: Vec<_> = spoken.lines().collect();
+    assert_eq!(boots.len(), 2, "once on each server: {spoken}");
+    let boot = one.shell("cat /proc/sys/kernel/random/boot_id").await?;
+    assert_eq!(boots[1], boot.trim_end());
+    assert_ne!(boots[0], boots[1]);
+    assert_eq!(tries(&one).await?, ["Recreate"]);
+    one.condition("UpToDate", "True", "AsDeclared").await?;
     bed.delete_all().await?;
     bed.finish().await
 }

@@ -14,7 +14,7 @@ use super::{
     Look,
 };
 use crate::{
-    hetzner::{Next, Place},
+    hetzner::{Next, Place, Snapshot},
     hetzner_project::connection::{Connection, Standing},
 };
 
@@ -25,6 +25,7 @@ impl Look<'_> {
         class: &ClassView,
         wants_place: bool,
         servers: &[ServerView],
+        snapshot: Option<&Snapshot>,
     ) -> Vec<ProjectView> {
         let agent = match class {
             ClassView::Usable(agent) => Some(agent.as_ref()),
@@ -59,11 +60,17 @@ impl Look<'_> {
         names.retain(|name| seen.insert(name.clone()));
         names
             .iter()
-            .filter_map(|name| self.project(name, agent.filter(|_| wants_place)))
+            .filter_map(|name| self.project(name, agent.filter(|_| wants_place), snapshot))
             .collect()
     }
 
-    fn project(&self, name: &str, agent: Option<&Agent>) -> Option<ProjectView> {
+    /// A project; a server that is to be made of a snapshot has fewer places there.
+    fn project(
+        &self,
+        name: &str,
+        agent: Option<&Agent>,
+        snapshot: Option<&Snapshot>,
+    ) -> Option<ProjectView> {
         self.ctx.stores.projects.get(&ObjectRef::new(name))?;
         let connection = match self.ctx.connections.get(name) {
             Some(Ok(connection)) => connection,
@@ -88,7 +95,14 @@ impl Look<'_> {
             synced: list.is_some(),
             listed_at: list.map(|list| self.moment.on_the_wall(list.started_at)),
             creates_held: self.creates_held(&connection, &standing),
-            place: agent.and_then(|agent| self.place(&connection, &self.places(agent))),
+            place: agent.and_then(|agent| {
+                let places = self.places(agent);
+                let places = match snapshot {
+                    Some(snapshot) => connection.holding(&places, snapshot),
+                    None => places,
+                };
+                self.place(&connection, &places)
+            }),
             firewall: agent.is_some_and(|agent| standing.firewalls.contains_key(&agent.class)),
             unusable: standing.refused,
         })

@@ -1,9 +1,6 @@
 //! Steps that make one request to Hetzner.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use kube::{
@@ -12,31 +9,17 @@ use kube::{
 };
 
 use super::{
-    super::{
-        creation,
-        desired::{Agent, Desired},
-        observe::Moment,
-        talk::GuestKey,
-        world::SendOutcome,
-    },
+    super::{desired::Desired, observe::Moment, talk::GuestKey},
     Performer,
 };
 use crate::{
-    api::{ADOPT_ANNOTATION, ProvisioningRecord},
+    api::ADOPT_ANNOTATION,
     crash_point,
     error::Setback,
-    hetzner::{
-        self, Action, ActionStatus, Class, CreatedServer, Labels, Lane, Permit, Place, Server,
-        Spend,
-    },
+    hetzner::{Class, Labels, Lane, Permit, Server},
     hetzner_project::connection::Connection,
     labels,
-    metrics::Cause,
-    rollout::UsedUp,
 };
-
-/// How long a rollout waits for a server to be had.
-const QUOTA_PAUSE: Duration = Duration::from_mins(10);
 
 impl Performer<'_> {
     pub(super) fn connection(&self, project: &str) -> Result<Arc<Connection>, Setback> {
@@ -74,126 +57,6 @@ impl Performer<'_> {
         match self.desired {
             Desired::Absent(_) | Desired::Retained(_) => Lane::Delete,
             Desired::Present(..) => otherwise,
-        }
-    }
-
-    /// Sends the one request that a written record permits.
-    pub(super) async fn create_server(&self, record: &ProvisioningRecord) -> Result<(), Setback> {
-        let connection = self.connection(&record.project)?;
-        let (agent, _) = self.agent()?;
-        let mut request =
-            creation::request(self.ctx, &connection, self.identity(), agent, record).await?;
-        let revision = self.world.rollout.revision.clone();
-        request.labels.insert(labels::REVISION.into(), revision);
-        let max = connection.standing().max_servers;
-        let room = connection.room.take(max, || connection.inventory.count());
-        let _taken = room.ok_or_else(|| {
-            Setback::passing(
-                "ServerLimitReached",
-                connection.limit_reached(max.unwrap_or(0)),
-            )
-        })?;
-        let spend = self.spend(&connection)?;
-        let permit = match self.permit_to_buy(&connection, record) {
-            Ok(permit) => permit,
-            Err(setback) => {
-                spend.refused();
-                return Err(setback);
-            }
-        };
-        let before = self.remember(|memory| {
-            let before = memory.attempt.unsettled_until;
-            memory.sends(record, Timestamp::now(), self.ctx.settings.window());
-            before
-        });
-        let answer = crash_point::around(
-            "hetzner",
-            "POST /servers",
-            connection.client.create_server(permit, &request),
-        )
-        .await;
-        let outcome = answer
-            .as_ref()
-            .map_or_else(creation::outcome, |_| SendOutcome::Created);
-        if answer.is_ok() {
-            self.ctx.metrics.created(&agent.class, self.cause(record));
-        }
-        let half_failed = answer.as_ref().ok().and_then(half_failed);
-        self.remember(|memory| {
-            memory.answered(outcome, before);
-            memory.attempt.half_failed = half_failed;
-        });
-        if outcome.is_definite_no() {
-            spend.refused();
-        }
-        let over_quota = answer
-            .as_ref()
-            .is_err_and(|error| error.class() == Class::Quota);
-        if over_quota && self.is_beside() {
-            self.stop_rollout(&connection, agent);
-        } else if over_quota {
-            connection.stock.over_quota(Instant::now());
-        }
-        take_answer(&connection, record, answer)
-    }
-
-    /// Whether the server is asked for beside one that serves.
-    fn is_beside(&self) -> bool {
-        !self.world.servers.is_empty()
-    }
-
-    /// There was no second server to be had: that is the rollout's matter, and new instances may still find place for one.
-    fn stop_rollout(&self, connection: &Connection, agent: &Agent) {
-        let words = format!(
-            "Hetzner's limit for project {} leaves no server beside those that are: ask Hetzner to raise it (Console, Limits)",
-            connection.project
-        );
-        if let Ok(until) = self.moment.wall.checked_add(QUOTA_PAUSE) {
-            let quota = UsedUp { until, words };
-            self.ctx.rollouts.used_up(&agent.class, quota);
-            self.ctx.wake.class(&agent.class);
-        }
-    }
-
-    fn cause(&self, record: &ProvisioningRecord) -> Cause {
-        if record.attempt.is_some_and(|attempt| attempt > 1) {
-            Cause::Retry
-        } else if self.is_beside() {
-            Cause::SwitchOver
-        } else if self.world.status.server.is_some() {
-            Cause::Replacement
-        } else {
-            Cause::New
-        }
-    }
-
-    /// The fuse on spending: more creations than the instances explain are a defect somewhere.
-    fn spend<'a>(&self, connection: &'a Connection) -> Result<Spend<'a>, Setback> {
-        let (instances, now) = (self.ctx.stores.instances.state().len(), Instant::now());
-        connection.fuse.try_create(instances, now).map_err(|until| {
-            let message = format!("project {} has had more creations this hour than its {instances} instances explain", connection.project);
-            Setback::until("SpendingHeld", message, until.saturating_duration_since(now))
-        })
-    }
-
-    fn permit_to_buy(
-        &self,
-        connection: &Connection,
-        record: &ProvisioningRecord,
-    ) -> Result<Permit, Setback> {
-        let lane = if self.is_beside() {
-            Lane::Rollout
-        } else if record.incarnation > 1 {
-            Lane::ReplaceVanished
-        } else {
-            Lane::Create
-        };
-        let permit = self.permit(connection, lane)?;
-        // What came before may have taken a while: the catalogue may have been read.
-        if self.ctx.leadership.holds() {
-            Ok(permit)
-        } else {
-            Err(Setback::not_leading())
         }
     }
 
@@ -333,46 +196,4 @@ impl Performer<'_> {
         connection.inventory.record_updated(server, Instant::now());
         Ok(())
     }
-}
-
-/// What failed of a creation that was answered well. A server that was only not started is powered on like any other that is off.
-fn half_failed(created: &CreatedServer) -> Option<String> {
-    let actions = created.action.iter().chain(&created.next_actions);
-    let failed = actions.filter(|action| action.status == ActionStatus::Error);
-    let failed = failed.filter(|action| action.command != "start_server");
-    let words = |action: &Action| {
-        let why = action.error.as_ref().map(|error| error.message.as_str());
-        format!(
-            "{} failed at Hetzner: {}",
-            action.command,
-            why.unwrap_or_default()
-        )
-    };
-    failed.map(words).next()
-}
-
-/// What everybody in the project learns from the answer to a create.
-fn take_answer(
-    connection: &Connection,
-    record: &ProvisioningRecord,
-    answer: Result<CreatedServer, hetzner::Error>,
-) -> Result<(), Setback> {
-    let place = Place {
-        server_type: record.server_type.clone(),
-        location: record.location.clone(),
-    };
-    let now = Instant::now();
-    match &answer {
-        Ok(created) => {
-            connection.stock.created(&place);
-            connection
-                .inventory
-                .record_created(created.server.clone(), now);
-        }
-        Err(error) if error.class() == Class::OutOfStock => {
-            connection.stock.out_of_stock(&place, now);
-        }
-        Err(_) => {}
-    }
-    answer.map(drop).map_err(Setback::from)
 }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 
-use crate::api::RECREATE_ANNOTATION;
+use crate::{agent_instance::lost_disk::LostDisk, api::RECREATE_ANNOTATION};
 
 use super::{
     Agent, Attempt, Known, Look, Place, Plan, ProjectView, ProvisioningRecord, SLOW, SecretsView,
@@ -12,28 +12,24 @@ use super::{
 impl Look<'_> {
     pub(super) fn no_server(&self) -> Plan {
         match (self.world.known, &self.world.status.server) {
-            (Known::Unseen, Some(server)) => self.unseen(server),
-            (Known::Relabelled, Some(server)) => stalled_relabelled(server),
-            (Known::Gone, Some(server)) if self.is_lost(server) => Plan::wait(server_lost(server)),
-            (Known::Gone, Some(server))
-                if self.spoke(server.incarnation)
-                    && !self.is_suspended()
-                    && !self.is_given_up(server.incarnation) =>
+            (Known::Unseen, Some(server)) => return self.unseen(server),
+            (Known::Relabelled, Some(server)) => return stalled_relabelled(server),
+            _ => {}
+        }
+        if let Some(lost) = self.world.lost_disk() {
+            return self.restore(&lost);
+        }
+        if self.is_suspended() {
+            return Self::suspended_without_server();
+        }
+        match (self.world.known, &self.world.status.server, self.class()) {
+            (Known::Gone, Some(server), Ok(agent))
+                if self.spoke(server.incarnation) && !self.is_given_up(server.incarnation) =>
             {
-                match self.class() {
-                    Ok(agent) => self.replace(server, agent),
-                    Err(_) => Plan::wait(server_lost(server)),
-                }
+                self.replace(server, agent)
             }
-            _ if self.is_suspended() => Self::suspended_without_server(),
             _ => self.create(),
         }
-    }
-
-    /// Whether a server that is gone took with it what nobody may give up but a person (I14).
-    pub(super) fn is_lost(&self, server: &ServerStatus) -> bool {
-        let missed = !self.world.was_disposable(server);
-        self.spoke(server.incarnation) && missed && !self.is_given_up(server.incarnation)
     }
 
     /// Of a server that nothing shows yet nothing is said; one that is out of sight because its project is, is reported as it was.
@@ -63,10 +59,8 @@ impl Look<'_> {
             .is_some_and(|voice| voice.incarnation == Some(incarnation))
     }
 
-    /// Whether this is the server that ran the agent last: it holds the voice, or the voice was taken from it.
     pub(super) fn spoke(&self, incarnation: i64) -> bool {
-        let voice = self.world.voice();
-        voice.is_some_and(|voice| voice.incarnation.is_none_or(|holder| holder == incarnation))
+        self.world.spoke(incarnation)
     }
 
     pub(super) fn create(&self) -> Plan {
@@ -76,7 +70,7 @@ impl Look<'_> {
         };
         match self.world.record() {
             None => self.announce_next(agent),
-            Some(record) if self.is_over(record) => {
+            Some(record) if self.is_over(record) || self.is_for_another_disk(record) => {
                 self.after_settling(record, || self.announce_next(agent))
             }
             Some(record) => self.pursue(record, agent),
@@ -242,8 +236,11 @@ impl Look<'_> {
     /// Writes down the next server, in the first project that can have it.
     fn announce_attempt(&self, agent: &Agent, attempt: i64) -> Plan {
         let incarnation = self.world.incarnation() + 1;
+        let restored = self.next_snapshot();
+        // Where it is restored, it stands where its snapshot is.
+        let may_hold = |name: &&String| restored.as_ref().is_none_or(|(own, _)| own == *name);
         let mut refusals = vec![];
-        for name in &agent.projects {
+        for name in agent.projects.iter().filter(may_hold) {
             match self.opening(name) {
                 Ok((project, place)) => {
                     return announce(ProvisioningRecord {
@@ -254,11 +251,22 @@ impl Look<'_> {
                         location: place.location.clone(),
                         attempt: Some(attempt),
                         basis: self.basis(agent),
+                        snapshot: restored.as_ref().map(|(_, snapshot)| snapshot.clone()),
                         at: MicroTime(self.now),
                     });
                 }
                 Err(refusal) => refusals.push(refusal),
             }
+        }
+        if let (Some((project, snapshot)), []) = (&restored, &refusals[..]) {
+            refusals.push(Refusal {
+                reason: "NoProjectForSnapshot",
+                message: format!(
+                    "snapshot {} is in project {project}, which AgentClass {} does not list",
+                    snapshot.id, agent.class
+                ),
+                until: None,
+            });
         }
         no_opening(refusals)
     }
@@ -331,12 +339,13 @@ fn stalled_relabelled(server: &ServerStatus) -> Plan {
     Plan::wait(Stage::Stalled("LabelsChanged", relabelled(server)))
 }
 
-pub(super) fn server_lost(server: &ServerStatus) -> Stage {
+/// What only a person can say more about; `more` is what is known beside that.
+pub(super) fn server_lost(lost: &LostDisk, more: &str) -> Stage {
     Stage::Stalled(
         "ServerLost",
         format!(
-            "server {} in project {} is gone, and its disk with it; to start again with an empty one, an admin sets the annotation {RECREATE_ANNOTATION}",
-            server.id, server.project
+            "server {} in project {} is gone, and its disk with it{more}; to start again with an empty one, an admin sets the annotation {RECREATE_ANNOTATION}",
+            lost.server, lost.project
         ),
     )
 }

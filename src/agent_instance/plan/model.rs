@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{
-    tests::{FLEET, UID, identity, project, server, want},
+    tests::{FLEET, UID, identity, project, server, snapshot, want},
     *,
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         memory::Memory,
         rollback,
         status::status,
-        world::{Configured, GuestView, RecoveryFlags},
+        world::{Configured, GuestView, RecoveryFlags, SnapshotLook},
     },
     api::{
         AgentInstanceStatus, OnProvisionFailure,
@@ -24,6 +24,7 @@ use crate::{
         Timing, TimingStep,
     },
     health::{HealthView, ladder},
+    hetzner::Snapshot,
     rollout::Share,
 };
 
@@ -100,6 +101,10 @@ struct Model {
     patient: bool,
     /// The tries to recover that were carried out, by when they were written down.
     done: Vec<Timestamp>,
+    /// The snapshot of the first server.
+    snapshot: Option<Snapshot>,
+    /// The incarnations that were asked for with its disk.
+    restored: Vec<u32>,
 }
 
 impl Model {
@@ -126,6 +131,8 @@ impl Model {
             unanswered: BTreeMap::new(),
             patient: false,
             done: vec![],
+            snapshot: None,
+            restored: vec![],
         }
     }
 
@@ -175,6 +182,7 @@ impl Model {
             servers,
             attempt: self.memory.attempt.clone(),
             fresh_epoch: self.memory.fresh_epoch,
+            snapshot: self.memory.snapshot.clone(),
             recovery: RecoveryFlags::default(),
             shutdown_grace: Duration::from_mins(1),
             hold: self.held.then(|| "AgentClass small".into()),
@@ -288,6 +296,14 @@ impl Model {
                 self.memory.goes_on(self.now);
             }
             Step::LookUp { .. } => self.memory.looked_up(self.now, None),
+            Step::FindSnapshot { server, .. } => {
+                self.memory.snapshot = Some(SnapshotLook {
+                    server: *server,
+                    at: self.now,
+                    newest: self.snapshot.clone(),
+                    fits: true,
+                });
+            }
             Step::DeleteServer { id, .. } => {
                 assert!(!self.held, "deleted while held");
                 let number = u32::try_from(id - 40).unwrap();
@@ -363,6 +379,7 @@ impl Model {
                 self.switch(*id, false);
             }
             Step::ConfirmGone { .. }
+            | Step::FollowUp { .. }
             | Step::Retain { .. }
             | Step::TakeUp { .. }
             | Step::Upgrade { .. } => {
@@ -375,6 +392,9 @@ impl Model {
         let number = u32::try_from(record.incarnation).unwrap();
         let before = self.memory.attempt.unsettled_until;
         self.memory.sends(record, self.now, SETTLE);
+        if record.snapshot.is_some() {
+            self.restored.push(number);
+        }
         self.born.entry(number).or_insert_with(|| self.boot.clone());
         let fate = self.fates.pop().unwrap_or(Fate::Answered);
         let taken = self.alive.contains_key(&number);
@@ -600,6 +620,32 @@ proptest! {
         prop_assert!(guest.armed);
         prop_assert_eq!(model.born.get(number), Some(&model.boot));
         prop_assert!(!ordered || *number > 1, "the server that was given up is kept");
+    }
+
+    #[test]
+    fn whatever_is_lost_or_forgotten_the_agent_serves_with_its_restored_disk_and_with_no_other(
+        fates in fates(), forget in prop::collection::vec(0_usize..60, 0..5), suspended: bool,
+    ) {
+        let runs = Desired::Present(identity(), Box::new(want()));
+        let mut model = Model::new(vec![]);
+        model.settle(&runs, &[]);
+        if suspended {
+            let rests = Desired::Present(identity(), Box::new(Want { suspend: true, ..want() }));
+            for _ in 0..20 {
+                model.look(&rests);
+            }
+        }
+        model.alive.clear();
+        model.fates = fates;
+        model.snapshot = Some(snapshot());
+        model.settle(&runs, &forget);
+        model.pass(2 * LATEST);
+        let plan = model.settle(&runs, &[]);
+        prop_assert_eq!(plan.stage, Stage::Serving(None));
+        prop_assert_eq!(model.alive.len(), 1);
+        prop_assert!(model.alive.keys().all(|number| model.restored.contains(number)), "it is empty");
+        let tries = model.status.recovery.iter().map(|done| done.action);
+        prop_assert_eq!(tries.collect::<Vec<_>>(), [Recreate]);
     }
 
     #[test]

@@ -6,10 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::{
     Agent, CONTACT, HealthState, Look, Plan, Power, ServerStatus, ServerView, Stage, Step,
-    Timestamp, creation::server_lost, delete,
+    Timestamp, delete,
 };
 use crate::{
-    api::{ConditionType, MAINTENANCE_ANNOTATION, RecoveryAction, RecoveryRecord, TimingStep},
+    api::{
+        ConditionType, MAINTENANCE_ANNOTATION, RECREATE_ANNOTATION, RecoveryAction,
+        RecoveryRecord, TimingStep,
+    },
     health::ladder::{self, Ailment, History, Next, Rules},
 };
 
@@ -91,15 +94,35 @@ impl Look<'_> {
     /// the next is announced, whichever process wrote it: there is nothing here that could happen twice.
     pub(super) fn replace(&self, server: &ServerStatus, agent: &Agent) -> Plan {
         let words = format!("server {} in project {} is gone", server.id, server.project);
-        let cause = Cause {
-            ailment: Ailment::Gone,
-            reason: "ServerLost",
-            words: &words,
-        };
         let announced = self
             .world
             .record()
             .is_some_and(|record| record.incarnation > server.incarnation);
+        let without = format!(
+            "{words}; lifecycle.recovery.recreations of AgentClass {} lets no other take its place; for an empty one, an admin sets the annotation {RECREATE_ANNOTATION}",
+            agent.class
+        );
+        self.bring_back(
+            agent,
+            &words,
+            announced,
+            Stage::Stalled("ServerLost", without),
+        )
+    }
+
+    /// What a server that is surely gone is followed by, within the budget; `otherwise` where the class has none for that.
+    pub(super) fn bring_back(
+        &self,
+        agent: &Agent,
+        words: &str,
+        announced: bool,
+        otherwise: Stage,
+    ) -> Plan {
+        let cause = Cause {
+            ailment: Ailment::Gone,
+            reason: "ServerLost",
+            words,
+        };
         let asked = self.world.record().map(|record| record.at.0);
         let decided = self
             .history()
@@ -110,14 +133,14 @@ impl Look<'_> {
         if self.hands_off().is_some() {
             return Plan::wait(self.ailing(agent, &cause));
         }
-        let rules = self.rules(agent, self.world.was_disposable(server));
+        let rules = self.rules(agent, true);
         match ladder::next(cause.ailment, &self.history(), &rules, self.now) {
             Next::Try(action) => match self.held(action) {
                 Some(why) => self.wait_for_release(&cause, &why),
                 None => self.write_try(agent, action, cause.words),
             },
             Next::UsedUp(until) => Plan::wait(used_up(agent, cause.words, until)).until(until),
-            Next::NoRung | Next::Wait(_) => Plan::wait(server_lost(server)),
+            Next::NoRung | Next::Wait(_) => Plan::wait(otherwise),
         }
     }
 

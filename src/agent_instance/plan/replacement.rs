@@ -24,7 +24,7 @@ fn is_known_to_speak(server: &ServerView) -> bool {
 impl Look<'_> {
     /// Whether a person gave a server up, with all that is on it.
     pub(super) fn is_given_up(&self, incarnation: i64) -> bool {
-        Some(incarnation) <= self.world.status.given_up()
+        self.world.is_given_up(incarnation)
     }
 
     /// Why a server is to be replaced, if it is, and may be.

@@ -7,7 +7,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::{
-    Agent, Bootstrap, CONTACT, ContactProblem, Duration, InstallPhase, Look, Plan,
+    Agent, Bootstrap, CONTACT, ContactProblem, Duration, InstallPhase, Look, Plan, Power,
     ProvisioningRecord, SendOutcome, ServerView, Stage, Step, Timestamp, delete,
 };
 use crate::{
@@ -30,6 +30,16 @@ impl Look<'_> {
     pub(super) fn on_trial(&self, server: &ServerView, ordinary: Plan) -> Plan {
         let (true, Ok(agent)) = (self.was_never_armed(server), self.class()) else {
             return ordinary;
+        };
+        let ordinary = match self.follow_up_due(server, agent) {
+            Some(due) if due <= self.now => {
+                return Plan {
+                    steps: vec![self.follow_up(server)],
+                    ..ordinary
+                };
+            }
+            Some(due) => ordinary.until(due),
+            None => ordinary,
         };
         match self.failure(server, agent) {
             Some(failure) if self.hands_off().is_none() => {
@@ -54,6 +64,34 @@ impl Look<'_> {
         let hello = server.guest.hello.as_ref();
         let was_armed = hello.is_some_and(|hello| hello.ever_armed || hello.armed.is_some());
         recorded && passed_by && !was_armed
+    }
+
+    /// When Hetzner is asked what became of a creation that was under way when it answered: of a server that is found off, or has been silent for
+    /// half of its time, and once more before it is given up. One that boots as it should makes itself known before that, and costs nothing.
+    fn follow_up_due(&self, server: &ServerView, agent: &Agent) -> Option<Timestamp> {
+        let attempt = &self.world.attempt;
+        if attempt.incarnation != server.incarnation
+            || attempt.running.is_empty()
+            || server.guest.hello.is_some()
+            || self.is_known(server)
+            || self.usable(&server.project).is_err()
+        {
+            return None;
+        }
+        let created = server.created_at?;
+        let timeout = agent.lifecycle.first_contact_timeout.get();
+        let times = [timeout / 2, timeout].map(|after| created.checked_add(after).ok());
+        match attempt.asked {
+            None if server.power == Power::Off => Some(self.now),
+            asked => times.into_iter().flatten().find(|time| asked < Some(*time)),
+        }
+    }
+
+    fn follow_up(&self, server: &ServerView) -> Step {
+        Step::FollowUp {
+            project: server.project.clone(),
+            actions: self.world.attempt.running.clone(),
+        }
     }
 
     fn failure(&self, server: &ServerView, agent: &Agent) -> Option<Failure> {
@@ -157,7 +195,7 @@ impl Look<'_> {
         failure: &Failure,
         ordinary: Plan,
     ) -> Plan {
-        let level = agent.lifecycle.on_provision_failure;
+        let level = self.level(server, agent);
         if let Some(who) = self.world.hold.as_ref().filter(|_| failure.may_be_ours()) {
             let words = format!(
                 "{}; no server is deleted for it as long as RecoveryHeld of {who} is True: see there",
@@ -190,6 +228,15 @@ impl Look<'_> {
                 }
                 self.at_hetzner(&server.project, delete(server), stage)
             }
+        }
+    }
+
+    /// What is on a restored disk may be nowhere else any more (I14).
+    fn level(&self, server: &ServerView, agent: &Agent) -> OnProvisionFailure {
+        if self.is_restored(server) {
+            OnProvisionFailure::Keep
+        } else {
+            agent.lifecycle.on_provision_failure
         }
     }
 

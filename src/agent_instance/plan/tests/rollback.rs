@@ -6,6 +6,7 @@ use crate::api::{
     OnProvisionFailure::{self, Keep, Remove, Retry},
     RollbackReason, RollbackRecord,
 };
+use crate::hetzner::ActionId;
 
 /// Long after `lifecycle.firstContactTimeout`, before `lifecycle.provisionTimeout`.
 const MUTE: i64 = -400;
@@ -210,6 +211,50 @@ fn each_failure_is_known_by_its_time() {
     }
     let soon = present(&with(running(-890), |server| server.guest.busy = true));
     assert_eq!((soon.steps.len(), soon.look_again), (0, Some(at(10))));
+}
+
+#[test]
+fn hetzner_is_asked_what_became_of_a_creation_of_a_server_that_is_off_or_silent_for_long() {
+    let actions = vec![ActionId(7), ActionId(8)];
+    let under_way = |created: i64, asked: Option<i64>| {
+        let mut world = with(booting(), |server| server.created_at = Some(at(created)));
+        world.attempt.running.clone_from(&actions);
+        world.attempt.asked = asked.map(at);
+        world
+    };
+    let asks = |world: &World| {
+        let project = "one".to_owned();
+        let actions = actions.clone();
+        present(world).steps == [Step::FollowUp { project, actions }]
+    };
+    let off = |world| with(world, |server| server.power = Power::Off);
+    let heard = |world| with(world, |server| server.guest.hello = Some(Hello::default()));
+    let known = |world| with(world, |server| server.guest.proven = Some("key".into()));
+    for (what, world, expected) in [
+        ("it has time", under_way(-149, None), false),
+        ("half of it is over", under_way(-150, None), true),
+        ("asked", under_way(-160, Some(-1)), false),
+        ("all of it is over", under_way(-300, Some(-150)), true),
+        ("asked again", under_way(-301, Some(-1)), false),
+        ("off", off(under_way(-5, None)), true),
+        ("off, and asked", off(under_way(-5, Some(-1))), false),
+        ("it answers", heard(under_way(-150, None)), false),
+        ("known", known(under_way(-150, None)), false),
+        (
+            "all of it ended well",
+            changed!(under_way(-150, None), attempt.running = vec![]),
+            false,
+        ),
+        (
+            "of an earlier one",
+            changed!(under_way(-150, None), attempt.incarnation = 0),
+            false,
+        ),
+    ] {
+        assert_eq!(asks(&world), expected, "{what}");
+    }
+    let busy = with(under_way(-100, None), |server| server.guest.busy = true);
+    assert_eq!(present(&busy).look_again, Some(at(50)));
 }
 
 #[test]
