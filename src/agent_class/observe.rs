@@ -18,7 +18,7 @@ use crate::{
     api::{AgentClass, AgentClassStatus, AgentInstance, ConditionType, FINALIZER, is_true},
     context::Context,
     health::holds,
-    hetzner::{Firewall, FirewallResource, Server, ServerStatus},
+    hetzner::{Firewall, FirewallResource, Server, ServerId, ServerStatus},
     hetzner_project::connection::{Connection, Refusal},
     inventory::{Presence, Snapshot},
     kube_ext::COUNTS_PERIOD,
@@ -273,7 +273,7 @@ impl Look<'_> {
         });
         let both = of_others.map(|other| {
             let applied = other.applied_to.iter().filter_map(FirewallResource::server);
-            let applied = applied.map(|server| server.number());
+            let applied = applied.map(ServerId::number);
             let both = applied.filter(|id| guarded.contains(id)).collect();
             (other.id.number(), both)
         });

@@ -346,27 +346,7 @@ impl Model {
                 incarnation,
                 epoch,
             } => {
-                let guest = self.alive.get_mut(incarnation).unwrap();
-                let answers = self.answers.pop().unwrap_or(true);
-                if answers {
-                    *guest = Guest {
-                        epoch: *epoch,
-                        created: guest.created,
-                        spoke: true,
-                        ..Guest::default()
-                    };
-                }
-                let now = self.now;
-                let view = &mut self.memory.guest(*server).view;
-                view.released = Some((*epoch, answers));
-                if answers {
-                    (view.configured, view.hello, view.health) = (None, None, None);
-                    view.in_vain = None;
-                    self.unanswered.remove(incarnation);
-                } else {
-                    view.was_asked_in_vain(now);
-                    *self.unanswered.entry(*incarnation).or_default() += 1;
-                }
+                self.release(*server, *incarnation, *epoch);
             }
             Step::ChangeType { .. } => unreachable!("its type is listed"),
             Step::Shutdown { id, .. } | Step::PowerOff { id, .. } => {
@@ -440,6 +420,30 @@ impl Model {
             ever_armed: guest.spoke,
             armed_for: None,
         });
+    }
+
+    fn release(&mut self, server: i64, incarnation: u32, epoch: i64) {
+        let guest = self.alive.get_mut(&incarnation).unwrap();
+        let answers = self.answers.pop().unwrap_or(true);
+        if answers {
+            *guest = Guest {
+                epoch,
+                created: guest.created,
+                spoke: true,
+                ..Guest::default()
+            };
+        }
+        let now = self.now;
+        let view = &mut self.memory.guest(server).view;
+        view.released = Some((epoch, answers));
+        if answers {
+            (view.configured, view.hello, view.health) = (None, None, None);
+            view.in_vain = None;
+            self.unanswered.remove(&incarnation);
+        } else {
+            view.was_asked_in_vain(now);
+            *self.unanswered.entry(incarnation).or_default() += 1;
+        }
     }
 
     fn configure(&mut self, server: i64, incarnation: u32, epoch: i64) {
