@@ -450,7 +450,7 @@ async fn a_change_is_one_write_of_the_status_and_one_word_to_the_instance() -> O
 /// What a user may do in the namespace of the agents, asked of the API server itself.
 async fn may(bed: &Bed, user: &str, verb: &str, resource: &str) -> Outcome<bool> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-    let group = if resource == "secrets" {
+    let group = if ["secrets", "configmaps"].contains(&resource) {
         ""
     } else {
         "agentfleet.dev"
@@ -498,7 +498,8 @@ async fn each_role_may_what_it_is_for_and_nothing_else() -> Outcome {
         "agentfleet-viewer" | "agentfleet-admin" if resource.ends_with("/status") => verb == "get",
         "agentfleet-viewer" => resource != "secrets" && reads.contains(&verb),
         "agentfleet-admin" => resource != "secrets",
-        // The cluster's own roles give nothing of agentfleet.
+        // The cluster's own roles give nothing of agentfleet, and the least of them no Secrets.
+        "view" => false,
         _ => resource == "secrets" && verb != "administer",
     };
     for role in [
@@ -506,7 +507,9 @@ async fn each_role_may_what_it_is_for_and_nothing_else() -> Outcome {
         "agentfleet-onboarding",
         "agentfleet-viewer",
         "agentfleet-admin",
+        "view",
         "edit",
+        "admin",
     ] {
         let group = "rbac.authorization.k8s.io";
         bed.cluster
@@ -517,12 +520,13 @@ async fn each_role_may_what_it_is_for_and_nothing_else() -> Outcome {
             }))
             .await?;
         bed.wait_until("the binding is known", async || {
-            let known = match role {
+            let (verb, resource) = match role {
                 "agentfleet-billing" => ("create", "subscriptions"),
-                "agentfleet-onboarding" | "edit" => ("create", "secrets"),
+                "agentfleet-onboarding" | "edit" | "admin" => ("create", "secrets"),
+                "view" => ("get", "configmaps"),
                 _ => ("get", "subscriptions"),
             };
-            may(&bed, role, known.0, known.1).await
+            may(&bed, role, verb, resource).await
         })
         .await?;
         for resource in resources {
