@@ -42,6 +42,10 @@ pub async fn create(
 
 /// Asked once more where it is done: many are planned at the same time, and no store shows yet what others have just made.
 fn may_make(ctx: &Context, who: &str) -> Result<(), Setback> {
+    if !ctx.guard.is_read() {
+        let message = "what was made today is not read yet";
+        return Err(Setback::until("StaleView", message, super::WATCH));
+    }
     let now = Timestamp::now();
     let (today, limits) = (made_today(ctx, now), ctx.settings.subscriptions.guard);
     if ctx.guard.may_make(who, &today, limits.creations, now) {

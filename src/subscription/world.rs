@@ -27,8 +27,8 @@ pub struct World {
     pub secret: SecretView,
     /// The older subscription with the same external reference, as `namespace/name`.
     pub elder: Option<String>,
-    /// All agents that came from subscriptions.
-    pub census: Census,
+    /// All agents that came from subscriptions, where that matters; none while it is not known which of them were ended lately.
+    pub census: Option<Census>,
     /// An admin's word that it may end although it is one of many.
     pub confirmation: Option<String>,
     /// Id of the event that the receiver of the webhook took last, if there is one and he did.

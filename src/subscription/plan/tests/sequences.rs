@@ -227,7 +227,7 @@ impl Trial {
             }
             Happens::IsOneOfMany => {
                 let lost = self.life.instance.as_ref().and_then(unentitled_since);
-                self.life.world.census = Census::of((0..9).map(|_| lost));
+                self.life.world.census = Some(Census::of((0..9).map(|_| lost)));
                 self.witness.held |= lost.is_some_and(|lost| lost > at(self.witness.word));
             }
             Happens::IsConfirmed => {
@@ -257,7 +257,7 @@ proptest! {
             trial.settle()?;
             trial.runs_as_it_may()?;
             // The others are put back, one by one: what is held stays so.
-            trial.life.world.census = Census::default();
+            trial.life.world.census = Some(Census::default());
         }
         let (lived, made) = (trial.life.instance.is_some(), trial.made);
         trial.happens(&Happens::Says("Active", None));
