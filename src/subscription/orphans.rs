@@ -97,7 +97,7 @@ pub fn plan(
         Some(at) if orphan.suspended => {
             let settled = orphan.settles.is_some_and(|settles| settles <= now);
             if at <= now && !orphan.held && settled {
-                return Some(end(&orphan.webhook));
+                return Some(end(orphan.webhook));
             }
             (earlier(at, lead) <= now).then(|| announce(orphan))?
         }
@@ -115,7 +115,7 @@ pub fn plan(
 }
 
 /// The receiver is told before the object goes, which is all that remembers whether it was.
-fn end(webhook: &Webhook) -> Deed {
+fn end(webhook: Webhook) -> Deed {
     let told = webhook.taken == Some(AnnouncedEvent::Terminated);
     if !webhook.on || told || webhook.is_late {
         return Deed::Terminate;
