@@ -215,8 +215,8 @@ struct Guard {
     /// How many agents Subscriptions may create in a day
     #[arg(long = "creations-per-day", default_value_t = 100)]
     guard_creations: usize,
-    /// How long a deleted agent is left as it is, so that others that are deleted with it are counted; not waited where there are fewer agents
-    /// than --guard-least
+    /// How long an agent that is deleted, or that nobody pays for any more, is kept at least, so that others that go with it are counted; not
+    /// waited where there are fewer agents than --guard-least
     #[arg(long, default_value = "15s", value_parser = duration)]
     guard_patience: Duration,
 }

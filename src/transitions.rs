@@ -3,12 +3,16 @@
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::runtime::events::{Event, EventType};
 
-use crate::{agent_instance::plan::DELETION_HELD, kube_ext::Events, subscription::guard::TOO_MANY};
+use crate::{
+    agent_instance::plan::DELETION_HELD,
+    kube_ext::Events,
+    subscription::guard::{CREATIONS_HELD, TOO_MANY},
+};
 
 const BAD: [&str; 4] = ["Stalled", "RecoveryHeld", "PlanPending", "TerminationHeld"];
 const READY: &str = "Ready";
 /// Reasons of what is not yet as it should be because it is under way.
-const PROGRESS: [&str; 15] = [
+const PROGRESS: [&str; 16] = [
     "Suspending",
     "Creating",
     "Booting",
@@ -25,6 +29,7 @@ const PROGRESS: [&str; 15] = [
     // Nor what the guard tells once for all that it holds.
     DELETION_HELD,
     TOO_MANY,
+    CREATIONS_HELD,
     "DeletionCounted",
 ];
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use bed::{
-    Bed, GUARD, Options, Outcome, Pace, SYSTEM, TENANT, ensure, manifests, oracle, quick_cloud,
+    Bed, Call, GUARD, Moment, Options, Outcome, Pace, SYSTEM, TENANT, ensure, manifests, oracle,
+    quick_cloud, wait_until,
 };
 use hetzner_sim::Config;
 use jiff::{SignedDuration, Timestamp};
@@ -11,13 +12,18 @@ use serde_json::{Value, json};
 
 /// A bed whose guard is on; time to count is as short as it may be.
 async fn guarded(flags: &[&str]) -> Outcome<Bed> {
+    // So many at once keep a small machine busy for a while.
+    guarded_for("15s", flags).await
+}
+
+/// The same, where the holder of the Lease may be silent for so long.
+async fn guarded_for(lease: &'static str, flags: &[&str]) -> Outcome<Bed> {
     let on = ["--guard-least", "5", "--creations-per-day", "1000"];
     let flags = on.iter().chain(flags).map(|flag| (*flag).to_owned());
     let bed = Bed::with(Options {
         flags: flags.collect(),
-        // So many at once keep a small machine busy for a while.
         pace: Pace {
-            lease: "15s",
+            lease,
             ..Pace::default()
         },
         cloud: Config {
@@ -140,8 +146,8 @@ async fn alerts(bed: &Bed, reason: &str) -> Outcome<usize> {
     Ok(told.len())
 }
 
-async fn metric(bed: &Bed, cause: &str) -> Option<String> {
-    let name = format!("agentfleet_terminations_held{{cause=\"{cause}\"}} ");
+async fn metric(bed: &Bed, name: &str) -> Option<String> {
+    let name = format!("agentfleet_{name} ");
     let text = bed.operator.scrape().await?;
     let mut lines = text.lines();
     lines.find_map(|line| line.strip_prefix(&name).map(str::to_owned))
@@ -169,11 +175,17 @@ async fn i9_too_many_deleted_agents_run_on_until_an_admin_says_what_was_meant() 
     bed.cluster.kubectl(&command)?;
     are_held(&bed, wrong).await?;
     says(&bed, Some(("deletions", "8 of 10 agents are held"))).await?;
-    assert_eq!(metric(&bed, "Deleted").await.as_deref(), Some("8"));
+    assert_eq!(
+        metric(&bed, "terminations_held{cause=\"Deleted\"}")
+            .await
+            .as_deref(),
+        Some("8")
+    );
     let listed = bed
         .cluster
         .kubectl(&["get", "agents", "--namespace", TENANT])?;
     assert_eq!(listed.matches("DeletionHeld").count(), 8, "{listed}");
+    says(&bed, Some(("told", "deletions"))).await?;
     bed.operator.restart()?;
     oracle::calm(&bed).await?;
     are_held(&bed, wrong).await?;
@@ -220,11 +232,20 @@ async fn a_deleted_namespace_takes_no_agent_along_before_an_admin_says_so() -> O
         bed.cluster.apply(&active).await?;
     }
     all_serve(&bed, paid).await?;
+    bed.operator.stop().await?;
+    // It ends when it has written that they are held, and nobody was told yet.
+    let writes = Call {
+        site: "kubernetes".into(),
+        call: "PATCH configmaps guard".into(),
+        occurrence: 1,
+    };
+    bed.operator.start_to_crash_at(&writes, Moment::After)?;
     bed.cluster.delete("Namespace", None, TENANT).await?;
+    wait_until("the operator crashes", async || bed.operator.has_crashed()).await?;
+    bed.operator.start()?;
     are_held(&bed, own).await?;
     // These may be silent by now: their Subscriptions are deleted too.
     are_kept(&bed, paid).await?;
-    bed.operator.restart()?;
     bed.wait_until("their Secrets and Subscriptions are gone", async || {
         let secrets = bed.cluster.list("Secret").await?;
         let left = secrets
@@ -279,37 +300,71 @@ async fn a_slow_drip_of_deletions_is_counted_over_a_restart() -> Outcome {
     bed.finish().await
 }
 
+/// Waits until an agent is silent because nobody pays for it; answers whether it is held.
+async fn is_lost(bed: &Bed, name: &str) -> Outcome<bool> {
+    let one = bed.instance(name);
+    let mut held = false;
+    bed.wait_until(&format!("{name} is suspended"), async || {
+        let object = one.object().await?.unwrap_or_default();
+        held = object["metadata"]["annotations"]["agentfleet.dev/termination-held"].is_string();
+        Ok(object["spec"]["suspend"] == true)
+    })
+    .await?;
+    Ok(held)
+}
+
+async fn becomes_held(bed: &Bed, name: &str) -> Outcome {
+    let what = format!("{name} is held");
+    bed.wait_until(&what, async || is_lost(bed, name).await)
+        .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_drip_of_lost_entitlement_is_held_too() -> Outcome {
-    let flags = ["--guard-window", "1s", "--guard-long-window", "10m"];
-    let bed = guarded(&flags).await?;
+async fn a_slow_drip_of_lost_entitlement_is_held_too_whether_or_not_agents_are_kept() -> Outcome {
+    let flags = [
+        ["--guard-window", "1s"],
+        ["--guard-long-window", "10m"],
+        ["--guard-patience", "1s"],
+    ];
+    let mut bed = guarded(flags.as_flattened()).await?;
     let names = names(10);
     let servers = subscribed(&bed, &names).await?;
-    for (name, before) in names.iter().zip(0..6) {
-        bed.cluster
-            .apply(&subscription(name, "Unpaid", "1h"))
-            .await?;
-        let object = ("Subscription", Some(TENANT), name.as_str());
-        bed.condition(object, "Entitled", "False", "Unpaid").await?;
-        let held = if before < 4 { "False" } else { "True" };
-        let reason = if before < 4 {
-            "NotHeld"
-        } else {
-            "TooManyAtOnce"
-        };
-        bed.condition(object, "TerminationHeld", held, reason)
-            .await?;
+    // Four of ten are too few to tell; whoever follows is one of too many.
+    let (few, many) = names[..6].split_at(4);
+    for (before, wrong) in ["Unpaid", "Canceled", "delete"].iter().enumerate() {
+        for name in few {
+            wrongly(&bed, wrong, std::slice::from_ref(name), "1h").await?;
+            ensure(!is_lost(&bed, name).await?, || format!("{wrong}: {name}"))?;
+        }
+        for name in many {
+            wrongly(&bed, wrong, std::slice::from_ref(name), "1h").await?;
+            becomes_held(&bed, name).await?;
+        }
+        says(&bed, Some(("terminations", "of 10 agents are held"))).await?;
+        for name in &names[..6] {
+            bed.cluster
+                .apply(&subscription(name, "Active", "1h"))
+                .await?;
+        }
+        assert_eq!(all_serve(&bed, &names).await?, servers, "{wrong}");
+        says(&bed, None).await?;
+        let told = alerts(&bed, "TerminationsHeld").await?;
+        assert_eq!((told, deleted(&bed)), (before + 1, 0), "{wrong}");
     }
-    says(&bed, Some(("terminations", "of 10 agents are held"))).await?;
-    for name in &names {
-        bed.cluster
-            .apply(&subscription(name, "Active", "1h"))
-            .await?;
+
+    // Who is gone counts as well, also after a restart.
+    for name in few {
+        wrongly(&bed, "Unpaid", std::slice::from_ref(name), "0s").await?;
+        bed.instance(name).gone().await?;
     }
-    assert_eq!(all_serve(&bed, &names).await?, servers);
-    says(&bed, None).await?;
-    assert_eq!(alerts(&bed, "TerminationsHeld").await?, 1);
-    assert_eq!(deleted(&bed), 0);
+    says(&bed, Some(("ended", &format!("/{}", few[3])))).await?;
+    bed.operator.restart()?;
+    for name in many {
+        wrongly(&bed, "Unpaid", std::slice::from_ref(name), "0s").await?;
+        becomes_held(&bed, name).await?;
+    }
+    says(&bed, Some(("terminations", "2 of 10 agents are held"))).await?;
+    assert_eq!(deleted(&bed), 4);
     bed.delete_all().await?;
     bed.finish().await
 }
@@ -350,7 +405,15 @@ async fn some_serve(bed: &Bed) -> Outcome<BTreeMap<String, u64>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
-    let mut bed = guarded(&[]).await?;
+    // Nothing at all is kept of whom the second takes, so it ends as soon as it may.
+    let updates = [
+        ("PastDue", RETENTION),
+        ("Canceled", RETENTION),
+        ("Unpaid", "0s"),
+        ("delete", RETENTION),
+        ("prune", RETENTION),
+    ];
+    let mut bed = guarded_for("60s", &[]).await?;
     let mut project = manifests::project(manifests::PROJECT);
     project["spec"]["maxServers"] = json!(SERVERS);
     bed.change(&project).await?;
@@ -369,20 +432,27 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
         Ok(bed.cluster.list("AgentInstance").await?.len() == all)
     })
     .await?;
-    for (before, wrong) in ["Canceled", "Unpaid", "delete", "prune"].iter().enumerate() {
-        let fallen = wrongly(&bed, wrong, &names).await?;
+    oracle::calm(&bed).await?;
+    for (before, (wrong, retention)) in updates.into_iter().enumerate() {
+        let written = bed.writes()?.len();
+        let fallen = wrongly(&bed, wrong, &names, retention).await?;
         let told = format!("{} of {all} agents are held", fallen.len());
         says(&bed, Some(("terminations", &told))).await?;
-        bed.wait_until("it is told in one event", async || {
-            Ok(alerts(&bed, "TerminationsHeld").await? == before + 1)
-        })
-        .await?;
-        let shown = metric(&bed, "Unentitled").await;
+        says(&bed, Some(("told", "terminations"))).await?;
+        let told = alerts(&bed, "TerminationsHeld").await?;
+        assert_eq!(told, before + 1, "one event, {wrong}");
+        let shown = metric(&bed, "terminations_held{cause=\"Unentitled\"}").await;
         assert_eq!(shown, Some(fallen.len().to_string()));
-        if *wrong == "Unpaid" {
-            bed.operator.restart()?;
+        if wrong == "Unpaid" {
+            // It gives the Lease up, for which the next one would else wait.
+            bed.operator.stop().await?;
+            bed.operator.start()?;
         }
-        their_time_is_over(&bed, fallen).await?;
+        if wrong == "PastDue" {
+            one_status_each(&bed, written, fallen).await?;
+        } else {
+            their_time_is_over(&bed, fallen).await?;
+        }
         let left = (
             deleted(&bed),
             bed.cluster.list("AgentInstance").await?.len(),
@@ -395,19 +465,44 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
         says(&bed, None).await?;
         assert_eq!(some_serve(&bed).await?, servers, "{wrong}");
     }
-    assert_eq!(alerts(&bed, "TerminationsHeld").await?, 4);
+    assert_eq!(alerts(&bed, "TerminationsHeld").await?, updates.len());
     assert_eq!(alerts(&bed, "TooManyAtOnce").await?, 0);
     bed.delete_all().await?;
     bed.finish().await
 }
 
+/// Waits until nothing is written any more; each of these has had its status written one time since then.
+async fn one_status_each(bed: &Bed, since: usize, names: &[String]) -> Outcome {
+    for name in names {
+        let object = ("Subscription", Some(TENANT), name.as_str());
+        bed.condition(object, "Entitled", "True", "PastDue").await?;
+    }
+    oracle::calm(bed).await?;
+    let mut times: BTreeMap<String, usize> = BTreeMap::new();
+    for write in bed.writes()?.split_off(since) {
+        if let Some(name) = write.what.strip_prefix("patch subscriptions/status ") {
+            *times.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    let once = names.iter().map(|name| (format!("{TENANT}/{name}"), 1));
+    assert_eq!(times, once.collect());
+    Ok(())
+}
+
 /// Does something wrong to many Subscriptions at once; answers to which.
-async fn wrongly<'a>(bed: &Bed, wrong: &str, names: &'a [String]) -> Outcome<&'a [String]> {
+async fn wrongly<'a>(
+    bed: &Bed,
+    wrong: &str,
+    names: &'a [String],
+    retention: &str,
+) -> Outcome<&'a [String]> {
     let kept = if wrong == "prune" { names.len() / 4 } else { 0 };
     let fallen = &names[kept..];
     if wrong == "delete" {
-        let all = ["delete", "agsub", "--all", "--namespace", TENANT];
-        bed.cluster.kubectl(&all)?;
+        let all = fallen.len() > 1;
+        let which = if all { "--all" } else { fallen[0].as_str() };
+        let command = ["delete", "agsub", which, "--namespace", TENANT];
+        bed.cluster.kubectl(&command)?;
         return Ok(fallen);
     }
     for name in fallen {
@@ -416,7 +511,9 @@ async fn wrongly<'a>(bed: &Bed, wrong: &str, names: &'a [String]) -> Outcome<&'a
             let cluster = &bed.cluster;
             cluster.prune("Subscription", Some(TENANT), name).await?;
         } else {
-            let wrong = subscription(name, wrong, RETENTION);
+            let mut wrong = subscription(name, wrong, retention);
+            // In bulk nobody is past that before all are.
+            wrong["spec"]["gracePeriod"] = json!("1h");
             bed.cluster.apply(&wrong).await?;
         }
     }
@@ -444,6 +541,16 @@ async fn their_time_is_over(bed: &Bed, names: &[String]) -> Outcome {
     .await
 }
 
+/// Ends one agent: that it is gone makes no room for another today.
+async fn ends_one(bed: &Bed) -> Outcome {
+    let all = bed.cluster.list("AgentInstance").await?;
+    let name = all[0]["metadata"]["name"].as_str().unwrap_or_default();
+    let over = subscription(name, "Unpaid", "0s");
+    bed.cluster.apply(&over).await?;
+    bed.instance(name).gone().await?;
+    says(bed, Some(("made", &format!("/{name}")))).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_agents_are_bought_in_a_day_than_may_be_also_after_a_restart() -> Outcome {
     let flags = ["--creations-per-day", "5"].map(str::to_owned).into();
@@ -462,7 +569,7 @@ async fn no_more_agents_are_bought_in_a_day_than_may_be_also_after_a_restart() -
             .apply(&subscription(name, "Active", "1h"))
             .await?;
     }
-    for restarted in [false, true] {
+    for (restarted, ended) in [(false, None), (true, Some("NoAgent"))] {
         let mut made = vec![];
         bed.wait_until("each has its agent, or says why not", async || {
             made = vec![];
@@ -472,8 +579,10 @@ async fn no_more_agents_are_bought_in_a_day_than_may_be_also_after_a_restart() -
                 ready["reason"].as_str().map(str::to_owned)
             });
             made.extend(reasons);
-            let settled =
-                |reason: &&String| ["Serving", "CreationsHeld"].contains(&reason.as_str());
+            let settled = |reason: &&String| {
+                ["Serving", "CreationsHeld"].contains(&reason.as_str())
+                    || ended == Some(reason.as_str())
+            };
             Ok(made.iter().filter(settled).count() == 12)
         })
         .await?;
@@ -483,6 +592,17 @@ async fn no_more_agents_are_bought_in_a_day_than_may_be_also_after_a_restart() -
             (7, 5),
             "{restarted}"
         );
+        says(
+            &bed,
+            Some(("creations", "7 of 12 Subscriptions have no agent")),
+        )
+        .await?;
+        assert_eq!(metric(&bed, "creations_held").await.as_deref(), Some("7"));
+        says(&bed, Some(("told", "creations"))).await?;
+        assert_eq!(alerts(&bed, "CreationsHeld").await?, 1, "{restarted}");
+        if !restarted {
+            ends_one(&bed).await?;
+        }
         bed.operator.restart()?;
         oracle::calm(&bed).await?;
     }

@@ -432,6 +432,31 @@ async fn what_a_subscription_takes_away_is_told_before_it_comes_and_each_one_tim
         .map(|posted| posted.field("/data/message"))
         .unwrap_or_default();
     assert!(ends.contains("all of its data"), "{ends}");
+
+    // An agent whose Subscription is gone: nobody but its instance knows what was told.
+    let mut left = says("Active", "1h");
+    left["spec"]["retention"] = json!("20s");
+    bed.cluster.apply(&left).await?;
+    bed.instance("one").ready().await?;
+    bed.cluster
+        .delete("Subscription", Some(bed::TENANT), "one")
+        .await?;
+    bed.wait_until("its end is announced", async || {
+        let one = bed.instance("one").object().await?.unwrap_or_default();
+        let told = &one["metadata"]["annotations"]["agentfleet.dev/termination-announced"];
+        Ok(told == "Taken")
+    })
+    .await?;
+    bed.operator.restart()?;
+    bed.instance("one").gone().await?;
+    receiver.was_posted("deleted", 2).await?;
+    let counts = ["terminatesSoon", "terminated"].map(|kind| receiver.ids(kind).len());
+    assert_eq!(counts, [2, 2]);
+    let events = bed.cluster.list("Event").await?;
+    let soon = events.iter().filter(|event| {
+        event["reason"] == "TerminatesSoon" && event["regarding"]["kind"] == "AgentInstance"
+    });
+    assert_eq!(soon.count(), 1);
     bed.delete_all().await?;
     bed.finish().await
 }

@@ -59,6 +59,30 @@ async fn i12_a_voice_that_was_written_meanwhile_survives_and_nothing_is_sent_und
     let epoch = one.status().await?["voice"]["epoch"].as_i64();
     ensure(epoch > Some(40), || format!("the epoch is {epoch:?}"))?;
     assert_eq!(bed.cloud().lives().len(), 1);
+
+    // One that a person has made meanwhile is no Subscription's, though that has its name.
+    bed.late()?.hold();
+    let mut own = manifests::instance(TENANT, "own");
+    own["spec"]["suspend"] = json!(true);
+    bed.cluster.apply(&own).await?;
+    bed.cluster
+        .apply(&json!({
+            "apiVersion": "agentfleet.dev/v1alpha1", "kind": "Subscription", "metadata": {"namespace": TENANT, "name": "own"},
+            "spec": {"customerId": "cus_own", "plan": manifests::CLASS, "state": "Active"},
+        }))
+        .await?;
+    bed.wait_until("it is refused", async || {
+        let refused = bed.audit.stale_writes_of(OPERATOR)?;
+        let making = format!("patch agentinstances {TENANT}/own");
+        Ok(refused.iter().any(|write| write.what == making))
+    })
+    .await?;
+    bed.late()?.let_go();
+    let subscription = ("Subscription", Some(TENANT), "own");
+    bed.condition(subscription, "Ready", "False", "NameTaken")
+        .await?;
+    let found = bed.instance("own").object().await?.unwrap_or_default();
+    assert_eq!(found["metadata"]["labels"], Value::Null);
     bed.delete_all().await?;
     bed.finish().await
 }

@@ -1,5 +1,6 @@
 //! Subscriptions: how soon one has its instance, and what many of them cost.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ pub(crate) async fn measure(scale: &Scale, summary: &mut Summary) -> Outcome {
     subscribe(&stack, 0..some).await?;
     memory(&stack, some, summary)?;
     calm(&stack, some, summary).await?;
+    change(&stack, some, summary).await?;
     let mut spans = vec![];
     for n in some..some + ONE_BY_ONE {
         spans.push(one_more(&stack, n).await?);
@@ -91,6 +93,38 @@ fn memory(stack: &Stack, subscriptions: usize, summary: &mut Summary) -> Outcome
         (resident_mib(stack.process()?)?, "MiB"),
         subscriptions,
         "VmRSS of the operator with so many Subscriptions, each with an instance that has no server",
+    )
+}
+
+/// Changes the state of all of them; counts what the operator writes for it.
+async fn change(stack: &Stack, subscriptions: usize, summary: &mut Summary) -> Outcome {
+    let before = stack.writes()?.len();
+    let changed = (0..subscriptions).map(|n| {
+        let mut one = subscription(n);
+        one["spec"]["state"] = json!("PastDue");
+        one["spec"]["gracePeriod"] = json!("8000h");
+        one
+    });
+    stack.apply_all(changed.collect()).await?;
+    settled(stack).await?;
+    let writes = stack.writes()?.split_off(before);
+    let mut times = BTreeMap::new();
+    for write in &writes {
+        if let Some(name) = write.what.strip_prefix("patch subscriptions/status ") {
+            *times.entry(name).or_insert(0) += 1;
+        }
+    }
+    let most = times.values().copied().max().unwrap_or_default();
+    summary.add(
+        format!("subscriptions_{subscriptions}_change_status_writes_each"),
+        (number(most), "writes"),
+        subscriptions,
+        format!(
+            "the most for one of them when all become PastDue, from the audit log; {} of them had any, {} in all; all writes: {}",
+            times.len(),
+            times.values().sum::<usize>(),
+            by_kind(&writes)
+        ),
     )
 }
 

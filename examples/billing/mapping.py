@@ -87,9 +87,10 @@ def stripe(event: dict, serve_uncollected: bool = False) -> Change | None:
 
 
 def stripe_subscription(event: dict, said: dict, serve_uncollected: bool) -> Change | None:
-    agent, item = said["metadata"].get("agent"), said["items"]["data"][0]
+    agent = said["metadata"].get("agent")
     if not agent:
         return None
+    item = said["items"]["data"][0]
     if not item["price"].get("lookup_key"):
         raise Refused(f"the price of {said['id']} has no lookup_key, so that no plan is known")
     state = STRIPE_STATES[said["status"]]

@@ -178,7 +178,7 @@ def test_what_is_paid_once_has_no_end():
     assert "paidUntil" not in apply(call("CreateAccount", nextduedate="0000-00-00"))["spec"]
 
 
-@pytest.mark.parametrize("message", [event("trial_will_end"), event() | {"type": "charge.succeeded"}, event(metadata={}), call("TestConnection")])
+@pytest.mark.parametrize("message", [event("trial_will_end"), event() | {"type": "charge.succeeded"}, event(metadata={}), event(metadata={}, items={"data": []}), call("TestConnection")])
 def test_what_is_about_no_agent_is_nothing(message):
     assert (whmcs if "call" in message else stripe)(message) is None
 

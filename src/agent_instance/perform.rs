@@ -68,9 +68,7 @@ impl Performer<'_> {
             }
             Step::RemoveFinalizer => {
                 kube_ext::remove_finalizer(&self.api(), self.instance, FINALIZER).await?;
-                if let Some(at) = deletions::counted(self.instance) {
-                    self.ctx.guard.went(deletions::who(self.instance), at);
-                }
+                deletions::let_go(self.ctx, self.instance);
                 Ok(())
             }
             Step::HoldDeletion => self.hold_deletion().await,

@@ -75,6 +75,10 @@ pub const UNENTITLED_SINCE_ANNOTATION: &str = "agentfleet.dev/unentitled-since";
 /// confirms it.
 pub const TERMINATION_HELD_ANNOTATION: &str = "agentfleet.dev/termination-held";
 
+/// On an instance that its Subscription has left: who was told that it ends soon; `Told` is people, by an Event, and `Taken` the webhook's
+/// receiver too.
+pub const TERMINATION_ANNOUNCED_ANNOTATION: &str = "agentfleet.dev/termination-announced";
+
 /// On an instance that is being deleted: it is one of so many that were deleted at once that its server does not go before an admin confirms it.
 pub const DELETION_HELD_ANNOTATION: &str = "agentfleet.dev/deletion-held";
 

@@ -177,6 +177,10 @@ pub struct SubscriptionStatus {
     /// When the agent will be terminated with its server and its data, if nothing changes. It never moves to an earlier time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminate_at: Option<Time>,
+    /// Until when the agent is kept at least: the latest `terminateAt` since it was `Trialing` or `Active`. While it is `PastDue` there is no
+    /// `terminateAt`, and none that follows is earlier than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_until: Option<Time>,
     /// What was announced last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced: Option<Announcement>,

@@ -2,7 +2,8 @@
 //!
 //! Publishing puts an event into a bounded queue and returns; [`EventWriter::run`] writes them one after another. An event that was told a short
 //! while ago, word for word, is not told again; one that finds the queue full is dropped, because an event is a courtesy and the status is the
-//! record. The log tells the first that was dropped and, later, how many were.
+//! record. The log tells the first that was dropped and, later, how many were. What must be told whatever becomes of this process is
+//! [delivered](Events::deliver), and its teller remembers whether it was.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, Recorder, Reporter};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::{call, error_chain};
@@ -27,7 +28,7 @@ const NOTE_MAX_BYTES: usize = 1024;
 /// Where transitions are told; cheap to clone.
 #[derive(Clone)]
 pub struct Events {
-    queue: mpsc::Sender<(Event, ObjectReference)>,
+    queue: mpsc::Sender<Queued>,
     told: Arc<Mutex<HashMap<Told, Instant>>>,
     dropped: Arc<AtomicU64>,
     repeat_window: Duration,
@@ -36,11 +37,19 @@ pub struct Events {
 /// What makes an event the same as an earlier one: object, reason and message.
 type Told = (Option<String>, Option<String>, String, Option<String>);
 
+/// An event on its way.
+struct Queued {
+    event: Event,
+    object: ObjectReference,
+    /// Who waits until it is written.
+    written: Option<oneshot::Sender<()>>,
+}
+
 /// Writes what [`Events`] were told.
 pub struct EventWriter {
     client: Client,
     reporter: Reporter,
-    queue: mpsc::Receiver<(Event, ObjectReference)>,
+    queue: mpsc::Receiver<Queued>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -70,14 +79,32 @@ impl Events {
     }
 
     /// Tells an event about an object, without waiting; its note is cut to what the API server takes.
-    pub fn publish(&self, object: &ObjectReference, mut event: Event) {
-        if let Some(note) = &mut event.note {
-            note.truncate(note.floor_char_boundary(NOTE_MAX_BYTES));
+    pub fn publish(&self, object: &ObjectReference, event: Event) {
+        let event = cut(event);
+        if !self.told_already(object, &event) {
+            self.enqueue(object, event, None);
         }
-        if self.told_already(object, &event) {
-            return;
-        }
-        let refused = self.queue.try_send((event, object.clone())).is_err();
+    }
+
+    /// Tells an event about an object, though the same was told before; answers whether it is written.
+    pub async fn deliver(&self, object: &ObjectReference, event: Event) -> bool {
+        let (sender, written) = oneshot::channel();
+        self.enqueue(object, cut(event), Some(sender));
+        written.await.is_ok()
+    }
+
+    fn enqueue(
+        &self,
+        object: &ObjectReference,
+        event: Event,
+        written: Option<oneshot::Sender<()>>,
+    ) {
+        let queued = Queued {
+            event,
+            object: object.clone(),
+            written,
+        };
+        let refused = self.queue.try_send(queued).is_err();
         if refused && self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::warn!(object = object.name, "event dropped: too many wait");
         }
@@ -104,10 +131,22 @@ impl Events {
     }
 }
 
+fn cut(mut event: Event) -> Event {
+    if let Some(note) = &mut event.note {
+        note.truncate(note.floor_char_boundary(NOTE_MAX_BYTES));
+    }
+    event
+}
+
 impl EventWriter {
     /// Writes events until the last [`Events`] is gone and the queue is empty.
     pub async fn run(mut self) {
-        while let Some((event, object)) = self.queue.recv().await {
+        while let Some(queued) = self.queue.recv().await {
+            let Queued {
+                event,
+                object,
+                written,
+            } = queued;
             if self.queue.is_empty() {
                 let dropped = self.dropped.swap(0, Ordering::Relaxed);
                 if dropped > 0 {
@@ -116,13 +155,15 @@ impl EventWriter {
             }
             // A recorder for each: one that lives on answers a new message under a known reason by counting up the old message.
             let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-            if let Err(error) = call("POST events", recorder.publish(&event, &object)).await {
-                tracing::warn!(
+            match call("POST events", recorder.publish(&event, &object)).await {
+                // Nobody may wait any more.
+                Ok(()) => drop(written.map(|written| written.send(()))),
+                Err(error) => tracing::warn!(
                     reason = event.reason,
                     object = object.name,
                     error = error_chain(&error),
                     "event not written"
-                );
+                ),
             }
         }
     }
@@ -134,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    fn queue() -> (Events, mpsc::Receiver<(Event, ObjectReference)>) {
+    fn queue() -> (Events, mpsc::Receiver<Queued>) {
         let (sender, receiver) = mpsc::channel(QUEUED_MAX);
         (
             Events {
@@ -202,13 +243,31 @@ mod tests {
         assert_eq!(events.dropped.load(Ordering::Relaxed), 1);
     }
 
+    #[tokio::test]
+    async fn what_is_delivered_was_written_and_what_is_not_is_told_to_its_teller() {
+        for written in [true, false] {
+            let (events, mut queue) = queue();
+            events.publish(&object("a"), event("Ready", "x"));
+            let writer = async {
+                queue.recv().await.unwrap();
+                let again = queue.recv().await.unwrap();
+                if written {
+                    again.written.unwrap().send(()).unwrap();
+                }
+            };
+            let object = object("a");
+            let told = events.deliver(&object, event("Ready", "x"));
+            assert_eq!(tokio::join!(told, writer).0, written);
+        }
+    }
+
     #[test]
     fn long_note_is_cut_between_characters() {
         let (events, mut queue) = queue();
 
         events.publish(&object("a"), event("Failed", &"é".repeat(NOTE_MAX_BYTES)));
 
-        let (sent, _) = queue.try_recv().unwrap();
-        assert_eq!(sent.note.unwrap().len(), NOTE_MAX_BYTES);
+        let sent = queue.try_recv().unwrap();
+        assert_eq!(sent.event.note.unwrap().len(), NOTE_MAX_BYTES);
     }
 }

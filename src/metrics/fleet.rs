@@ -19,7 +19,10 @@ use super::{
 use crate::{
     api::{AgentInstance, ConditionType, is_true},
     context::Context,
-    subscription::guard::keeper,
+    subscription::guard::{
+        keeper,
+        report::{Cause, Remembered},
+    },
 };
 
 /// Where an instance stands that was not looked at yet.
@@ -40,6 +43,7 @@ pub struct Fleet {
     probers: Gauge,
     subscriptions: Gauges<1>,
     terminations_held: Gauges<1>,
+    creations_held: Gauge,
 }
 
 impl Fleet {
@@ -101,6 +105,10 @@ impl Fleet {
                 &["cause"],
                 "Agents that are kept because so many lost their entitlement (Unentitled), or were deleted (Deleted), at once; an admin confirms or undoes it (see subscriptions.md)",
             ),
+            creations_held: all.gauge(
+                "agentfleet_creations_held",
+                "Subscriptions whose agent is not made because so many were made within a day (see subscriptions.md)",
+            ),
             probers: all.gauge(
                 "agentfleet_probers",
                 "Agents whose health is probed by this process",
@@ -128,8 +136,10 @@ impl Fleet {
             *states.entry([state]).or_insert(0) += 1;
         }
         refill(&self.subscriptions, states);
-        let held = keeper::holds(ctx, 0).0.into_iter();
-        let held = held.map(|(cause, held)| {
+        let mut held = keeper::holds(ctx, &Remembered::new()).0;
+        let creations = held.remove(&Cause::Made).unwrap_or_default();
+        set(&self.creations_held, creations.agents.len());
+        let held = held.into_iter().map(|(cause, held)| {
             let number = i64::try_from(held.agents.len()).unwrap_or(i64::MAX);
             ([cause.as_str().to_owned()], number)
         });

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use super::{desired::Desired, entitlement::Entitlement, guard::TOO_MANY};
 use crate::{
     api::{
-        AgentInstance, GROUP, TERMINATE_AT_ANNOTATION, TERMINATION_HELD_ANNOTATION,
-        UNENTITLED_SINCE_ANNOTATION,
+        AgentInstance, GROUP, TERMINATE_AT_ANNOTATION, TERMINATION_ANNOUNCED_ANNOTATION,
+        TERMINATION_HELD_ANNOTATION, UNENTITLED_SINCE_ANNOTATION,
     },
     labels,
 };
@@ -43,6 +43,26 @@ pub struct Declaration {
     pub unentitled_since: Option<Timestamp>,
     /// Whether it is kept beyond its end, as one of too many.
     pub held: bool,
+    /// Who was told that it ends soon, now that its subscription cannot tell it.
+    pub announced: Option<Announced>,
+}
+
+/// Who was told of the end of an instance whose subscription is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// People.
+    Told,
+    /// The receiver of the webhook too.
+    Taken,
+}
+
+impl Announced {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Told => "Told",
+            Self::Taken => "Taken",
+        }
+    }
 }
 
 /// The object that a declaration is meant for; none when it is to make one.
@@ -77,6 +97,7 @@ impl Declaration {
             terminate_at: entitlement.terminate_at,
             unentitled_since: entitlement.unentitled_since,
             held,
+            announced: None,
         }
     }
 
@@ -113,6 +134,7 @@ impl Declaration {
             terminate_at: annotated(TERMINATE_AT_ANNOTATION),
             unentitled_since: annotated(UNENTITLED_SINCE_ANNOTATION),
             held: is_termination_held(instance),
+            announced: announced(instance),
         }
     }
 
@@ -132,6 +154,9 @@ impl Declaration {
         }
         if self.held {
             metadata["annotations"][TERMINATION_HELD_ANNOTATION] = json!(TOO_MANY);
+        }
+        if let Some(announced) = self.announced {
+            metadata["annotations"][TERMINATION_ANNOUNCED_ANNOTATION] = json!(announced.as_str());
         }
         if let Some(Target { uid, version }) = target {
             metadata["uid"] = json!(uid);
@@ -169,6 +194,15 @@ pub fn is_termination_held(instance: &AgentInstance) -> bool {
     instance
         .annotations()
         .contains_key(TERMINATION_HELD_ANNOTATION)
+}
+
+fn announced(instance: &AgentInstance) -> Option<Announced> {
+    let told = instance
+        .annotations()
+        .get(TERMINATION_ANNOUNCED_ANNOTATION)?;
+    [Announced::Told, Announced::Taken]
+        .into_iter()
+        .find(|announced| announced.as_str() == told)
 }
 
 fn time(instance: &AgentInstance, annotation: &str) -> Option<Timestamp> {
@@ -230,6 +264,7 @@ mod tests {
             terminate_at: Some(Timestamp::from_second(1_800_000_000).unwrap()),
             unentitled_since: Some(Timestamp::from_second(1_700_000_000).unwrap()),
             held: true,
+            announced: Some(Announced::Taken),
         }
     }
 
@@ -269,9 +304,14 @@ mod tests {
             terminate_at: None,
             unentitled_since: None,
             held: false,
+            announced: None,
             ..declaration()
         };
-        for declared in [declaration(), bare] {
+        let told = Declaration {
+            announced: Some(Announced::Told),
+            ..declaration()
+        };
+        for declared in [declaration(), bare, told] {
             assert_eq!(Declaration::found(&applied(&declared)), declared);
         }
     }
@@ -303,6 +343,7 @@ mod tests {
             terminate_at: None,
             unentitled_since: None,
             held: false,
+            announced: None,
             ..declaration()
         };
         let body = running.body("agents", "alice", Some(&target));

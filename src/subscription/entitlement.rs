@@ -40,6 +40,8 @@ pub struct Past {
     pub suspended: bool,
     /// The time of termination that was planned.
     pub terminate_at: Option<Timestamp>,
+    /// The latest that was, since it last was trialing or active.
+    pub kept_until: Option<Timestamp>,
     /// When it was first seen that its entitlement goes.
     pub unentitled_since: Option<Timestamp>,
 }
@@ -59,6 +61,8 @@ pub struct Entitlement {
     pub suspend_at: Option<Timestamp>,
     /// When it will be terminated, if nothing changes.
     pub terminate_at: Option<Timestamp>,
+    /// Before which it is not terminated, whatever is said until it is trialing or active.
+    pub kept_until: Option<Timestamp>,
     /// When it was first seen that its entitlement goes, now or later.
     pub unentitled_since: Option<Timestamp>,
 }
@@ -111,6 +115,7 @@ pub fn decide(terms: &Terms, past: &Past, now: Timestamp) -> Entitlement {
         Until::Time(time) => now < time,
         Until::Over => false,
     };
+    let terminate_at = terms.terminates(kept, past, &first_seen, now);
     Entitlement {
         state,
         entitled,
@@ -119,7 +124,8 @@ pub fn decide(terms: &Terms, past: &Past, now: Timestamp) -> Entitlement {
             Until::Time(time) if entitled => Some(time),
             _ => None,
         },
-        terminate_at: terms.terminates(kept, past, &first_seen, now),
+        terminate_at,
+        kept_until: terminate_at.max(past.kept()).filter(|_| runs != Runs::Yes),
         unentitled_since: terms.lost(past, &first_seen),
         first_seen,
     }
@@ -215,8 +221,8 @@ impl Terms {
         Some(past.unentitled_since.unwrap_or(first))
     }
 
-    /// The later of paid and first seen times, plus retention; never earlier than planned, and newly planned never earlier than a whole
-    /// retention from now.
+    /// The later of paid and first seen times, plus retention; never earlier than was ever planned, and newly planned never earlier than a
+    /// whole retention from now.
     fn terminates(
         &self,
         kept: Kept,
@@ -234,7 +240,15 @@ impl Terms {
         let times = times.max().map(whole_second);
         let planned = past.terminate_at.map(whole_second);
         let floor = planned.unwrap_or_else(|| later(whole_second(now), retention));
-        times.map(|from| later(from, retention)).max(Some(floor))
+        let due = times.map(|from| later(from, retention));
+        due.max(Some(floor)).max(past.kept())
+    }
+}
+
+impl Past {
+    /// Before which it is not terminated.
+    fn kept(&self) -> Option<Timestamp> {
+        self.terminate_at.max(self.kept_until).map(whole_second)
     }
 }
 

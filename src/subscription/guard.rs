@@ -1,11 +1,12 @@
 //! The guard: what takes many agents away at once is more likely a mistake than many customers leaving.
 //!
-//! It counts agents by the time at which entitlement was first seen to go, which stands on each of them as an annotation: so it needs no memory of
-//! its own, a restart forgets nothing, and a subscription that is deleted counts like one that was canceled. An agent that was in a window with too
-//! many says so itself from then on, as the others may be put back one by one, and is kept beyond its end until an admin confirms it. Likewise, when too many were
-//! made in a day, no more are.
+//! It counts agents by the time at which entitlement was first seen to go, which stands on each of them as an annotation: so a restart forgets
+//! nothing, and a subscription that is deleted counts like one that was canceled. None ends before so much time is over since then that others
+//! would be known that go with it, however short its retention. An agent that was in a window with too many says so itself from then on, as the
+//! others may be put back one by one, and is kept beyond its end until an admin confirms it. Likewise, when too many were made in a day, no more
+//! are.
 //!
-//! Deletions of the instances themselves are counted in the same way, by [`deletions`]; of those that are gone the [`ledger`] knows. What is held
+//! Deletions of the instances themselves are counted in the same way, by [`deletions`]; of all that are gone the [`ledger`] knows. What is held
 //! is told by the [`keeper`], in one `ConfigMap` that a [`report`] fills.
 
 pub mod deletions;
@@ -30,7 +31,7 @@ pub struct Limits {
     pub least: usize,
     /// How many agents may be made in a day.
     pub creations: usize,
-    /// How long a deletion waits for others that may come with it, before anything is done about it.
+    /// How long a deletion, and an end, waits for others that may come with it, before anything is done about it.
     pub patience: Duration,
 }
 
@@ -56,6 +57,9 @@ pub struct Census {
 
 /// The value of the annotations of what is held.
 pub const TOO_MANY: &str = "TooManyAtOnce";
+
+/// The reason of a Subscription whose agent is not made today.
+pub const CREATIONS_HELD: &str = "CreationsHeld";
 
 /// The day in which creations are counted.
 pub const DAY: Duration = Duration::from_hours(24);
@@ -110,7 +114,7 @@ impl Limits {
         let message = format!(
             "{made} agents were made within a day, and no more are before that is over: raise --creations-per-day if all of them are meant"
         );
-        ("CreationsHeld", message)
+        (CREATIONS_HELD, message)
     }
 }
 

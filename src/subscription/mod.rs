@@ -34,13 +34,14 @@ use kube::{
 use serde_json::json;
 
 use crate::{
+    agent_instance::desired::Identity,
     api::{AnnouncedEvent, FINALIZER, Subscription, SubscriptionStatus},
     context::Context,
     error::Setback,
     kube_ext::{
         CallError, add_finalizer, apply_status, error_chain, remove_finalizer, status_changed,
     },
-    notification::event::Subject,
+    notification::event::{self as notification, Subject},
     transitions,
 };
 use desired::Desired;
@@ -182,22 +183,8 @@ impl Look<'_> {
         let told = told
             .filter(|told| ctx.notifications.are_on() && status.notified.as_ref() != Some(told))?;
         let event = announcement::event(&desired.uid, told)?;
-        let wait = ctx
-            .subscriptions
-            .waits(&desired.uid, &event.id, std::time::Instant::now());
-        if !wait.is_zero() {
-            return Some(wait);
-        }
-        let subject = Subject {
-            fleet: ctx.keyring.fleet().to_owned(),
-            namespace: desired.namespace.clone(),
-            name: desired.name.clone(),
-            uid: desired.uid.clone(),
-            class: desired.plan.clone(),
-            incarnation: 0,
-        };
-        ctx.notifications.start(&desired.identity(), event, subject);
-        None
+        let about = desired.identity();
+        send(ctx, (&about, &about), event, &desired.plan)
     }
 
     /// Writes the status if it says anything new, and tells people what is new in it.
@@ -223,6 +210,30 @@ impl Look<'_> {
         }
         Ok(())
     }
+}
+
+/// Sends an event about an agent on its way, unless it waits to be tried again; answers for how long it does.
+fn send(
+    ctx: &Context,
+    (about, way): (&Identity, &Identity),
+    event: notification::Event,
+    class: &str,
+) -> Option<Duration> {
+    let now = std::time::Instant::now();
+    let wait = ctx.subscriptions.waits(&way.uid, &event.id, now);
+    if !wait.is_zero() {
+        return Some(wait);
+    }
+    let subject = Subject {
+        fleet: ctx.keyring.fleet().to_owned(),
+        namespace: about.namespace.clone(),
+        name: about.name.clone(),
+        uid: about.uid.clone(),
+        class: class.to_owned(),
+        incarnation: 0,
+    };
+    ctx.notifications.start(way, event, subject);
+    None
 }
 
 /// An announcement as people see it.

@@ -1,6 +1,6 @@
 //! Takes the picture: from the stores that the watches fill, and from nothing else.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
@@ -9,7 +9,7 @@ use super::{
     declaration::unentitled_since,
     desired::Desired,
     entitlement::earlier,
-    guard::{self, Census, deletions},
+    guard::{self, Census, deletions, ledger::Page},
     world::{InstanceView, SecretView, World},
 };
 use crate::{
@@ -29,9 +29,9 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
     let view = InstanceView::of(instance.as_deref(), desired);
     // To count all of them for each of them is much for a large fleet.
     let census = match view {
-        InstanceView::Absent => Census::of_today(others_made_today(ctx, desired)),
-        _ if desired.may_lose() => census(ctx),
-        _ => Census::default(),
+        InstanceView::Absent => Some(Census::of_today(others_made_today(ctx, desired))),
+        _ if desired.may_lose() => census(ctx, Timestamp::now()),
+        _ => None,
     };
     let finalizers = subscription.finalizers();
     World {
@@ -47,13 +47,19 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
     }
 }
 
-/// Counts the agents that came from subscriptions.
-pub fn census(ctx: &Context) -> Census {
+/// Counts the agents that came from subscriptions, those that were ended lately among them; none while it is not known which were.
+pub fn census(ctx: &Context, now: Timestamp) -> Option<Census> {
+    let ended = deletions::remembered(ctx, Page::Ended, now)?;
     let instances = ctx.stores.instances.state();
-    let agents = instances.iter().filter(|instance| {
-        is_subscribed(instance) && instance.metadata.deletion_timestamp.is_none()
+    let agents = instances.iter().filter(|agent| is_subscribed(agent));
+    let agents = agents.filter_map(|agent| {
+        let lost = match agent.metadata.deletion_timestamp {
+            None => unentitled_since(agent),
+            Some(_) => Some(deletions::ended(ctx, agent)?),
+        };
+        Some((agent.as_ref(), lost))
     });
-    Census::of(agents.map(|agent| unentitled_since(agent)))
+    Some(deletions::count(agents, &ended))
 }
 
 /// How many others were made today: one that was about to be made before counts for itself.
@@ -78,6 +84,13 @@ pub fn made_today(ctx: &Context, now: Timestamp) -> BTreeSet<String> {
 /// Whether an instance came from a subscription; a label that was copied to another name means nothing.
 pub fn is_subscribed(instance: &AgentInstance) -> bool {
     instance.labels().get(labels::SUBSCRIPTION) == Some(&instance.name_any())
+}
+
+/// The subscription that an instance came from, if it is there.
+pub fn subscription_of(ctx: &Context, instance: &AgentInstance) -> Option<Arc<Subscription>> {
+    let namespace = instance.namespace().unwrap_or_default();
+    let name = ObjectRef::new(&instance.name_any()).within(&namespace);
+    ctx.stores.subscriptions.get(&name)
 }
 
 /// An admin's word that the agent of an object may end although it is one of many.

@@ -4,7 +4,7 @@
 //! off its finalizer, or a backup was restored in another order, is given time, and then the instance is suspended and kept for a week.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,18 +14,22 @@ use kube::{Resource as _, ResourceExt as _, runtime::reflector::ObjectRef};
 
 use super::{
     announcement,
-    declaration::{Declaration, Target, terminate_at, unentitled_since},
+    declaration::{Announced, Declaration, Target, terminate_at, unentitled_since},
     entitlement::{earlier, later, whole_second},
     event,
     guard::{Census, is_confirmed},
     observe::{census, confirmation},
     perform,
+    plan::settles,
+    send,
 };
 use crate::{
-    api::{AgentInstance, AnnouncedEvent, Announcement, Subscription},
+    agent_instance::desired::Identity,
+    api::{AgentInstance, AnnouncedEvent, Announcement, Notice, Subscription},
     context::Context,
     error::Setback,
     labels,
+    notification::delivery::Delivery,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -45,8 +49,23 @@ pub struct Orphan {
     pub terminate_at: Option<Timestamp>,
     /// Whether it is one of too many that were left, and no admin has confirmed it.
     pub held: bool,
+    /// From when on all are known that were left with it; none while that is not known.
+    pub settles: Option<Timestamp>,
     /// What was declared of it.
     pub declared: Declaration,
+    /// What the receiver of the webhook knows.
+    pub webhook: Webhook,
+}
+
+/// What the receiver of the webhook knows of an orphan's end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Webhook {
+    /// Whether there is one.
+    pub on: bool,
+    /// What it took last from this process.
+    pub taken: Option<AnnouncedEvent>,
+    /// Whether the end has waited for it for as long as it may.
+    pub is_late: bool,
 }
 
 /// What is done about an orphan.
@@ -54,12 +73,20 @@ pub struct Orphan {
 pub enum Deed {
     /// It is suspended and told its end, or that it has none yet.
     Keep(Declaration),
+    /// People are told that it ends soon, and then it is declared that they were.
+    Announce(Declaration),
+    /// The receiver of the webhook is told.
+    Notify(AnnouncedEvent),
     /// It is deleted.
     Terminate,
 }
 
-/// Decides what is done about an orphan, if anything.
-pub fn plan(orphan: &Orphan, patience: Duration, now: Timestamp) -> Option<Deed> {
+/// Decides what is done about an orphan, if anything; its end is announced so long before.
+pub fn plan(
+    orphan: &Orphan,
+    (patience, lead): (Duration, Duration),
+    now: Timestamp,
+) -> Option<Deed> {
     match orphan.terminate_at {
         Some(_) if orphan.suspended && orphan.held != orphan.declared.held => {
             Some(Deed::Keep(Declaration {
@@ -67,7 +94,13 @@ pub fn plan(orphan: &Orphan, patience: Duration, now: Timestamp) -> Option<Deed>
                 ..orphan.declared.clone()
             }))
         }
-        Some(at) if orphan.suspended => (at <= now && !orphan.held).then_some(Deed::Terminate),
+        Some(at) if orphan.suspended => {
+            let settled = orphan.settles.is_some_and(|settles| settles <= now);
+            if at <= now && !orphan.held && settled {
+                return Some(end(orphan.webhook));
+            }
+            (earlier(at, lead) <= now).then(|| announce(orphan))?
+        }
         _ if !orphan.abandoned || orphan.seen_for < patience => None,
         planned => {
             let kept = later(whole_second(now), RETENTION);
@@ -81,11 +114,44 @@ pub fn plan(orphan: &Orphan, patience: Duration, now: Timestamp) -> Option<Deed>
     }
 }
 
-/// What is remembered between two sweeps; all of it may be lost.
+/// The receiver is told before the object goes, which is all that remembers whether it was.
+fn end(webhook: Webhook) -> Deed {
+    let told = webhook.taken == Some(AnnouncedEvent::Terminated);
+    if !webhook.on || told || webhook.is_late {
+        return Deed::Terminate;
+    }
+    Deed::Notify(AnnouncedEvent::Terminated)
+}
+
+fn announce(orphan: &Orphan) -> Option<Deed> {
+    let declared = |announced| Declaration {
+        announced: Some(announced),
+        ..orphan.declared.clone()
+    };
+    let soon = AnnouncedEvent::TerminatesSoon;
+    match orphan.declared.announced {
+        None => Some(Deed::Announce(declared(Announced::Told))),
+        Some(Announced::Told) if orphan.webhook.taken == Some(soon) => {
+            Some(Deed::Keep(declared(Announced::Taken)))
+        }
+        Some(Announced::Told) if orphan.webhook.on => Some(Deed::Notify(soon)),
+        Some(_) => None,
+    }
+}
+
+/// What is remembered between two sweeps, by UID; all of it may be lost.
 #[derive(Default)]
-struct Memory {
-    since: HashMap<String, Instant>,
-    announced: HashSet<String>,
+struct Memory(HashMap<String, Seen>);
+
+/// What is remembered of one orphan.
+struct Seen {
+    /// What is announced of it goes its own way, beside what its instance tells of itself.
+    way: Identity,
+    since: Instant,
+    /// What the receiver of the webhook took last.
+    taken: Option<AnnouncedEvent>,
+    /// Since when its end waits for the receiver.
+    ending: Option<Instant>,
 }
 
 /// Looks after orphans for as long as it is polled, which must be only under the Lease (I11).
@@ -100,59 +166,117 @@ pub async fn run(ctx: Arc<Context>) {
 }
 
 async fn sweep(ctx: &Context, memory: &mut Memory) {
-    let mut since = std::mem::take(&mut memory.since);
-    let census = census(ctx);
+    let mut former = std::mem::take(&mut memory.0);
+    let census = census(ctx, Timestamp::now());
+    let flags = &ctx.settings.subscriptions;
     for instance in ctx.stores.instances.state() {
-        let (name, uid) = (instance.name_any(), instance.uid().unwrap_or_default());
-        let namespace = instance.namespace().unwrap_or_default();
-        let Some(abandoned) = is_orphan(ctx, &instance, (&namespace, &name)) else {
+        let about = about(&instance);
+        let Some(abandoned) = is_orphan(ctx, &instance, &about) else {
             continue;
         };
-        let since = since.remove(&uid).unwrap_or_else(Instant::now);
-        memory.since.insert(uid.clone(), since);
-        let orphan = Orphan {
-            abandoned,
-            seen_for: since.elapsed(),
-            suspended: instance.spec.suspend,
-            terminate_at: terminate_at(&instance),
-            held: is_held(ctx, &instance, &census),
-            declared: Declaration {
-                subscription: name.clone(),
-                customer: instance
-                    .labels()
-                    .get(labels::CUSTOMER)
-                    .cloned()
-                    .unwrap_or_default(),
-                class: instance.spec.class_name.clone(),
-                ..Declaration::found(&instance)
-            },
-        };
-        announce(ctx, memory, &instance, &orphan);
-        let deed = plan(
-            &orphan,
-            ctx.settings.subscriptions.orphan_patience,
-            Timestamp::now(),
-        );
+        let mut seen = former
+            .remove(&about.uid)
+            .unwrap_or_else(|| Seen::now(&about));
+        seen.hear(ctx);
+        let orphan = orphan(ctx, &instance, (abandoned, &seen), census.as_ref());
+        let periods = (flags.orphan_patience, flags.announce_before);
+        let deed = plan(&orphan, periods, Timestamp::now());
         if let Some(deed) = deed
-            && let Err(setback) = carry_out(ctx, (&namespace, &name), &instance, &deed).await
+            && let Err(setback) = carry_out(ctx, &about, (&instance, &mut seen), &deed).await
         {
             let (reason, message) = (setback.reason, setback.message);
+            let Identity {
+                namespace, name, ..
+            } = &about;
             tracing::warn!(instance = %format_args!("{namespace}/{name}"), reason, message, "an orphan waits");
         }
+        memory.0.insert(about.uid, seen);
     }
-    let known = &memory.since;
-    memory.announced.retain(|uid| known.contains_key(uid));
+    for gone in former.values() {
+        ctx.subscriptions.forget(&gone.way.uid);
+        ctx.notifications.forget(&gone.way);
+    }
+}
+
+fn about(instance: &AgentInstance) -> Identity {
+    Identity {
+        namespace: instance.namespace().unwrap_or_default(),
+        name: instance.name_any(),
+        uid: instance.uid().unwrap_or_default(),
+    }
+}
+
+impl Seen {
+    fn now(about: &Identity) -> Self {
+        Self {
+            way: Identity {
+                uid: format!("{}/left", about.uid),
+                ..about.clone()
+            },
+            since: Instant::now(),
+            taken: None,
+            ending: None,
+        }
+    }
+
+    /// Takes in what became of the last event.
+    fn hear(&mut self, ctx: &Context) {
+        let Some(delivery) = ctx.notifications.take(&self.way) else {
+            return;
+        };
+        if let Delivery::Taken(event) = &delivery {
+            self.taken = match event.notice {
+                Notice::Terminated => Some(AnnouncedEvent::Terminated),
+                _ => Some(AnnouncedEvent::TerminatesSoon),
+            };
+        }
+        let now = Instant::now();
+        ctx.subscriptions.delivered(&self.way.uid, delivery, now);
+    }
+}
+
+fn orphan(
+    ctx: &Context,
+    instance: &AgentInstance,
+    (abandoned, seen): (bool, &Seen),
+    census: Option<&Census>,
+) -> Orphan {
+    let limits = &ctx.settings.subscriptions.guard;
+    let customer = instance.labels().get(labels::CUSTOMER);
+    let patience = ctx.settings.webhook_patience;
+    Orphan {
+        abandoned,
+        seen_for: seen.since.elapsed(),
+        suspended: instance.spec.suspend,
+        terminate_at: terminate_at(instance),
+        held: is_held(ctx, instance, census),
+        settles: settles(census, unentitled_since(instance), limits),
+        declared: Declaration {
+            subscription: instance.name_any(),
+            customer: customer.cloned().unwrap_or_default(),
+            class: instance.spec.class_name.clone(),
+            ..Declaration::found(instance)
+        },
+        webhook: Webhook {
+            on: ctx.notifications.are_on(),
+            taken: seen.taken,
+            is_late: seen
+                .ending
+                .is_some_and(|ending| ending.elapsed() >= patience),
+        },
+    }
 }
 
 /// Whether an instance that came from a subscription has lost it; true where there is none of that name.
-fn is_orphan(
-    ctx: &Context,
-    instance: &AgentInstance,
-    (namespace, name): (&str, &str),
-) -> Option<bool> {
+fn is_orphan(ctx: &Context, instance: &AgentInstance, about: &Identity) -> Option<bool> {
+    let Identity {
+        namespace, name, ..
+    } = about;
     let label = |key: &str| instance.labels().get(key).map(String::as_str);
     // A label that was copied to another name means nothing.
-    if label(labels::SUBSCRIPTION) != Some(name) || instance.metadata.deletion_timestamp.is_some() {
+    if label(labels::SUBSCRIPTION) != Some(name.as_str())
+        || instance.metadata.deletion_timestamp.is_some()
+    {
         return None;
     }
     let subscription = ObjectRef::<Subscription>::new(name).within(namespace);
@@ -164,52 +288,70 @@ fn is_orphan(
 }
 
 /// One that does not say since when it is left is one of those that nobody knows.
-fn is_held(ctx: &Context, instance: &AgentInstance, census: &Census) -> bool {
+fn is_held(ctx: &Context, instance: &AgentInstance, census: Option<&Census>) -> bool {
     let Some(lost) = unentitled_since(instance) else {
         return false;
     };
     let limits = &ctx.settings.subscriptions.guard;
     let confirmed = is_confirmed(confirmation(instance).as_deref(), lost);
-    !confirmed && (Declaration::found(instance).held || census.too_many(lost, limits))
+    let too_many = || census.is_some_and(|census| census.too_many(lost, limits));
+    !confirmed && (Declaration::found(instance).held || too_many())
 }
 
 async fn carry_out(
     ctx: &Context,
-    name: (&str, &str),
-    instance: &AgentInstance,
+    about: &Identity,
+    (instance, seen): (&AgentInstance, &mut Seen),
     deed: &Deed,
 ) -> Result<(), Setback> {
-    let target = Target::of(instance);
+    let (target, name) = (Target::of(instance), (&*about.namespace, &*about.name));
     match deed {
         Deed::Keep(declaration) => perform::declare(ctx, name, declaration, &target).await,
+        Deed::Announce(declaration) => {
+            tell(ctx, instance, AnnouncedEvent::TerminatesSoon);
+            perform::declare(ctx, name, declaration, &target).await
+        }
+        Deed::Notify(announced) => {
+            if *announced == AnnouncedEvent::Terminated {
+                seen.ending.get_or_insert_with(Instant::now);
+            }
+            notify(ctx, (about, &seen.way), instance, *announced);
+            Ok(())
+        }
         Deed::Terminate => {
             let subscription = ObjectRef::<Subscription>::new(name.1).within(name.0);
-            let seen = ctx.stores.subscriptions.get(&subscription);
-            perform::terminate(ctx, name, seen.as_deref(), &target).await?;
+            let known = ctx.stores.subscriptions.get(&subscription);
+            perform::terminate(ctx, name, known.as_deref(), &target).await?;
             tell(ctx, instance, AnnouncedEvent::Terminated);
             Ok(())
         }
     }
 }
 
-/// Tells the end of an orphan before it comes, once in the life of this process.
-fn announce(ctx: &Context, memory: &mut Memory, instance: &AgentInstance, orphan: &Orphan) {
-    let lead = ctx.settings.subscriptions.announce_before;
-    let near = orphan
-        .terminate_at
-        .is_some_and(|at| earlier(at, lead) <= Timestamp::now());
-    if near && orphan.suspended && memory.announced.insert(instance.uid().unwrap_or_default()) {
-        tell(ctx, instance, AnnouncedEvent::TerminatesSoon);
+fn announcement(instance: &AgentInstance, event: AnnouncedEvent) -> Announcement {
+    Announcement {
+        event,
+        at: terminate_at(instance).map(Time),
     }
 }
 
 fn tell(ctx: &Context, instance: &AgentInstance, announced: AnnouncedEvent) {
-    let note = announcement::words(&Announcement {
-        event: announced,
-        at: terminate_at(instance).map(Time),
-    });
+    let note = announcement::words(&announcement(instance, announced));
     let object = instance.object_ref(&());
     ctx.events.publish(&object, event(announced, note));
+}
+
+/// The event's id is made of what it tells, so that it is the same after a restart.
+fn notify(
+    ctx: &Context,
+    (about, way): (&Identity, &Identity),
+    instance: &AgentInstance,
+    announced: AnnouncedEvent,
+) {
+    let told = announcement(instance, announced);
+    if let Some(event) = announcement::event(&about.uid, &told) {
+        let _waits = send(ctx, (about, way), event, &instance.spec.class_name);
+    }
 }
 
 #[cfg(test)]
@@ -227,6 +369,7 @@ mod tests {
             suspended,
             terminate_at,
             held: false,
+            settles: Some(at(-100)),
             declared: Declaration {
                 subscription: "alice".into(),
                 customer: "cus_1".into(),
@@ -237,22 +380,33 @@ mod tests {
                 terminate_at,
                 unentitled_since: terminate_at,
                 held: false,
+                announced: Some(Announced::Taken),
             },
+            webhook: Webhook::default(),
         }
     }
 
     const PATIENCE: Duration = Duration::from_mins(10);
+    /// How long an orphan is watched, and how long before its end it is announced.
+    const PERIODS: (Duration, Duration) = (PATIENCE, Duration::from_secs(50));
 
     #[test]
     fn an_orphan_ends_when_it_says_and_not_before() {
         let orphan = orphan(true, Some(at(100)));
-        assert_eq!(plan(&orphan, PATIENCE, at(99)), None);
-        assert_eq!(plan(&orphan, PATIENCE, at(100)), Some(Deed::Terminate));
+        assert_eq!(plan(&orphan, PERIODS, at(99)), None);
+        assert_eq!(plan(&orphan, PERIODS, at(100)), Some(Deed::Terminate));
+        for settles in [None, Some(at(101))] {
+            let early = Orphan {
+                settles,
+                ..orphan.clone()
+            };
+            assert_eq!(plan(&early, PERIODS, at(100)), None, "{settles:?}");
+        }
         let one_of_many = Orphan {
             held: true,
             ..orphan.clone()
         };
-        let Some(Deed::Keep(declared)) = plan(&one_of_many, PATIENCE, at(100)) else {
+        let Some(Deed::Keep(declared)) = plan(&one_of_many, PERIODS, at(100)) else {
             panic!("it is told that it is held");
         };
         assert!(declared.held && declared.suspend);
@@ -260,13 +414,51 @@ mod tests {
             declared,
             ..one_of_many.clone()
         };
-        assert_eq!(plan(&told, PATIENCE, at(100)), None);
+        assert_eq!(plan(&told, PERIODS, at(100)), None);
         let of_another_customer = Orphan {
             abandoned: false,
             ..orphan
         };
-        let deed = plan(&of_another_customer, PATIENCE, at(100));
+        let deed = plan(&of_another_customer, PERIODS, at(100));
         assert_eq!(deed, Some(Deed::Terminate));
+    }
+
+    #[test]
+    fn the_end_is_announced_to_people_and_to_the_receiver_each_one_time() {
+        let soon = AnnouncedEvent::TerminatesSoon;
+        let mut orphan = orphan(true, Some(at(100)));
+        orphan.declared.announced = None;
+        assert_eq!(plan(&orphan, PERIODS, at(49)), None);
+        let told = |deed: Option<Deed>| match deed {
+            Some(Deed::Announce(declared) | Deed::Keep(declared)) => declared,
+            deed => panic!("{deed:?}"),
+        };
+        orphan.declared = told(plan(&orphan, PERIODS, at(50)));
+        assert_eq!(orphan.declared.announced, Some(Announced::Told));
+        assert_eq!(plan(&orphan, PERIODS, at(50)), None, "nobody listens");
+        orphan.webhook.on = true;
+        assert_eq!(plan(&orphan, PERIODS, at(50)), Some(Deed::Notify(soon)));
+        orphan.webhook.taken = Some(soon);
+        orphan.declared = told(plan(&orphan, PERIODS, at(50)));
+        assert_eq!(orphan.declared.announced, Some(Announced::Taken));
+        // As after a restart.
+        orphan.webhook.taken = None;
+        assert_eq!(plan(&orphan, PERIODS, at(99)), None);
+        let ends = Some(Deed::Notify(AnnouncedEvent::Terminated));
+        assert_eq!(plan(&orphan, PERIODS, at(100)), ends);
+        for over in [
+            (Some(AnnouncedEvent::Terminated), false, true),
+            (None, true, true),
+            (None, false, false),
+        ] {
+            let (taken, is_late, on) = over;
+            orphan.webhook = Webhook { on, taken, is_late };
+            assert_eq!(
+                plan(&orphan, PERIODS, at(100)),
+                Some(Deed::Terminate),
+                "{over:?}"
+            );
+        }
     }
 
     #[test]
@@ -274,7 +466,7 @@ mod tests {
         for told in [None, Some(at(-5))] {
             for suspended in [false, told.is_none()] {
                 let found = orphan(suspended, told);
-                let kept = plan(&found, PATIENCE, at(0));
+                let kept = plan(&found, PERIODS, at(0));
                 let Some(Deed::Keep(declaration)) = kept else {
                     panic!("{found:?}: {kept:?}");
                 };
@@ -284,12 +476,12 @@ mod tests {
                     seen_for: PATIENCE / 2,
                     ..found.clone()
                 };
-                assert_eq!(plan(&early, PATIENCE, at(0)), None);
+                assert_eq!(plan(&early, PERIODS, at(0)), None);
                 let other = Orphan {
                     abandoned: false,
                     ..found
                 };
-                assert_eq!(plan(&other, PATIENCE, at(0)), None);
+                assert_eq!(plan(&other, PERIODS, at(0)), None);
             }
         }
     }

@@ -17,25 +17,22 @@ use crate::{
     kube_ext::{CallError, call},
 };
 
+/// A version that no object has: applied with it, an object is made, and one that somebody else has just made is not merged with.
+const NOT_THERE: &str = "1";
+
 /// Makes an instance.
 ///
-/// Without force, and after a look of its own: one that somebody else has just made is not taken over.
-///
 /// # Errors
-/// When the API server did not do it, or the name is taken.
+/// When the API server did not do it, or the name is taken, which the next look tells.
 pub async fn create(
     ctx: &Context,
     (namespace, name): (&str, &str),
     declaration: &Declaration,
 ) -> Result<(), Setback> {
     let api = instances(ctx, namespace)?;
-    let found = call("GET agentinstances", api.get_metadata_opt(name)).await?;
-    if found.is_some() {
-        let message = format!("AgentInstance {name} has just been made");
-        return Err(Setback::until("StaleView", message, super::WATCH));
-    }
     may_make(ctx, &format!("{namespace}/{name}"))?;
-    let body = declaration.body(namespace, name, None);
+    let mut body = declaration.body(namespace, name, None);
+    body["metadata"]["resourceVersion"] = NOT_THERE.into();
     let params = PatchParams::apply(MANAGER);
     let body = Patch::Apply(body);
     let request = api.patch(name, &params, &body);
@@ -45,6 +42,10 @@ pub async fn create(
 
 /// Asked once more where it is done: many are planned at the same time, and no store shows yet what others have just made.
 fn may_make(ctx: &Context, who: &str) -> Result<(), Setback> {
+    if !ctx.guard.is_read() {
+        let message = "what was made today is not read yet";
+        return Err(Setback::until("StaleView", message, super::WATCH));
+    }
     let now = Timestamp::now();
     let (today, limits) = (made_today(ctx, now), ctx.settings.subscriptions.guard);
     if ctx.guard.may_make(who, &today, limits.creations, now) {

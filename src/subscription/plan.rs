@@ -3,6 +3,8 @@
 //! A refusal (a Secret that is another's, a duplicate) stops whatever would be bought or changed, and nothing that takes away: an agent that is
 //! not entitled is suspended all the same.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{
@@ -10,10 +12,13 @@ use super::{
     declaration::Declaration,
     desired::Desired,
     entitlement::{Entitlement, decide, later},
-    guard::{Limits, is_confirmed},
+    guard::{Census, Limits, is_confirmed},
     step::Step,
     world::{InstanceView, Ours, SecretView, World},
 };
+
+/// How soon to look again whether it is known who else was lost.
+const COUNTING: Duration = Duration::from_secs(1);
 
 /// What is to be done, and what it follows from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,13 +47,25 @@ pub fn plan(desired: &Desired, world: &World, flags: &SubscriptionFlags, now: Ti
         let next = keep(desired, world, (&entitlement, held), refusal.is_some());
         let next = match next {
             // Whatever else was to be declared is declared by then.
-            None if !held && entitlement.terminates(now) => terminate(world),
+            None if !held && entitlement.terminates(now) => {
+                let settled = settles(
+                    world.census.as_ref(),
+                    entitlement.unentitled_since,
+                    &flags.guard,
+                );
+                terminate(world).filter(|_| settled.is_some_and(|at| at <= now))
+            }
             next => next,
         };
         first.into_iter().chain(next).collect()
     };
+    let counting = world.census.is_none() && entitlement.terminates(now);
     Plan {
-        look_again: look_again(desired, &entitlement, flags, now),
+        look_again: if counting {
+            Some(later(now, COUNTING))
+        } else {
+            look_again(desired, &entitlement, flags, now)
+        },
         entitlement,
         held,
         refusal,
@@ -64,7 +81,13 @@ fn look_again(
     now: Timestamp,
 ) -> Option<Timestamp> {
     let next = desired.terms.next(entitlement, flags.announce_before, now);
-    let windows = [flags.guard.soon.window, flags.guard.daily.window];
+    let Limits {
+        soon,
+        daily,
+        patience,
+        ..
+    } = flags.guard;
+    let windows = [soon.window, daily.window, patience];
     let lost = entitlement.unentitled_since.into_iter();
     lost.flat_map(|lost| windows.map(|window| later(lost, window)))
         .filter(|at| *at > now)
@@ -78,8 +101,22 @@ fn held(world: &World, entitlement: &Entitlement, limits: &Limits) -> bool {
     let (Some(ours), Some(lost)) = (world.ours(), entitlement.unentitled_since) else {
         return false;
     };
-    let together = || ours.declared.held || world.census.too_many(lost, limits);
+    let census = world.census.as_ref();
+    let too_many = || census.is_some_and(|census| census.too_many(lost, limits));
+    let together = || ours.declared.held || too_many();
     !is_confirmed(world.confirmation.as_deref(), lost) && together()
+}
+
+/// When so much time is over since an agent was lost that others would be known that were lost with it, however short its retention; none while
+/// it is not known who was.
+pub(super) fn settles(
+    census: Option<&Census>,
+    lost: Option<Timestamp>,
+    limits: &Limits,
+) -> Option<Timestamp> {
+    let alone = census?.agents < limits.least;
+    let at = lost.filter(|_| !alone).unwrap_or(Timestamp::MIN);
+    Some(later(at, limits.patience))
 }
 
 fn terminate(world: &World) -> Option<Step> {
@@ -101,8 +138,14 @@ fn refusal(desired: &Desired, world: &World, limits: &Limits) -> Option<(&'stati
         );
         return Some(("NameTaken", message));
     }
-    if world.instance == InstanceView::Absent && world.census.is_full(limits) {
-        return Some(limits.creations_held(world.census.made_today));
+    let full = world
+        .census
+        .as_ref()
+        .filter(|census| census.is_full(limits));
+    if world.instance == InstanceView::Absent
+        && let Some(census) = full
+    {
+        return Some(limits.creations_held(census.made_today));
     }
     let secret = desired.secret.as_deref().unwrap_or_default();
     match world.secret {

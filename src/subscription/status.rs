@@ -45,6 +45,7 @@ pub fn status(
             .collect(),
         suspend_at: while_there(entitlement.suspend_at),
         terminate_at: while_there(entitlement.terminate_at),
+        kept_until: while_there(entitlement.kept_until),
         announced: announcement::standing(world, plan, lead, now),
         notified: former.notified.clone(),
     };
@@ -145,7 +146,7 @@ fn held(plan: &Plan) -> Condition {
     held(
         true,
         TOO_MANY,
-        "so many agents lost their entitlement at about the same time that none of them is deleted: if that was a mistake, put the state back;          if it is meant, set the annotation agentfleet.dev/confirm-termination to the present time, as an admin",
+        "so many agents lost their entitlement at about the same time that none of them is deleted: if that was a mistake, put the state back; if it is meant, set the annotation agentfleet.dev/confirm-termination to the present time, as an admin",
     )
 }
 

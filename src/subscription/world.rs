@@ -27,8 +27,8 @@ pub struct World {
     pub secret: SecretView,
     /// The older subscription with the same external reference, as `namespace/name`.
     pub elder: Option<String>,
-    /// All agents that came from subscriptions.
-    pub census: Census,
+    /// All agents that came from subscriptions, where that matters; none while it is not known which of them were ended lately.
+    pub census: Option<Census>,
     /// An admin's word that it may end although it is one of many.
     pub confirmation: Option<String>,
     /// Id of the event that the receiver of the webhook took last, if there is one and he did.
@@ -150,10 +150,12 @@ impl World {
         let ours = self.ours();
         let seen = self.status.first_seen.iter();
         let planned = self.status.terminate_at.as_ref().map(|time| time.0);
+        let kept = self.status.kept_until.as_ref();
         Past {
             first_seen: seen.map(|seen| (seen.state, seen.at.0)).collect(),
             suspended: entitled.map_or_else(|| ours.is_some_and(|ours| ours.suspended), |is| !is),
             terminate_at: planned.max(ours.and_then(|ours| ours.terminate_at)),
+            kept_until: kept.map(|time| time.0),
             unentitled_since: ours.and_then(|ours| ours.unentitled_since),
         }
     }

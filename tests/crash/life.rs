@@ -28,7 +28,7 @@ pub enum Story {
     Suspension,
     /// Its first server cannot be installed.
     Rollback,
-    /// Its customer subscribes, does not pay, pays, and cancels.
+    /// Its customer subscribes, does not pay, is struck off, subscribes anew, and cancels.
     Subscription,
 }
 

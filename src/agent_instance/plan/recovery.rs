@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     api::{
-        ConditionType, MAINTENANCE_ANNOTATION, RECREATE_ANNOTATION, RecoveryAction,
-        RecoveryRecord, TimingStep,
+        ConditionType, MAINTENANCE_ANNOTATION, RECREATE_ANNOTATION, RecoveryAction, RecoveryRecord,
+        TimingStep,
     },
     health::ladder::{self, Ailment, History, Next, Rules},
 };

@@ -53,6 +53,7 @@ impl Entitlement {
             first_seen: self.first_seen.clone(),
             suspended: !self.entitled,
             terminate_at: self.terminate_at,
+            kept_until: self.kept_until,
             unentitled_since: self.unentitled_since,
         }
     }
@@ -96,6 +97,85 @@ fn each_state_has_its_line_in_the_table() {
     ] {
         let life = [(0, terms(Active)), (now, terms(state))];
         assert_eq!(told(&life), expected, "{state}");
+    }
+}
+
+/// What a state that was seen at `first`, and is followed by another at `second`, leads to: paid to second 100, and to nothing more.
+fn expected(
+    (first, from): (i64, SubscriptionState),
+    (second, to): (i64, SubscriptionState),
+) -> (bool, Option<i64>, Option<i64>) {
+    let seen = |state| if from == state { first } else { second };
+    let kept = |state| if state == Paused { PAUSED } else { RETENTION };
+    let latest = if from == to { first } else { second };
+    // An end that was planned before stands.
+    let planned = match from {
+        Active | Trialing | PastDue => 0,
+        state => 100.max(first) + kept(state),
+    };
+    let ends = Some((100.max(latest) + kept(to)).max(planned));
+    match to {
+        Active | Trialing => (true, None, None),
+        PastDue => (true, Some(seen(PastDue) + GRACE), None),
+        Canceled if matches!(from, Active | Trialing | PastDue | Canceled) => {
+            (true, Some(100), ends)
+        }
+        Incomplete | IncompleteExpired | Unpaid | Paused | Canceled => (false, None, ends),
+    }
+}
+
+#[test]
+fn from_every_state_to_every_state_and_back_follows_what_the_two_say() {
+    for from in ALL {
+        for to in ALL {
+            let mut life = vec![
+                (0, paid(Active, 100)),
+                (5, paid(from, 100)),
+                (9, paid(to, 100)),
+            ];
+            assert_eq!(told(&life), expected((5, from), (9, to)), "{from} to {to}");
+            let there = follows(&life);
+            life.push((12, paid(from, 100)));
+            let back = follows(&life);
+            assert_eq!(
+                back.entitled,
+                follows(&life[..2]).entitled && (from != Canceled || there.entitled),
+                "{from} to {to} and back"
+            );
+            if !matches!(to, Active | Trialing) {
+                let ends = back
+                    .terminate_at
+                    .is_none_or(|end| Some(end) >= there.terminate_at);
+                assert!(ends, "{from} to {to} and back");
+            }
+            life.push((20, paid(Active, 100)));
+            assert_eq!(told(&life), (true, None, None), "{from} to {to}");
+            assert_eq!(follows(&life).kept_until, None);
+        }
+    }
+}
+
+#[test]
+fn an_end_that_was_planned_stands_through_past_due_and_only_who_pays_or_tries_takes_it_back() {
+    let paused = [(0, terms(Active)), (10, terms(Paused))];
+    let after = |more: &[(i64, Terms)]| {
+        let mut life = paused.to_vec();
+        life.extend_from_slice(more);
+        told(&life).2
+    };
+    let (due, unpaid) = ((20, terms(PastDue)), (30, terms(Unpaid)));
+    assert_eq!(after(std::slice::from_ref(&due)), None);
+    assert_eq!(after(&[due.clone(), unpaid.clone()]), Some(10 + PAUSED));
+    let shorter = Terms {
+        paused_retention: seconds(0),
+        retention: seconds(0),
+        ..terms(Canceled)
+    };
+    assert_eq!(after(&[due.clone(), (30, shorter)]), Some(10 + PAUSED));
+    for back in [Active, Trialing] {
+        let paid = (25, terms(back));
+        let anew = after(&[due.clone(), paid, unpaid.clone()]);
+        assert_eq!(anew, Some(30 + RETENTION), "{back}");
     }
 }
 
@@ -291,6 +371,8 @@ struct Agent {
     /// The last second at which the state was seen to let it run for good.
     active: Option<i64>,
     seen: BTreeMap<SubscriptionState, i64>,
+    /// The latest end that was told since then, or since the status was lost.
+    told: Option<Timestamp>,
 }
 
 impl Agent {
@@ -298,7 +380,7 @@ impl Agent {
         let found = decide(&self.terms, &self.past, at(second));
         if matches!(found.state, Active | Trialing) {
             self.seen.clear();
-            self.active = Some(second);
+            (self.active, self.told) = (Some(second), None);
             prop_assert!(found.entitled && found.terminate_at.is_none());
         } else {
             self.seen.entry(found.state).or_insert(second);
@@ -309,6 +391,10 @@ impl Agent {
         if self.lives && found.terminates(at(second)) {
             self.may_end(&found, second)?;
             self.lives = false;
+        }
+        if let Some(ends) = found.terminate_at {
+            prop_assert!(Some(ends) >= self.told, "termination moved earlier");
+            self.told = Some(ends);
         }
         self.past = found.past();
         Ok(found)
@@ -361,6 +447,7 @@ impl Agent {
                     ..Past::default()
                 };
                 self.seen.clear();
+                self.told = None;
             }
             Happens::Nothing => {}
         }
@@ -373,7 +460,7 @@ proptest! {
         life in proptest::collection::vec(happens(), 1..40)
     ) {
         let mut agent = Agent {
-            terms: terms(Active), past: Past::default(), lives: true, active: None, seen: BTreeMap::new(),
+            terms: terms(Active), past: Past::default(), lives: true, active: None, seen: BTreeMap::new(), told: None,
         };
         let mut now = 0;
         for (pause, what) in life {
@@ -387,12 +474,8 @@ proptest! {
                 now = due;
             }
             now = until;
-            let planned = agent.past.terminate_at;
             agent.hear(now, &what);
-            let found = agent.look(now)?;
-            if let (Happens::Says(..), Some(before), Some(after)) = (&what, planned, found.terminate_at) {
-                prop_assert!(after >= before, "termination moved earlier");
-            }
+            agent.look(now)?;
         }
         // While it lives, one word brings it back.
         agent.hear(now, &Happens::Says(Active, None, None));

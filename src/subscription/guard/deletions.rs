@@ -1,8 +1,8 @@
 //! Deletions of instances, counted: by people, by a prune, by the deletion of a namespace.
 //!
 //! A deletion counts when it takes an agent's memory along: the agent has spoken, its server is not to be kept, no admin has confirmed it, and
-//! its subscription has not ended it (that was counted and held before, as the loss of its entitlement). An instance that was one of too many says so itself from then on, as the objects around it
-//! may go in other ways.
+//! its subscription has not ended it (that counts as the loss of its entitlement, before and after it is gone). An instance that was one of too
+//! many says so itself from then on, as the objects around it may go in other ways.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use kube::ResourceExt as _;
 
 use super::{
     super::{
-        declaration::{Declaration, terminate_at},
+        declaration::{Declaration, terminate_at, unentitled_since},
         entitlement::{earlier, later},
-        observe::confirmation,
+        observe::{confirmation, is_subscribed, subscription_of},
     },
-    Census, is_confirmed,
-    ledger::Gone,
+    Census, DAY, is_confirmed,
+    ledger::{Gone, Page},
 };
 use crate::{
     agent_instance::world::DeletionView,
@@ -57,6 +57,41 @@ pub fn counted(instance: &AgentInstance) -> Option<Timestamp> {
     (has_spoken(instance) && !kept && !confirmed && !is_over(instance, at)).then_some(at)
 }
 
+/// When an instance lost its entitlement that its subscription has ended for that, unless an admin has confirmed it.
+pub fn ended(ctx: &Context, instance: &AgentInstance) -> Option<Timestamp> {
+    let lost = lost_and_over(instance)?;
+    let subscription = subscription_of(ctx, instance);
+    let words = [
+        confirmation(instance),
+        subscription.and_then(|one| confirmation(one.as_ref())),
+    ];
+    let confirmed = words.iter().any(|word| is_confirmed(word.as_deref(), lost));
+    (!confirmed).then_some(lost)
+}
+
+fn lost_and_over(instance: &AgentInstance) -> Option<Timestamp> {
+    let at = instance.metadata.deletion_timestamp.as_ref()?.0;
+    (is_subscribed(instance) && is_over(instance, at)).then(|| unentitled_since(instance))?
+}
+
+/// Notes what an instance was that is gone.
+pub fn let_go(ctx: &Context, instance: &AgentInstance) {
+    let made = instance.metadata.creation_timestamp.as_ref();
+    let told = [
+        (Page::Deleted, counted(instance)),
+        (Page::Ended, ended(ctx, instance)),
+        (
+            Page::Made,
+            made.map(|made| made.0).filter(|_| is_subscribed(instance)),
+        ),
+    ];
+    for (page, at) in told {
+        if let Some(at) = at {
+            ctx.guard.note(page, who(instance), at);
+        }
+    }
+}
+
 /// Whether the end that its subscription has told had come.
 fn is_over(instance: &AgentInstance, at: Timestamp) -> bool {
     if terminate_at(instance).is_none() {
@@ -92,23 +127,38 @@ pub fn view(ctx: &Context, instance: &AgentInstance, now: Timestamp) -> Option<D
 
 /// Counts all agents that have a memory, those that went lately among them; none while it is not known who did.
 pub fn census(ctx: &Context, now: Timestamp) -> Option<Census> {
-    let limits = &ctx.settings.subscriptions.guard;
-    let since = earlier(now, limits.daily.window.max(limits.soon.window));
-    let gone = ctx.guard.gone_since(since)?;
+    let gone = remembered(ctx, Page::Deleted, now)?;
     let instances = ctx.stores.instances.state();
     let there = instances.iter().filter(|instance| has_spoken(instance));
-    Some(count(there.map(AsRef::as_ref), &gone))
+    let there = there.map(|instance| (instance.as_ref(), counted(instance)));
+    Some(count(there, &gone))
 }
 
-/// Counts those that are there and those that are gone; what was there a moment ago counts once.
-fn count<'a>(there: impl Iterator<Item = &'a AgentInstance>, gone: &Gone) -> Census {
+/// Those of a page that still matter; none while it is not known who they are.
+pub fn remembered(ctx: &Context, page: Page, now: Timestamp) -> Option<Gone> {
+    let limits = &ctx.settings.subscriptions.guard;
+    let window = limits.daily.window.max(limits.soon.window);
+    let long = match page {
+        Page::Deleted => window,
+        // Whoever was lost in one window with them may have others in his own.
+        Page::Ended => window.saturating_mul(2),
+        Page::Made => DAY,
+    };
+    ctx.guard.since(page, earlier(now, long))
+}
+
+/// Counts those that are there, each with when it was lost, and those that are gone; what was there a moment ago counts once.
+pub fn count<'a>(
+    there: impl Iterator<Item = (&'a AgentInstance, Option<Timestamp>)>,
+    gone: &Gone,
+) -> Census {
     let went = |instance: &AgentInstance, at: Timestamp| {
         let mut then = gone
             .range((at, String::new())..)
             .take_while(|(gone, _)| *gone == at);
         then.any(|(_, name)| *name == who(instance))
     };
-    let there = there.filter_map(|instance| match counted(instance) {
+    let there = there.filter_map(|(instance, lost)| match lost {
         Some(at) if went(instance, at) => None,
         lost => Some(lost),
     });
@@ -194,6 +244,38 @@ mod tests {
     }
 
     #[test]
+    fn what_a_subscription_ended_is_known_by_when_it_lost_its_entitlement() {
+        let lost = |change: &dyn Fn(&mut Value)| {
+            let mut object = with(|one| {
+                let annotations = json!({
+                    "agentfleet.dev/terminate-at": at(90).to_string(), "agentfleet.dev/unentitled-since": at(50).to_string(),
+                });
+                let managed = json!({"f:agentfleet.dev/terminate-at": {}, "f:agentfleet.dev/unentitled-since": {}});
+                one["spec"]["suspend"] = json!(true);
+                one["metadata"]["labels"] = json!({"agentfleet.dev/subscription": "alice"});
+                one["metadata"]["annotations"] = annotations;
+                one["metadata"]["managedFields"] = json!([{
+                    "manager": MANAGER, "operation": "Apply", "fieldsType": "FieldsV1",
+                    "fieldsV1": {"f:metadata": {"f:annotations": managed}, "f:spec": {"f:suspend": {}}},
+                }]);
+            });
+            change(&mut object);
+            let instance: AgentInstance = serde_json::from_value(object).unwrap();
+            assert!(lost_and_over(&instance).is_none() || counted(&instance).is_none());
+            lost_and_over(&instance)
+        };
+        assert_eq!(lost(&|_| ()), Some(at(50)));
+        let none: [&dyn Fn(&mut Value); 3] = [
+            &|one| one["metadata"]["deletionTimestamp"] = json!(null),
+            &|one| one["metadata"]["labels"] = json!({}),
+            &|one| one["metadata"]["deletionTimestamp"] = json!(at(60).to_string()),
+        ];
+        for change in none {
+            assert_eq!(lost(change), None);
+        }
+    }
+
+    #[test]
     fn who_went_lately_belongs_to_the_whole_and_is_counted_once() {
         let there: Vec<AgentInstance> = (0..10)
             .map(|n| {
@@ -208,7 +290,8 @@ mod tests {
             (at(0), "agents/0".to_owned()),
             (at(9), "agents/x".to_owned()),
         ]);
-        let census = count(there.iter(), &gone);
+        let there = there.iter().map(|one| (one, counted(one)));
+        let census = count(there, &gone);
         assert_eq!(census.agents, 11);
         let limits = super::super::tests::LIMITS;
         let least = |least| super::super::Limits { least, ..limits };

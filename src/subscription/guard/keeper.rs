@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api, Resource as _,
+    Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
     runtime::events::{Event, EventType},
 };
@@ -16,14 +16,15 @@ use serde_json::json;
 use super::{
     super::{
         declaration::{is_termination_held, unentitled_since},
-        entitlement::earlier,
         observe::is_subscribed,
     },
-    deletions::{has_spoken, is_held, who},
-    report::{Cause, DELETED, Held, Holds, is_news},
+    CREATIONS_HELD,
+    deletions::{has_spoken, is_held, remembered, who},
+    ledger::Page,
+    report::{Cause, Held, Holds, Remembered, is_news, note_told, untold},
 };
 use crate::{
-    api::AgentInstance,
+    api::{AgentInstance, ConditionType, Subscription},
     context::Context,
     kube_ext::{CallError, call, error_chain},
 };
@@ -49,19 +50,15 @@ pub async fn run(ctx: Arc<Context>) {
         if !ctx.stores.synced.is_cancelled() || !ctx.leadership.holds() {
             continue;
         }
-        match tell(&ctx, written.as_ref()).await {
-            Ok(Some(data)) => written = Some(data),
-            Ok(None) => {}
-            Err(error) => {
-                let error = error_chain(&error);
-                tracing::warn!(error, "what the guard holds is not written");
-            }
+        if let Err(error) = tell(&ctx, &mut written).await {
+            let error = error_chain(&error);
+            tracing::warn!(error, "what the guard holds is not written");
         }
     }
 }
 
 /// Reads what was written before; until then no deletion that may be one of many is done.
-async fn recall(ctx: &Context) -> Option<Data> {
+async fn recall(ctx: &Context) -> Option<ConfigMap> {
     let api: Api<ConfigMap> = Api::namespaced(ctx.clients.read.clone(), &ctx.settings.namespace);
     let found = loop {
         match call("GET configmaps", api.get_opt(NAME)).await {
@@ -73,52 +70,63 @@ async fn recall(ctx: &Context) -> Option<Data> {
             }
         }
     };
-    let data = found.map(|found| found.data.unwrap_or_default());
-    let deleted = data.as_ref().and_then(|data| data.get(DELETED));
-    ctx.guard.recall(deleted.map_or("", String::as_str));
-    data
+    let data = found.as_ref().and_then(|found| found.data.as_ref());
+    ctx.guard.recall(|page| data?.get(page.key()));
+    found
 }
 
-/// Tells what is new, if anything is; answers what stands there then.
-async fn tell(ctx: &Context, written: Option<&Data>) -> Result<Option<Data>, CallError> {
-    let limits = &ctx.settings.subscriptions.guard;
-    let window = limits.daily.window.max(limits.soon.window);
-    let gone = ctx.guard.gone_since(earlier(Timestamp::now(), window));
-    let gone = gone.unwrap_or_default();
-    let holds = holds(ctx, gone.len());
-    let next = holds.data(&gone);
-    if !is_news(written, &next) {
-        return Ok(None);
+/// Tells what is new, if anything is.
+///
+/// That an event was told is written after it: a crash in between tells it twice, and none is lost.
+async fn tell(ctx: &Context, written: &mut Option<ConfigMap>) -> Result<(), CallError> {
+    let now = Timestamp::now();
+    let known = |page| (page, remembered(ctx, page, now).unwrap_or_default());
+    let gone: Remembered = Page::ALL.map(known).into();
+    let mut next = holds(ctx, &gone).data(&gone);
+    let before = written.as_ref().and_then(|map| map.data.as_ref());
+    let untold = untold(before, &mut next);
+    if is_news(before, &next) {
+        *written = Some(write(ctx, &next).await?);
     }
-    let map = write(ctx, &next).await?;
-    for cause in Cause::ALL {
-        let begins = next.contains_key(cause.key())
-            && !written.is_some_and(|written| written.contains_key(cause.key()));
-        if begins {
-            announce(ctx, &map, cause);
+    let Some(map) = written else { return Ok(()) };
+    let mut told = vec![];
+    for cause in untold {
+        if announce(ctx, map, cause).await {
+            told.push(cause);
         }
     }
-    Ok(Some(next))
+    if !told.is_empty() {
+        note_told(&mut next, &told);
+        *map = write(ctx, &next).await?;
+    }
+    Ok(())
 }
 
-/// What the instances say of themselves.
-pub fn holds(ctx: &Context, gone: usize) -> Holds {
+/// What the instances, and the subscriptions without one, say of themselves.
+pub fn holds(ctx: &Context, gone: &Remembered) -> Holds {
     let mut holds: BTreeMap<Cause, Held> = Cause::ALL.map(|cause| (cause, Held::default())).into();
-    for instance in ctx.stores.instances.state() {
-        for side in sides(&instance) {
-            if let Some(held) = holds.get_mut(&side.cause) {
-                held.of += usize::from(side.counts);
-                held.agents.extend(side.held);
-            }
+    let instances = ctx.stores.instances.state();
+    let subscriptions = ctx.stores.subscriptions.state();
+    let sides = instances.iter().flat_map(|instance| sides(instance));
+    for side in sides.chain(subscriptions.iter().map(|one| waiting(one))) {
+        if let Some(held) = holds.get_mut(&side.cause) {
+            held.of += usize::from(side.counts);
+            held.agents.extend(side.held);
         }
     }
-    if let Some(held) = holds.get_mut(&Cause::Deleted) {
-        held.of += gone;
+    let pages = [
+        (Cause::Unentitled, Page::Ended),
+        (Cause::Deleted, Page::Deleted),
+    ];
+    for (cause, page) in pages {
+        if let (Some(held), Some(gone)) = (holds.get_mut(&cause), gone.get(&page)) {
+            held.of += gone.len();
+        }
     }
     Holds(holds)
 }
 
-/// What an instance says of itself for one cause.
+/// What an object says of itself for one cause.
 struct Side {
     cause: Cause,
     /// Whether it is one of those that are counted.
@@ -150,6 +158,24 @@ fn sides(instance: &AgentInstance) -> [Side; 2] {
     ]
 }
 
+/// A subscription whose agent is not made since so many were.
+fn waiting(subscription: &Subscription) -> Side {
+    let status = subscription.status.as_ref();
+    let conditions = status.into_iter().flat_map(|status| &status.conditions);
+    let mut ready = conditions.filter(|told| told.type_ == ConditionType::Ready.as_str());
+    let held = ready.find(|told| told.reason == CREATIONS_HELD);
+    let lives = subscription.metadata.deletion_timestamp.is_none();
+    let namespace = subscription.namespace().unwrap_or_default();
+    let who = format!("{namespace}/{}", subscription.name_any());
+    Side {
+        cause: Cause::Made,
+        counts: lives,
+        held: held
+            .filter(|_| lives)
+            .map(|told| (told.last_transition_time.0, who)),
+    }
+}
+
 async fn write(ctx: &Context, data: &Data) -> Result<ConfigMap, CallError> {
     let namespace = &ctx.settings.namespace;
     let api: Api<ConfigMap> = Api::namespaced(ctx.clients.write.clone(), namespace);
@@ -158,11 +184,16 @@ async fn write(ctx: &Context, data: &Data) -> Result<ConfigMap, CallError> {
     });
     let params = PatchParams::apply(MANAGER).force();
     let body = Patch::Apply(body);
-    call("PATCH configmaps guard", api.patch(NAME, &params, &body)).await
+    let written = call("PATCH configmaps guard", api.patch(NAME, &params, &body)).await?;
+    Ok(ConfigMap {
+        // What others may have put there is not ours.
+        data: Some(data.clone()),
+        ..written
+    })
 }
 
-/// One event for all of them.
-fn announce(ctx: &Context, map: &ConfigMap, cause: Cause) {
+/// One event for all of them; answers whether it is written.
+async fn announce(ctx: &Context, map: &ConfigMap, cause: Cause) -> bool {
     let told = map.data.as_ref().and_then(|data| data.get(cause.key()));
     let first = told
         .and_then(|told| told.lines().next())
@@ -175,5 +206,5 @@ fn announce(ctx: &Context, map: &ConfigMap, cause: Cause) {
         action: "Hold".into(),
         secondary: None,
     };
-    ctx.events.publish(&map.object_ref(&()), event);
+    ctx.events.deliver(&map.object_ref(&()), event).await
 }

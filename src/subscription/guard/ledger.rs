@@ -1,8 +1,8 @@
 //! What the guard remembers of instances that are no more, and of those that nobody shows it yet.
 //!
-//! An instance that is there says itself when it was made and when it was deleted. Of one that is gone nothing is left but the line here, which
-//! the guard's `ConfigMap` keeps over a restart. It is written soon after the object went and not before: a crash may lose the last lines, which
-//! makes the guard forgetful by a few, and no deletion ever waits for that write (I7).
+//! An instance that is there says itself when it was made, when it lost its entitlement and when it was deleted. Of one that is gone nothing is
+//! left but the lines here, which the guard's `ConfigMap` keeps over a restart. They are written soon after the object went and not before: a
+//! crash may lose the last lines, which makes the guard forgetful by a few, and no deletion ever waits for that write (I7).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,11 +15,36 @@ use tokio::sync::Notify;
 use super::DAY;
 use crate::subscription::entitlement::earlier;
 
-/// More lines are not kept, the newest before the others: a `ConfigMap` takes a mebibyte.
-const LINES: usize = 5_000;
+/// More lines of one kind are not kept, the newest before the others: a `ConfigMap` takes a mebibyte.
+const LINES: usize = 2_000;
 
-/// Instances that are gone, by when their deletion was asked for; `namespace/name`.
+/// Instances that are gone, by the time that a page is about; `namespace/name`.
 pub type Gone = BTreeSet<(Timestamp, String)>;
+
+/// What is told of instances that are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Page {
+    /// They were deleted, by when that was asked for.
+    Deleted,
+    /// Their subscription ended them, by when their entitlement was seen to go.
+    Ended,
+    /// They were made for a subscription, by when that was.
+    Made,
+}
+
+impl Page {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Deleted, Self::Ended, Self::Made];
+
+    /// Its key in the `ConfigMap`.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Ended => "ended",
+            Self::Made => "made",
+        }
+    }
+}
 
 /// What is remembered.
 #[derive(Debug, Default)]
@@ -30,43 +55,47 @@ pub struct Ledger {
 
 #[derive(Debug, Default)]
 struct Pages {
-    /// None until it was read what an earlier process knew.
-    gone: Option<Gone>,
-    /// Went before that.
-    unread: Gone,
+    /// Whether it was read what an earlier process knew.
+    read: bool,
+    gone: BTreeMap<Page, Gone>,
     /// Made by this process, and when.
     made: BTreeMap<String, Timestamp>,
 }
 
 impl Ledger {
     /// Takes in what an earlier process has written; what is no line is left out.
-    pub fn recall(&self, text: &str) {
+    pub fn recall<'a>(&self, text: impl Fn(Page) -> Option<&'a String>) {
         let mut pages = self.pages();
-        let lines = text.lines().filter_map(|line| {
-            let (at, who) = line.split_once(' ')?;
-            Some((at.parse().ok()?, who.to_owned()))
-        });
-        let mut gone: Gone = lines.collect();
-        gone.append(&mut pages.unread);
-        pages.gone = Some(gone);
+        for page in Page::ALL {
+            let lines = text(page).into_iter().flat_map(|text| text.lines());
+            let lines = lines.filter_map(|line| {
+                let (at, who) = line.split_once(' ')?;
+                Some((at.parse().ok()?, who.to_owned()))
+            });
+            pages.gone.entry(page).or_default().extend(lines);
+        }
+        pages.read = true;
     }
 
-    /// Notes that an instance is gone whose deletion was asked for then.
-    pub fn went(&self, who: String, at: Timestamp) {
+    /// Whether it was read what an earlier process knew.
+    pub fn is_read(&self) -> bool {
+        self.pages().read
+    }
+
+    /// Notes an instance that is gone.
+    pub fn note(&self, page: Page, who: String, at: Timestamp) {
         let mut pages = self.pages();
-        let pages = &mut *pages;
-        pages
-            .gone
-            .as_mut()
-            .unwrap_or(&mut pages.unread)
-            .insert((at, who));
+        pages.gone.entry(page).or_default().insert((at, who));
         self.news.notify_one();
     }
 
-    /// Those whose deletion was asked for since then; none while it was not read what an earlier process knew. The others are forgotten.
-    pub fn gone_since(&self, since: Timestamp) -> Option<Gone> {
+    /// Those of a page since then; none while it was not read what an earlier process knew. The others are forgotten.
+    pub fn since(&self, page: Page, since: Timestamp) -> Option<Gone> {
         let mut pages = self.pages();
-        let gone = pages.gone.as_mut()?;
+        if !pages.read {
+            return None;
+        }
+        let gone = pages.gone.entry(page).or_default();
         *gone = gone.split_off(&(since, String::new()));
         while gone.len() > LINES {
             gone.pop_first();
@@ -93,11 +122,13 @@ impl Ledger {
         true
     }
 
-    /// Those that this process has made today.
+    /// Those that this process has made today, and those that were made today and are gone.
     pub fn made_today(&self, now: Timestamp) -> BTreeSet<String> {
+        let gone = self.since(Page::Made, earlier(now, DAY));
+        let gone = gone.into_iter().flatten().map(|(_, who)| who);
         let mut pages = self.pages();
         pages.forget_made(now);
-        pages.made.keys().cloned().collect()
+        gone.chain(pages.made.keys().cloned()).collect()
     }
 
     /// Says that there may be something new to tell people.
@@ -138,22 +169,40 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_known_to_the_next_process_and_forgotten_in_time() {
-        let ledger = Ledger::default();
-        ledger.went("agents/alice".into(), at(5));
-        assert_eq!(ledger.gone_since(at(0)), None, "it was not read yet");
-        ledger.recall(&format!(
-            "{} agents/bob\nnot a line\n{} agents/carol\n",
-            at(3),
-            at(-9)
-        ));
-        let gone = ledger.gone_since(at(0)).unwrap();
-        let told: Vec<_> = gone.iter().map(|(_, who)| who.as_str()).collect();
-        assert_eq!(told, ["agents/bob", "agents/alice"]);
+        for page in Page::ALL {
+            let ledger = Ledger::default();
+            ledger.note(page, "agents/alice".into(), at(5));
+            assert_eq!(ledger.since(page, at(0)), None, "it was not read yet");
+            let former = format!(
+                "{} agents/bob\nnot a line\n{} agents/carol\n",
+                at(3),
+                at(-9)
+            );
+            ledger.recall(|asked| (asked == page).then_some(&former));
+            let gone = ledger.since(page, at(0)).unwrap();
+            let told: Vec<_> = gone.iter().map(|(_, who)| who.as_str()).collect();
+            assert_eq!(told, ["agents/bob", "agents/alice"]);
+            let others = Page::ALL.into_iter().filter(|other| *other != page);
+            for other in others {
+                assert_eq!(ledger.since(other, at(-99)), Some(Gone::new()));
+            }
 
-        let next = Ledger::default();
-        next.recall(&text(&gone));
-        assert_eq!(next.gone_since(at(0)), Some(gone));
-        assert_eq!(next.gone_since(at(6)), Some(Gone::new()));
+            let (next, written) = (Ledger::default(), text(&gone));
+            next.recall(|asked| (asked == page).then_some(&written));
+            assert_eq!(next.since(page, at(0)), Some(gone));
+            assert_eq!(next.since(page, at(6)), Some(Gone::new()));
+        }
+    }
+
+    #[test]
+    fn what_was_made_today_and_is_gone_counts_after_a_restart_too() {
+        let ledger = Ledger::default();
+        let former = format!("{} agents/a\n{} agents/b", at(0), at(-24 * 3600));
+        ledger.recall(|page| (page == Page::Made).then_some(&former));
+        let today = ledger.made_today(at(9));
+        assert_eq!(today, ["agents/a".to_owned()].into());
+        assert!(!ledger.may_make("agents/c", &today, 1, at(9)));
+        assert!(ledger.made_today(at(24 * 3600 + 1)).is_empty());
     }
 
     #[test]

@@ -6,13 +6,19 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::ledger::{self, Gone};
+use super::{
+    CREATIONS_HELD,
+    ledger::{self, Gone, Page},
+};
 
 /// So many are named.
 const NAMED: usize = 20;
-/// The key of what this process has to know after a restart.
-pub const DELETED: &str = "deleted";
 const SUMMARY: &str = "summary";
+/// The key of the causes that people were told of in an event.
+const TOLD: &str = "told";
+
+/// What is known of agents that are gone.
+pub type Remembered = BTreeMap<Page, Gone>;
 
 /// Why agents are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,17 +27,20 @@ pub enum Cause {
     Unentitled,
     /// Too many were deleted at once.
     Deleted,
+    /// Too many were made in a day: these are not.
+    Made,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Unentitled, Self::Deleted];
+    pub const ALL: [Self; 3] = [Self::Unentitled, Self::Deleted, Self::Made];
 
     /// Its name in the metric.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unentitled => "Unentitled",
             Self::Deleted => "Deleted",
+            Self::Made => "Made",
         }
     }
 
@@ -40,6 +49,7 @@ impl Cause {
         match self {
             Self::Unentitled => "terminations",
             Self::Deleted => "deletions",
+            Self::Made => "creations",
         }
     }
 
@@ -48,14 +58,18 @@ impl Cause {
         match self {
             Self::Unentitled => "TerminationsHeld",
             Self::Deleted => "DeletionsHeld",
+            Self::Made => CREATIONS_HELD,
         }
     }
 
-    /// Which agents, in the middle of a sentence.
-    fn lost(self) -> &'static str {
+    /// What is held, and why, after how many.
+    fn sentence(self) -> &'static str {
         match self {
-            Self::Unentitled => "lost their entitlement at about the same time",
-            Self::Deleted => "were deleted at about the same time",
+            Self::Unentitled => {
+                "agents are held, as so many lost their entitlement at about the same time"
+            }
+            Self::Deleted => "agents are held, as so many were deleted at about the same time",
+            Self::Made => "Subscriptions have no agent, as so many were made within a day",
         }
     }
 
@@ -67,6 +81,11 @@ impl Cause {
                  Undo: write the state back in the billing system, or make the Subscriptions again. Each agent comes back with its server.\n\
                  Confirm, as an admin, for each that is meant (on the AgentInstance where the Subscription is gone):\n\
                  kubectl annotate agsub NAME --namespace NAMESPACE agentfleet.dev/confirm-termination=$(date -u +%FT%TZ)"
+            }
+            Self::Made => {
+                "None of them is made before the day is over; no agent that exists is touched.\n\
+                 Undo: take back in the billing system what was not meant.\n\
+                 Confirm: where all of them are meant, raise --creations-per-day."
             }
             Self::Deleted => {
                 "They are left as they are, and run on if they ran; their servers do not go.\n\
@@ -81,7 +100,7 @@ impl Cause {
     }
 }
 
-/// Agents that are held for one cause.
+/// Agents, or Subscriptions without one, that are held for one cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Which, by when they were lost: `namespace/name`, with the server where one is needed to undo it.
@@ -96,7 +115,7 @@ pub struct Holds(pub BTreeMap<Cause, Held>);
 
 impl Holds {
     /// The data of the `ConfigMap`.
-    pub fn data(&self, gone: &Gone) -> BTreeMap<String, String> {
+    pub fn data(&self, gone: &Remembered) -> BTreeMap<String, String> {
         let held = self.0.iter().filter(|(_, held)| !held.agents.is_empty());
         let mut data: BTreeMap<String, String> = held
             .map(|(cause, held)| (cause.key().to_owned(), held.told(*cause)))
@@ -111,8 +130,8 @@ impl Holds {
             sentences.join("\n")
         };
         data.insert(SUMMARY.to_owned(), summary);
-        if !gone.is_empty() {
-            data.insert(DELETED.to_owned(), ledger::text(gone));
+        for (page, gone) in gone.iter().filter(|(_, gone)| !gone.is_empty()) {
+            data.insert(page.key().to_owned(), ledger::text(gone));
         }
         data
     }
@@ -125,10 +144,10 @@ impl Held {
         let since = agents.first().map(|(at, _)| at.to_string());
         let mut lines = vec![
             format!(
-                "{} of {} agents are held, as so many {}; the first at {}.",
+                "{} of {} {}; the first at {}.",
                 agents.len(),
                 self.of,
-                cause.lost(),
+                cause.sentence(),
                 since.unwrap_or_default()
             ),
             cause.advice().to_owned(),
@@ -143,6 +162,31 @@ impl Held {
     }
 }
 
+/// The causes that stand there, and that people were not told of by what was `written` before; notes those that they were.
+pub fn untold(
+    written: Option<&BTreeMap<String, String>>,
+    next: &mut BTreeMap<String, String>,
+) -> Vec<Cause> {
+    let told = written.and_then(|written| written.get(TOLD));
+    let told = |cause: &Cause| told.is_some_and(|told| told.lines().any(|one| one == cause.key()));
+    let standing = Cause::ALL.into_iter();
+    let standing = standing.filter(|cause| next.contains_key(cause.key()));
+    let (told, untold): (Vec<_>, Vec<_>) = standing.partition(told);
+    note_told(next, &told);
+    untold
+}
+
+/// Notes that people were told of these causes.
+pub fn note_told(data: &mut BTreeMap<String, String>, causes: &[Cause]) {
+    let before = data.get(TOLD).into_iter().flat_map(|told| told.lines());
+    let keys: Vec<&str> = before
+        .chain(causes.iter().map(|cause| cause.key()))
+        .collect();
+    if !keys.is_empty() {
+        data.insert(TOLD.to_owned(), keys.join("\n"));
+    }
+}
+
 /// Whether what shall stand there is worth a write: that some of what is gone is forgotten, and no more, is not.
 pub fn is_news(
     written: Option<&BTreeMap<String, String>>,
@@ -154,12 +198,15 @@ pub fn is_news(
     };
     let told = |data: &BTreeMap<String, String>| {
         let mut data = data.clone();
-        let deleted = data.remove(DELETED).unwrap_or_default();
-        (data, deleted)
+        let gone = Page::ALL.map(|page| data.remove(page.key()).unwrap_or_default());
+        (data, gone)
     };
-    let ((before, deleted), (after, left)) = (told(written), told(next));
-    let only_forgotten = !left.is_empty() && left.lines().all(|line| deleted.contains(line));
-    before != after || (deleted != left && !only_forgotten)
+    let ((before, gone), (after, left)) = (told(written), told(next));
+    let is_new = |(gone, left): (&String, &String)| {
+        let only_forgotten = !left.is_empty() && left.lines().all(|line| gone.contains(line));
+        gone != left && !only_forgotten
+    };
+    before != after || gone.iter().zip(&left).any(is_new)
 }
 
 #[cfg(test)]
@@ -179,9 +226,14 @@ mod tests {
         Holds(BTreeMap::from([(Cause::Deleted, held)]))
     }
 
+    fn remembered(page: Page, seconds: std::ops::Range<i64>) -> Remembered {
+        let gone = seconds.map(|n| (at(n), format!("agents/a{n}")));
+        Remembered::from([(page, gone.collect::<Gone>())])
+    }
+
     #[test]
     fn what_is_held_is_told_with_since_when_how_many_which_and_what_to_do() {
-        let data = held(50).data(&Gone::new());
+        let data = held(50).data(&Remembered::new());
         let told = &data["deletions"];
         assert!(told.starts_with("50 of 200 agents are held"), "{told}");
         assert!(told.contains(&format!("the first at {}.", at(0))), "{told}");
@@ -191,26 +243,42 @@ mod tests {
         assert_eq!(told.matches("agents/a").count(), NAMED);
         assert!(data["summary"].starts_with("50 of 200"));
         assert!(!data.contains_key("terminations"));
-        let calm = held(0).data(&Gone::new());
+        let calm = held(0).data(&Remembered::new());
         assert_eq!(calm["summary"], "Nothing is held.");
         assert_eq!(calm.len(), 1);
     }
 
     #[test]
+    fn a_hold_is_told_until_it_is_written_that_it_was_and_anew_when_it_comes_again() {
+        let mut first = held(9).data(&Remembered::new());
+        assert_eq!(untold(None, &mut first), [Cause::Deleted]);
+        let mut again = held(8).data(&Remembered::new());
+        let left = untold(Some(&first), &mut again);
+        assert_eq!(left, [Cause::Deleted], "whoever was to tell it is no more");
+        note_told(&mut again, &left);
+        let mut next = held(7).data(&Remembered::new());
+        assert_eq!(untold(Some(&again), &mut next), []);
+        let mut over = held(0).data(&Remembered::new());
+        assert_eq!(untold(Some(&next), &mut over), []);
+        assert_eq!(over.len(), 1, "{over:?}");
+        let mut anew = held(9).data(&Remembered::new());
+        assert_eq!(untold(Some(&over), &mut anew), [Cause::Deleted]);
+    }
+
+    #[test]
     fn in_calm_nothing_is_written_and_what_is_forgotten_waits_for_the_last() {
-        let gone = |seconds: std::ops::Range<i64>| {
-            seconds
-                .map(|n| (at(n), format!("agents/a{n}")))
-                .collect::<Gone>()
-        };
-        let (calm, two) = (held(0).data(&Gone::new()), held(0).data(&gone(0..2)));
+        let calm = held(0).data(&Remembered::new());
         assert!(!is_news(None, &calm), "none is made of nothing");
-        assert!(is_news(None, &two));
-        assert!(!is_news(Some(&two), &two));
-        assert!(!is_news(Some(&two), &held(0).data(&gone(1..2))));
-        assert!(is_news(Some(&two), &held(0).data(&gone(0..3))));
-        assert!(is_news(Some(&two), &held(0).data(&gone(1..3))));
-        assert!(is_news(Some(&two), &calm));
-        assert!(is_news(Some(&two), &held(9).data(&gone(1..2))));
+        for page in Page::ALL {
+            let lines = |held_now, seconds| held(held_now).data(&remembered(page, seconds));
+            let two = lines(0, 0..2);
+            assert!(is_news(None, &two));
+            assert!(!is_news(Some(&two), &two));
+            assert!(!is_news(Some(&two), &lines(0, 1..2)));
+            assert!(is_news(Some(&two), &lines(0, 0..3)));
+            assert!(is_news(Some(&two), &lines(0, 1..3)));
+            assert!(is_news(Some(&two), &calm));
+            assert!(is_news(Some(&two), &lines(9, 1..2)));
+        }
     }
 }

@@ -91,6 +91,7 @@ impl Life {
             world: World {
                 finalizer: true,
                 secret: SecretView::Fits,
+                census: Some(Census::default()),
                 ..World::default()
             },
             instance: None,
@@ -266,7 +267,7 @@ fn one_of_too_many_is_kept_beyond_its_end_until_an_admin_confirms() {
     life.says("Unpaid");
     let lost = unentitled_since(life.instance.as_ref().unwrap()).unwrap();
     let many = |agents| Census::of((0..agents).map(|_| Some(lost)));
-    life.world.census = many(9);
+    life.world.census = Some(many(9));
     life.after(100 * DAY);
     assert!(life.instance.is_some());
     let held = |life: &Life| {
@@ -285,7 +286,7 @@ fn one_of_too_many_is_kept_beyond_its_end_until_an_admin_confirms() {
     undone.says("Active");
     assert!(!held(&undone) && !undone.suspended());
     assert_eq!(unentitled_since(undone.instance.as_ref().unwrap()), None);
-    life.world.census = many(1);
+    life.world.census = Some(many(1));
     life.after(DAY);
     assert!(life.instance.is_some(), "when the others were put back");
     life.world.confirmation = Some(at(-1).to_string());
@@ -296,18 +297,42 @@ fn one_of_too_many_is_kept_beyond_its_end_until_an_admin_confirms() {
     assert!(life.instance.is_none());
     let mut alone = Life::running();
     alone.says("Unpaid");
-    alone.world.census = many(4);
+    alone.world.census = Some(many(4));
     alone.after(100 * DAY);
     assert!(alone.instance.is_none());
 }
 
 #[test]
+fn none_ends_before_others_would_be_known_that_were_lost_with_it() {
+    let mut life = Life::running();
+    life.subscription.spec.retention = serde_json::from_value(json!("0s")).unwrap();
+    life.world.census = Some(Census::of((0..5).map(|_| None)));
+    life.says("Unpaid");
+    assert!(life.suspended() && life.instance.is_some());
+    let settled = FLAGS.guard.patience.as_secs().cast_signed();
+    assert_eq!(life.plan().look_again, Some(at(settled)));
+    life.world.census = None;
+    life.now = settled;
+    assert_eq!(life.look(), [], "it is not known yet who went");
+    assert_eq!(life.plan().look_again, Some(at(settled + 1)));
+    life.world.census = Some(Census::of((0..5).map(|_| None)));
+    life.now = settled - 1;
+    assert_eq!(life.look(), []);
+    life.after(1);
+    assert!(life.instance.is_none());
+    let mut few = Life::running();
+    few.subscription.spec.retention = life.subscription.spec.retention;
+    few.says("Unpaid");
+    assert!(few.instance.is_none(), "a fleet too small to tell");
+}
+
+#[test]
 fn no_more_agents_are_made_in_a_day_than_may() {
     let mut life = Life::new("Active");
-    life.world.census.made_today = 100;
+    life.world.census = Some(Census::of_today(100));
     assert_eq!(life.look(), []);
     assert_eq!(life.ready(), "CreationsHeld");
-    life.world.census.made_today = 99;
+    life.world.census = Some(Census::of_today(99));
     life.settle();
     assert!(life.instance.is_some());
 }

@@ -1,4 +1,4 @@
-//! The life of a subscription: whenever its agent is back it has the same server, and it is not terminated before what was paid, plus the retention,
+//! The life of a subscription: whenever its agent is back, by a new subscription too, it has the same server, and it is not terminated before what was paid, plus the retention,
 //! is over.
 
 use std::time::Duration;
@@ -23,6 +23,8 @@ impl Life {
         let server = self.bed.instance("one").serves().await?;
         self.subscribe("PastDue", Timestamp::UNIX_EPOCH).await?;
         self.until_off(server).await?;
+        // Who comes back has a new subscription, and his old agent.
+        self.is_gone("Subscription", Some(TENANT), "one").await?;
         self.subscribe("Active", Timestamp::UNIX_EPOCH).await?;
         self.until("Ready again", is_ready).await?;
         let back = self.bed.instance("one").serves().await?;
@@ -44,7 +46,7 @@ impl Life {
     async fn subscribe(&self, state: &str, paid_until: Timestamp) -> Outcome {
         let spec = json!({
             "customerId": "cus_one", "plan": manifests::CLASS, "state": state, "secretName": "one", "paidUntil": paid_until.to_string(),
-            "gracePeriod": "1s", "retention": format!("{}s", RETENTION.as_secs()),
+            "gracePeriod": "1s", "retention": if state == "Canceled" { format!("{}s", RETENTION.as_secs()) } else { "1h".into() },
         });
         let metadata = json!({"namespace": TENANT, "name": "one"});
         self.bed

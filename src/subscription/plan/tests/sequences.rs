@@ -64,6 +64,8 @@ struct Witness {
     held: bool,
     /// When an admin confirmed its end last.
     word: i64,
+    /// The latest end that was told, since it was surely paid or its status was lost.
+    told: Option<Timestamp>,
 }
 
 fn pays(state: &str) -> bool {
@@ -78,7 +80,7 @@ impl Witness {
         (self.state, self.paid) = (state, paid);
         if pays(state) {
             self.seen.clear();
-            self.held = false;
+            (self.held, self.told) = (false, None);
         } else {
             self.seen.entry(state).or_insert(now);
         }
@@ -87,6 +89,7 @@ impl Witness {
     /// What was seen is lost: it counts from now.
     fn forgets(&mut self, now: i64) {
         self.seen.clear();
+        self.told = None;
         self.hears(self.state, self.paid, now);
     }
 
@@ -145,11 +148,25 @@ impl Trial {
                     _ => {}
                 }
             }
+            self.ends_no_earlier()?;
             if steps.is_empty() && before == self.life.world.status {
                 return Ok(());
             }
         }
         Err(TestCaseError::fail("it does not settle"))
+    }
+
+    /// What was told of its end stands, also over a time in which nothing was.
+    fn ends_no_earlier(&mut self) -> Result<(), TestCaseError> {
+        let told = &mut self.witness.told;
+        if self.life.instance.is_none() {
+            *told = None;
+        }
+        if let Some(ends) = &self.life.world.status.terminate_at {
+            prop_assert!(Some(ends.0) >= *told, "its end moved earlier");
+            *told = Some(ends.0);
+        }
+        Ok(())
     }
 
     /// Time passes, and it is looked at when it asked for that, and at no other time.
@@ -210,7 +227,7 @@ impl Trial {
             }
             Happens::IsOneOfMany => {
                 let lost = self.life.instance.as_ref().and_then(unentitled_since);
-                self.life.world.census = Census::of((0..9).map(|_| lost));
+                self.life.world.census = Some(Census::of((0..9).map(|_| lost)));
                 self.witness.held |= lost.is_some_and(|lost| lost > at(self.witness.word));
             }
             Happens::IsConfirmed => {
@@ -230,7 +247,7 @@ proptest! {
         let mut trial = Trial {
             life: Life::running(),
             witness: Witness {
-                state: "Active", paid: None, seen: HashMap::new(), active: 0, runs: true, held: false, word: -1,
+                state: "Active", paid: None, seen: HashMap::new(), active: 0, runs: true, held: false, word: -1, told: None,
             },
             made: 1,
         };
@@ -240,7 +257,7 @@ proptest! {
             trial.settle()?;
             trial.runs_as_it_may()?;
             // The others are put back, one by one: what is held stays so.
-            trial.life.world.census = Census::default();
+            trial.life.world.census = Some(Census::default());
         }
         let (lived, made) = (trial.life.instance.is_some(), trial.made);
         trial.happens(&Happens::Says("Active", None));
