@@ -30,8 +30,9 @@ const AGENT: &str = "/etc/agentfleet/agent.json";
 const INSTALL_UNIT: &str = "agentfleet-install.service";
 /// A home of its own, beside the guest's state that only root may read.
 const LOGIN_HOME: &str = "/var/lib/agentfleet-login";
-/// cloud-init waits three seconds between attempts: five minutes in all.
-const PHONE_HOME_TRIES: u32 = 100;
+/// cloud-init waits three seconds between attempts: a day in all. The installation waits for their end, and a server that nobody heard of is
+/// given up long before.
+const PHONE_HOME_TRIES: u32 = 28_800;
 const REDACTED: &str = "REDACTED";
 /// One more than zlib's best, which miniz has.
 const SMALLEST: Compression = Compression::new(10);
@@ -176,8 +177,7 @@ impl CloudInit<'_> {
         // Generating one would take a minute of the boot.
         set("locale", json!(false));
         set("write_files", to_value(self.files()?)?);
-        let start = ["systemctl", "enable", "--now", "--no-block", INSTALL_UNIT];
-        set("runcmd", json!([start]));
+        set("runcmd", json!([self.start_of_install()]));
         if let Some(zone) = self.time_zone {
             set("timezone", json!(zone));
         }
@@ -192,6 +192,46 @@ impl CloudInit<'_> {
             set("phone_home", phone_home);
         }
         Ok(config)
+    }
+
+    /// Without waiting for it: cloud-init goes on meanwhile. With `phone_home` the unit is enabled by its own first start, see [`Self::install_unit`].
+    fn start_of_install(&self) -> Vec<&str> {
+        let verb: &[&str] = match self.phone_home {
+            Some(_) => &["start"],
+            None => &["enable", "--now"],
+        };
+        [&["systemctl"], verb, &["--no-block", INSTALL_UNIT]].concat()
+    }
+
+    /// The unit that installs the agent.
+    ///
+    /// Whoever runs on the server can read the one-time token in its user-data. With `phone_home` nothing of the agent's runs before cloud-init
+    /// has used it up: the unit waits for cloud-init's end, and a server that boots again before that, for which cloud-init does not call a second
+    /// time, installs nothing. What it is wanted by would wait for it, and cloud-init for that, unless it says that it comes later.
+    fn install_unit(&self) -> String {
+        let (after, enable) = match self.phone_home {
+            Some(_) => (
+                " cloud-final.service multi-user.target",
+                "ExecStartPre=systemctl enable --no-reload agentfleet-install.service\n",
+            ),
+            None => ("", ""),
+        };
+        format!(
+            "\
+[Unit]
+Description=Install the agent (agentfleet)
+Wants=network-online.target
+After=network-online.target{after}
+
+[Service]
+Type=oneshot
+{enable}ExecStart=/usr/local/lib/agentfleet/guest install
+TimeoutStartSec=infinity
+
+[Install]
+WantedBy=multi-user.target
+"
+        )
     }
 
     /// None is a `system` user: for those cloud-init makes no home, and then fails to write their keys into it.
@@ -249,7 +289,7 @@ impl CloudInit<'_> {
             file(GUEST, "0755", self.guest_program.to_owned()),
             file(IDENTITY, "0600", json_text(&identity)?),
             file(AGENT, "0600", json_text(self.description)?),
-            file(INSTALL_UNIT_PATH, "0644", INSTALL_UNIT_TEXT.to_owned()),
+            file(INSTALL_UNIT_PATH, "0644", self.install_unit()),
         ])
     }
 
@@ -266,20 +306,6 @@ impl CloudInit<'_> {
 }
 
 const INSTALL_UNIT_PATH: &str = "/etc/systemd/system/agentfleet-install.service";
-const INSTALL_UNIT_TEXT: &str = "\
-[Unit]
-Description=Install the agent (agentfleet)
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-Type=oneshot
-ExecStart=/usr/local/lib/agentfleet/guest install
-TimeoutStartSec=infinity
-
-[Install]
-WantedBy=multi-user.target
-";
 
 fn written(error: impl std::fmt::Display) -> CloudInitError {
     CloudInitError::Write(error.to_string())
@@ -496,6 +522,37 @@ mod tests {
         assert_eq!(config["phone_home"]["url"], url);
         assert_eq!(config["phone_home"]["post"][0], "pub_key_ed25519");
         assert!(!data.shown().contains("abcdef"));
+    }
+
+    #[test]
+    fn with_phone_home_the_installation_waits_for_cloud_inits_end_and_is_enabled_by_its_start() {
+        let of = |phone_home: Option<SecretString>| {
+            let data = Input {
+                phone_home,
+                ..input()
+            };
+            let config = config(&data.render().unwrap());
+            let unit = file(&config, INSTALL_UNIT_PATH)["content"].clone();
+            (
+                config["runcmd"][0].clone(),
+                unit.as_str().unwrap().to_owned(),
+            )
+        };
+        let (start, unit) = of(Some("https://fleet.example/v1/phone-home/x".into()));
+        assert_eq!(
+            start,
+            json!(["systemctl", "start", "--no-block", INSTALL_UNIT])
+        );
+        let lines: Vec<&str> = unit.lines().collect();
+        for line in [
+            "After=network-online.target cloud-final.service multi-user.target",
+            "ExecStartPre=systemctl enable --no-reload agentfleet-install.service",
+            "ExecStart=/usr/local/lib/agentfleet/guest install",
+        ] {
+            assert!(lines.contains(&line), "{line} is not in {unit}");
+        }
+        let (_, unit) = of(None);
+        assert!(unit.contains("\nAfter=network-online.target\n") && !unit.contains("ExecStartPre"));
     }
 
     #[test]

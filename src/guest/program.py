@@ -4,8 +4,7 @@
     guest install    at boot: packages, source, files, install commands; never starts the agent
     guest ssh VERB   the operator's forced command: JSON (or a tar) in, one JSON answer out
 
-User-data leaves out what stands between the two cut lines; `upgrade` brings it, and it extends the
-classes before it. A verb stores its epoch before it acts. Messages name fields, paths and steps, never values.
+Messages name fields, paths and steps, never values.
 """
 from __future__ import annotations
 
@@ -37,6 +36,7 @@ TAIL, LINE = 20, 300  # lines of output kept, characters of each
 
 VAR, ETC, UNITS = "/var/lib/agentfleet/", "/etc/agentfleet/", "/etc/systemd/system/"
 STATE, IDENTITY, AGENT = VAR + "state.json", ETC + "identity.json", ETC + "agent.json"
+NOTE = "/run/agentfleet.json"  # in memory: why the state could not be stored
 PROGRAM = "/usr/local/lib/agentfleet/guest"
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 
@@ -60,8 +60,12 @@ class Failure(Exception):
         return cls("Internal", f"an error in the guest: {type(error).__name__}")
 
 
+def failed(error: Exception) -> dict[str, Any]:
+    told = Failure.of(error).error
+    return {"state": "Failed", "tail": [f"{told['code']}: {told['message']}", *told["tail"]]}
+
+
 EPOCH, SHA256 = range(1, 1 << 53), re.compile("[0-9a-f]{64}")
-# What a request holds: a dict (keys that end in "?" may be missing), a pattern, a range, or a check.
 SHAPES: dict[str, Any] = {
     "hello": {"nonce": SHA256, "wait?": range(26), "seen?": re.compile("[0-9a-f]{0,64}")},
     "upgrade": {"epoch": EPOCH, "sha256": SHA256},
@@ -290,9 +294,9 @@ class Files:
             os.fsync(fd)
 
     @contextmanager
-    def locked(self, name: str, wait: float) -> Iterator[None]:
+    def locked(self, path: str, wait: float) -> Iterator[None]:
         """Holds a lock that the kernel drops with the process."""
-        with self.folder(VAR + name, private("")) as (fd, _):
+        with self.folder(path, private("")) as (fd, name):
             lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=fd)
         with open(lock):
             for left in range(int(wait * 20), -1, -1):
@@ -328,7 +332,7 @@ class Guest:
     @contextmanager
     def changing(self) -> Iterator[dict[str, Any]]:
         """The state, to be changed by the block and stored at its end."""
-        with self.files.locked("state.lock", 60):
+        with self.files.locked(VAR + "state.lock", 60):
             state = self.state()
             before = dump(state)
             yield state
@@ -345,22 +349,24 @@ class Guest:
             raise Failure("StaleEpoch", "a higher epoch was seen", epoch=state["epoch"])
         state["epoch"] = request["epoch"]
 
-    def is_armed(self) -> bool:
-        return False
-
     def install(self) -> bool:
-        """Goes on where it ended last; the first step that fails ends it."""
-        with self.files.locked("install.lock", 0):
-            read = lambda: self.steps(self.files.document(AGENT))
+        """Goes on where it ended last; the first step that fails ends it. What else fails is told like a step."""
+        with self.files.locked("/run/agentfleet.lock", 0):
+            note = []
             try:
-                steps = read()
-            except Exception:
-                steps = {"description": read}
-            with self.changing() as state:
-                done = [step for step in state["steps"] if step["state"] == "Done"]
-                state["steps"] = done + [{"name": name, "state": "Pending", "seconds": 0, "tail": []}
-                                         for name in list(steps)[len(done):]]
-            return all(self.step(index, act) for index, act in enumerate(steps.values()) if index >= len(done))
+                return self.go_on(self.steps(self.files.document(AGENT)))
+            except Exception as error:
+                note = [{"name": "guest"} | failed(error)]
+                return False
+            finally:
+                self.files.write(private(NOTE, dump(note)))
+
+    def go_on(self, steps: dict[str, Callable[[], Any]]) -> bool:
+        with self.changing() as state:
+            done = [step for step in state["steps"] if step["state"] == "Done"]
+            state["steps"] = done + [{"name": name, "state": "Pending", "seconds": 0, "tail": []}
+                                     for name in list(steps)[len(done):]]
+        return all(self.step(index, act) for index, act in enumerate(steps.values()) if index >= len(done))
 
     def steps(self, agent: dict[str, Any]) -> dict[str, Callable[[], Any]]:
         if self.state()["source"]:  # restored
@@ -379,14 +385,16 @@ class Guest:
             ran = act()
             step |= {"state": "Done", "tail": ran.tail[-3:] if ran else []}
         except Exception as error:
-            told = Failure.of(error).error
-            step |= {"state": "Failed", "tail": [f"{told['code']}: {told['message']}", *told["tail"]]}
+            step |= failed(error)
         step["seconds"] = round(time.monotonic() - began, 1)
         with self.changing() as state:
             state["steps"][index] = step
-        with open(self.system.root + VAR + "install.log", "ab") as log:
-            log.write(dump(step) + b"\n")
+        self.log("install.log", step)
         return step["state"] == "Done"
+
+    def log(self, name: str, step: dict[str, Any]) -> None:
+        with suppress(OSError), open(self.system.root + VAR + name, "ab") as log:
+            log.write(dump(step) + b"\n")
 
     def add_packages(self, packages: list[str]) -> Ran | None:
         return worked(self.system.apt_install(packages), "PackageFailed", "apt-get") if packages else None
@@ -419,6 +427,7 @@ class Guest:
         while self.progress() == request.get("seen") and self.system.now() < deadline:
             self.system.sleep(0.02)
         progress, state, identity = self.progress(), self.state(), self.identity()
+        state["steps"] += self.files.document(NOTE) or []
         blob = base64.b64decode(self.files.read(HOST_KEY)[0].split()[1])
         proven = "\n".join(("agentfleet hello v1", identity["fleet"], identity["server"], request["nonce"],
                             hashlib.sha256(blob).hexdigest())).encode()
@@ -438,7 +447,7 @@ class Guest:
         program = File(PROGRAM, 0o755, "root", members.get("program", b""))
         if hashlib.sha256(program.content).hexdigest() != request["sha256"]:
             raise Failure("UpgradeRefused", "not the program that was announced")
-        with self.files.locked("lock", LOCK_WAIT):
+        with self.files.locked(VAR + "lock", LOCK_WAIT):
             self.files.write(program._replace(path=PROGRAM + ".new"))
             ran = run([sys.executable, "-IS", self.system.root + PROGRAM + ".new", "--version"], 20)
             if not (ran.code == 0 and ran.tail):
@@ -491,10 +500,13 @@ def main(argv: list[str], stdin: BinaryIO, stdout: BinaryIO, system: System) -> 
 
 # ---- cut ----
 VERSION = "1.0.0"
+# User-data leaves out what stands between the two cut lines; `upgrade` brings the whole, in which this part extends
+# the classes before it. A verb stores its epoch before it acts.
 KEPT, ENVIRONMENT = VAR + "kept/files.json", ETC + "environment"
 SETTLE, SETTLE_FIRST = 0.5, 0.25  # seconds that a unit has to stay up; the first time there is nothing to give way to
 IN_A_ROW = 2  # seconds in which the next steps of an installation are waited for
 MAX_KEPT = 128 << 10  # characters of put-away content in one answer
+CHANGES, MAX_LOG = "changes.log", 1 << 20  # bytes, then it is begun anew and the last one kept
 
 Check = Callable[[Any, str], bool]
 
@@ -555,6 +567,7 @@ def consistent(request: Any, where: str) -> bool:
     return True
 
 
+# What a request holds: a dict (keys that end in "?" may be missing), a pattern, a range, or a check.
 SHAPES |= {
     "configure": consistent,
     "status": {"epoch": EPOCH},
@@ -781,7 +794,7 @@ class Guest(Guest):
         return {"exit": -1 if ran.code is None else ran.code, "timedOut": ran.code is None, "output": ran.tail}
 
     def restart(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
-        with self.files.locked("lock", LOCK_WAIT):
+        with self.files.locked(VAR + "lock", LOCK_WAIT):
             if not self.is_armed():
                 raise Failure("UnitFailed", "this server is not armed: configure it first")
             name = self.state()["unit"]
@@ -789,14 +802,15 @@ class Guest(Guest):
             return self.bring_up(name, request)
 
     def configure(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
-        with self.files.locked("lock", LOCK_WAIT):
+        with self.files.locked(VAR + "lock", LOCK_WAIT):
             new = request["description"]
             want = self.wanted(request, members)
             known = self.refuse_early(new)
             self.store_proof_key(request["resumeKey"])
             self.recover()
             old, state = self.files.document(AGENT), self.state()
-            added = self.add_packages(sorted(set(new["packages"]) - set(old["packages"])))
+            packages = sorted(set(new["packages"]) - set(old["packages"]))
+            added = self.logged("packages", lambda: self.add_packages(packages)) if packages else None
             known = known or state["unit"] != "" or added is not None  # a package may bring a unit of that name
             change = [file for file in want if self.differs(file, state)]
             gone = sorted({*state["files"], *(file.path for file in plain_files(old))} - {file.path for file in want})
@@ -816,6 +830,29 @@ class Guest(Guest):
             if not trial:
                 spoken = self.speak(request, state, bool(changed or moved), known)
             return {"changed": changed, **spoken}
+
+    def logged(self, name: str, act: Callable[[], Any]) -> Any:
+        """A part of `configure` that is logged on the server as the steps of the installation are, in a log that does not grow for ever."""
+        log = self.system.root + VAR + CHANGES
+        with suppress(OSError):
+            if os.stat(log).st_size > MAX_LOG:
+                os.replace(log, log + ".1")
+        step = {"name": name, "at": time.strftime("%FT%TZ", time.gmtime())}
+        began = time.monotonic()
+        try:
+            ran = act()
+            step |= {"state": "Done", "tail": ran.tail[-3:] if ran else []}
+            return ran
+        except Exception as error:
+            step |= failed(error)
+            raise
+        finally:
+            self.log(CHANGES, step | {"seconds": round(time.monotonic() - began, 1)})
+
+    def run_update(self, agent: dict[str, Any], what: str) -> None:
+        for index, command in enumerate(agent["update"], 1):
+            name = what.format(index)
+            self.logged(name, lambda command=command, name=name: self.command(agent, command, name))
 
     def refuse_early(self, agent: dict[str, Any]) -> bool:
         """What must not be found out when half is done; answers whether systemd knows the unit."""
@@ -899,9 +936,8 @@ class Guest(Guest):
             if moved:
                 with self.changing() as state:
                     state |= {"source": "unfinished", "restart": True}
-                self.fetch(new)
-                for index, command in enumerate(new["update"], 1):
-                    self.command(new, command, f"update command {index}")
+                self.logged("source", lambda: self.fetch(new))
+                self.run_update(new, "update command {}")
             yield moved
         except Exception as error:
             back = moved and head.code == 0 and self.shell(new, BACK, folder, head.tail[-1])
@@ -973,8 +1009,8 @@ class Guest(Guest):
                 self.silence(tried)
             with self.changing() as state:
                 state |= {"unit": name, "restart": True}
-            for command in former["update"] if former else []:
-                self.command(former, command, "update")
+            if former:
+                self.run_update(former, "former update command {}")
             self.bring_up(name, request)
             return True
         return False
@@ -1024,7 +1060,7 @@ class Guest(Guest):
             self.system.sleep(0.1)
 
     def release(self, request: dict[str, Any], members: dict[str, bytes]) -> dict[str, Any]:
-        with self.files.locked("lock", LOCK_WAIT):
+        with self.files.locked(VAR + "lock", LOCK_WAIT):
             with self.changing() as state:
                 state |= {"armed": None, "restart": True}
             if state["unit"]:

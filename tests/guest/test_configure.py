@@ -144,6 +144,24 @@ class Source(GuestTest):
         self.assertTrue(answer["restarted"])
         self.assertEqual(self.machine.text("/home/agent/app/updates"), "up\nup\n")
 
+    def test_what_takes_its_time_is_logged_on_the_server_as_the_installation_is(self) -> None:
+        self.machine.path("/var/lib/agentfleet/changes.log").unlink()
+        self.machine.configure(1, source=SOURCE, update=["echo up >> updates"])
+        self.assertFalse(self.machine.exists("/var/lib/agentfleet/changes.log"))
+        self.machine.configure(2, source=SOURCE | {"ref": "v2"}, update=["echo new; exit 3"], packages=["git", "jq"])
+        log = [json.loads(line) for line in self.machine.text("/var/lib/agentfleet/changes.log").splitlines()]
+        self.assertEqual([(step["name"], step["state"]) for step in log],
+                         [("packages", "Done"), ("source", "Done"), ("update command 1", "Failed")])
+        self.assertEqual(log[2]["tail"], ["CommandFailed: update command 1 ended with 3", "new"])
+        self.assertRegex(log[0]["at"], "^20..-..-..T..:..:..Z$")
+
+    def test_the_log_of_changes_does_not_grow_for_ever(self) -> None:
+        log = "/var/lib/agentfleet/changes.log"
+        self.machine.put(log, "x" * (guest.MAX_LOG + 1))
+        self.machine.configure(1, source=SOURCE, update=["echo up >> updates"], packages=["git", "jq"])
+        self.assertEqual(len(self.machine.text(log + ".1")), guest.MAX_LOG + 1)
+        self.assertEqual(len(self.machine.text(log).splitlines()), 1)
+
     def test_an_unchanged_source_is_not_fetched(self) -> None:
         self.machine.faults["sourceFails"] = True
         answer = self.assert_done(self.machine.configure(2, source=SOURCE, update=["echo up >> updates"]))

@@ -1,9 +1,13 @@
 """`install`: steps in order, told by hello, resumed where they ended."""
 from __future__ import annotations
 
+import errno
+import io
+import os
 import threading
 import time
 import unittest
+from typing import Any
 
 from machine import SECRET, GuestTest, boot_guest, guest, plain
 
@@ -53,7 +57,7 @@ class Install(GuestTest):
         self.machine.put("/etc/agentfleet/agent.json", whole[:40])
         self.assertEqual(self.machine.install(boot_guest), 1)
         answer = self.machine.hello(boot_guest)
-        self.assertEqual((answer["phase"], answer["steps"][0]["name"]), ("Failed", "description"))
+        self.assertEqual((answer["phase"], answer["steps"][0]["name"]), ("Failed", "guest"))
         self.assertIn("JSONDecodeError", answer["steps"][0]["tail"][0])
         self.machine.put("/etc/agentfleet/agent.json", whole)
         self.assertEqual(self.machine.install(boot_guest), 0)
@@ -100,10 +104,45 @@ class Install(GuestTest):
         self.assertEqual(self.machine.hello()["phase"], "Installed")
 
     def test_two_installs_at_once_exclude_each_other(self) -> None:
-        with guest.Files(self.machine.system()).locked("install.lock", 0):
+        with guest.Files(self.machine.system()).locked("/run/agentfleet.lock", 0):
             with self.assertRaises(guest.Failure) as refused:
                 self.machine.install()
         self.assertEqual(refused.exception.error["code"], "Busy")
+        self.assertEqual(self.machine.hello()["phase"], "Pending")
+
+    def failing_write(self, number: int, error: int) -> Any:
+        """A system whose write of that number fails, and each one after it, but in memory."""
+        system, left = self.machine.system(boot_guest), number
+        write = system.write
+
+        def failing(fd: int, data: bytes) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0 and not os.readlink(f"/proc/self/fd/{fd}").startswith(f"{self.machine.root}/run/"):
+                raise OSError(error, os.strerror(error))
+            write(fd, data)
+
+        system.write = failing
+        return system
+
+    def test_whatever_cannot_be_stored_is_told_and_mended_by_another_run(self) -> None:
+        for error, words in ((errno.ENOSPC, "DiskFull: /"), (errno.EROFS, "Read-only file system")):
+            for number in range(20):
+                self.machine = self.new_machine()
+                self.machine.describe(install=["echo hello"])
+                system = self.failing_write(number, error)
+                code = boot_guest.main(["install"], io.BytesIO(), io.BytesIO(), system)
+                answer = self.machine.hello(boot_guest)
+                if code == 0:
+                    break
+                tails = [line for step in answer["steps"] for line in step["tail"]]
+                self.assertEqual(answer["phase"], "Failed", number)
+                self.assertTrue(any(words in line for line in tails), tails)
+                self.assertEqual(self.machine.install(boot_guest), 0)
+                answer = self.machine.hello(boot_guest)
+                self.assertEqual((answer["phase"], len(answer["steps"])), ("Installed", 4))
+            self.assertGreater(number, 8)
+            self.assertEqual(answer["phase"], "Installed")
 
     def restored(self, **changes: Any) -> dict[str, Any]:
         """The same disk on another server, as cloud-init leaves it; answers what it says of itself."""

@@ -103,7 +103,7 @@ def fake_system(guest: ModuleType, root: str, faults: dict[str, bool]) -> Any:
             self.skipped += seconds
 
         def write(self, fd: int, data: bytes) -> None:
-            if faults.get("diskFull"):
+            if faults.get("diskFull") and not os.readlink(f"/proc/self/fd/{fd}").startswith(root + "/run/"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             super().write(fd, data)
 
@@ -194,7 +194,7 @@ def fake_system(guest: ModuleType, root: str, faults: dict[str, bool]) -> Any:
             with suppress(FileNotFoundError), open(f"{root}/etc/systemd/system/{name}.d/10-agentfleet.conf") as file:
                 wanted = [line.strip().partition("=")[2] for line in file if line.startswith("ConditionPathExists=")]
                 return all(os.path.exists(root + path) for path in wanted) \
-                    and guest.Guest(self).is_armed()
+                    and getattr(guest.Guest(self), "is_armed", bool)()  # the boot part arms nothing
             return True
 
         def start(self, name: str) -> Any:

@@ -215,6 +215,21 @@ async fn a_small_agent_reads_exactly_the_declared_bytes_and_serves() -> Outcome 
     agent.started(2).await?;
     agent.one().ready().await?;
     assert_eq!(agent.asked("GET", "/counter").await?["counter"], 2);
+
+    agent.asked("POST", "/exit/3").await?;
+    agent.logs("exits", 1).await?;
+    agent.started(3).await?;
+    agent
+        .bed
+        .wait_until(
+            "it serves again, with the counter of its disk",
+            async || {
+                let counter = agent.asked("GET", "/counter").await;
+                Ok(counter.is_ok_and(|counter| counter["counter"].as_u64() > Some(2)))
+            },
+        )
+        .await?;
+    agent.one().ready().await?;
     agent.end().await
 }
 

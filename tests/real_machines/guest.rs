@@ -28,7 +28,7 @@ fn class(bed: &Bed) -> Value {
 }
 
 /// Says a verb to the guest as the operator's login would, with an epoch that is so much higher than the one it knows; answers what it answers.
-async fn ask(one: &Instance<'_>, verb: &str, higher: u32) -> Outcome<Value> {
+pub(crate) async fn ask(one: &Instance<'_>, verb: &str, higher: u32) -> Outcome<Value> {
     let epoch = r#"python3 -c 'import json; print(json.load(open("/var/lib/agentfleet/state.json"))["epoch"])'"#;
     let request = format!(r#"printf '{{"epoch": %d}}' $(($({epoch}) + {higher}))"#);
     let command = format!("{request} | /usr/local/lib/agentfleet/guest ssh {verb}");

@@ -19,6 +19,7 @@ use crate::instance::Instance;
 use crate::late_watch::LateWatch;
 use crate::operator::{Operator, Pace, Setup, answer_of, write_private};
 use crate::oracle::{self, Canaries};
+use crate::skip::skip;
 use crate::{manifests, place, voices, wait};
 
 /// Namespace of the instances.
@@ -128,9 +129,7 @@ impl Bed {
         let simulator = match real_cloud().await? {
             Ok(simulator) => simulator,
             Err(error) => {
-                let test = std::thread::current();
-                let test = test.name().unwrap_or_default();
-                eprintln!("{test}: skipped: needs root and real machines: {error}");
+                skip(&format!("needs root and real machines: {error}"))?;
                 return Ok(None);
             }
         };
@@ -554,7 +553,8 @@ impl Bed {
         self.finished = true;
     }
 
-    /// Ends the bed after checking what holds in every test: one server, one voice, secrets where they belong, no root password.
+    /// Ends the bed after checking what holds in every test: one server, one voice, secrets where they belong, no root password, nothing that cloud-init
+    /// complains of.
     ///
     /// # Errors
     /// Fails when one of them does not hold.
@@ -581,6 +581,10 @@ impl Bed {
         self.operator.check_alive()?;
         voices::one_voice(&self.cloud())?;
         oracle::no_root_password(&self.cloud().projects())?;
+        let complaints = self.cloud().complaints();
+        ensure(complaints.is_empty(), || {
+            format!("cloud-init complains: {complaints:#?}")
+        })?;
         self.canaries.are_nowhere_else(&self).await?;
         self.finished = true;
         Ok(())

@@ -29,6 +29,7 @@ pub mod oracle;
 mod place;
 mod served;
 mod shell;
+mod skip;
 mod token;
 mod voices;
 mod wait;
@@ -53,5 +54,6 @@ pub use operator::{
 pub use place::{built, free_port, machine_root, operator, project, scratch};
 pub use served::Served;
 pub use shell::run_in;
+pub use skip::skip;
 pub use token::Token;
 pub use wait::{PATIENCE, wait_for, wait_until, wait_within};

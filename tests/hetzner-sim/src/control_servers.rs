@@ -235,6 +235,15 @@ impl Control {
             .unwrap_or_default()
     }
 
+    /// What cloud-init found wrong in any boot of a real machine, also of those that are gone.
+    pub fn complaints(&self) -> Vec<String> {
+        let fleet = self.cloud.fleet.as_ref();
+        fleet
+            .and_then(Fleet::real)
+            .map(NspawnFleet::complaints)
+            .unwrap_or_default()
+    }
+
     /// The console output of a real machine, over all its boots.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::api::{Ask, Call, Reply, rfc3339, unknown_ask};
 use crate::error::ApiError;
 use crate::labels::Labels;
+use crate::machines::{Order, What};
 use crate::paging::{self, Listed};
 use crate::request::IdOrName;
 
@@ -203,9 +204,15 @@ fn update(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
 }
 
 fn delete(call: &mut Call, id: u64) -> Result<Reply, ApiError> {
-    if snapshot_mut(call, id)?.delete_protected {
+    let image = snapshot_mut(call, id)?;
+    if image.delete_protected {
         return Err(ApiError::protected("image"));
     }
+    let (server, what) = (
+        image.created_from.as_ref().map_or(0, |(id, _)| *id),
+        What::Forget { image: id },
+    );
+    call.state.orders.push(Order { server, what });
     call.project_mut().snapshots.remove(&id);
     Ok(Reply::no_content())
 }

@@ -34,6 +34,22 @@ const READS_NOTHING_YET: &str = "for file in /etc/agentfleet/*; do
     if test -r $file; then echo the agent reads $file; exit 1; fi
 done";
 
+/// Posts a key of its own with the token in the user-data, as soon as it runs; the answer is for the test to read.
+const POSTS_FIRST: &str = r#"metadata=http://169.254.169.254/hetzner/v1
+url=$(curl -sf $metadata/userdata | base64 -d | gunzip | grep -o 'http[^ "]*/v1/phone-home/[A-Za-z0-9._-]*' | head -1)
+test -n "$url"
+curl -s -o /dev/null -w '%{http_code}' --data-urlencode 'pub_key_ed25519=HIS_KEY' -d instance_id=$(curl -sf $metadata/metadata/instance-id) -d hostname=x "$url" > posted.txt"#;
+
+/// The installation was enabled by its own start, and waits for a target that does not wait for it.
+const GOES_ON_AFTER_A_REBOOT: &str =
+    "systemctl is-enabled -q agentfleet-install && systemctl daemon-reload &&
+! systemctl show -p After --value multi-user.target | grep agentfleet-install";
+
+/// Holds cloud-init up, between the start of the installation and `phone_home`, for as long as that would take to post.
+const HOLDS_UP: &str = "#cloud-config
+runcmd: ['for i in $(seq 30); do test -s /home/agent/posted.txt && break; sleep 0.1; done']
+";
+
 fn class_without_sudo(bed: &Bed, bootstrap: &str) -> Value {
     let mut class = bed.class();
     class["spec"]["bootstrap"] = json!(bootstrap);
@@ -155,17 +171,22 @@ async fn i5_what_an_agent_finds_in_its_user_data_is_used_up_also_after_the_statu
     let Some(mut bed) = Bed::start_real().await? else {
         return Ok(());
     };
-    let mut class = class_without_sudo(&bed, "PhoneHome");
-    bed.change(&class).await?;
     let accomplice = Attacker::start(bed.cloud()).await?;
+    let his_key = accomplice.host_key()?;
+    let mut class = class_without_sudo(&bed, "PhoneHome");
+    class["spec"]["agent"]["install"] = json!([POSTS_FIRST.replace("HIS_KEY", &his_key)]);
+    class["spec"]["agent"]["cloudInit"] = json!(HOLDS_UP);
+    bed.change(&class).await?;
     let one = bed.create("one").await?;
+    one.is("ServerCreated").await?;
+    one.has_in_file("/home/agent/posted.txt", "404").await?;
     let server = one.ready().await?;
+    one.shell(GOES_ON_AFTER_A_REBOOT).await?;
     // The proof that it was born with counts no longer.
     class["spec"]["lifecycle"] = json!({"provisionTimeout": "1s"});
     bed.change(&class).await?;
     let stolen = steal(&one).await?;
     assert_eq!(stolen.boot_proof_key.len(), 64);
-    let his_key = accomplice.host_key()?;
     posts_in_vain(&one, &stolen, &his_key, server).await?;
     let pinned = one.status().await?["server"]["hostKey"].clone();
     assert_ne!(pinned, his_key);

@@ -116,14 +116,24 @@ async fn refuses_forwarding(login: &Login<'_>) -> Outcome {
 }
 
 async fn refuses_files(login: &Login<'_>) -> Outcome {
-    for (program, arguments) in [
-        ("scp", format!("/etc/hostname {HERE}:/tmp/brought")),
-        ("scp -O", format!("/etc/hostname {HERE}:/tmp/brought")),
-        ("scp", format!("{HERE}:/etc/passwd /root/taken")),
-        ("scp -O", format!("{HERE}:/etc/passwd /root/taken")),
-        ("sftp", HERE.to_owned()),
+    // What the guest answers to any other command is no file transfer, and the client says so: the one takes it for a packet, the other shows it.
+    let (no_packet, shown) = ("message too long", "BadCommand");
+    for (program, arguments, words) in [
+        (
+            "scp",
+            format!("/etc/hostname {HERE}:/tmp/brought"),
+            no_packet,
+        ),
+        (
+            "scp -O",
+            format!("/etc/hostname {HERE}:/tmp/brought"),
+            shown,
+        ),
+        ("scp", format!("{HERE}:/etc/passwd /root/taken"), no_packet),
+        ("scp -O", format!("{HERE}:/etc/passwd /root/taken"), shown),
+        ("sftp", HERE.to_owned(), no_packet),
     ] {
-        login.is_refused(program, &arguments, "").await?;
+        login.is_refused(program, &arguments, words).await?;
     }
     login
         .one

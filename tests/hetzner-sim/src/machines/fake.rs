@@ -179,7 +179,7 @@ pub(crate) async fn live(machine: Arc<Machine>, mut orders: mpsc::UnboundedRecei
     let mut power: Option<watch::Sender<()>> = None;
     while let Some(order) = orders.recv().await {
         match order {
-            What::Create { .. } | What::Snapshot { .. } => {}
+            What::Create { .. } | What::Snapshot { .. } | What::Forget { .. } => {}
             What::PowerOn { boot } => {
                 if power.is_none() {
                     power = Some(start(&machine, boot));

@@ -75,5 +75,9 @@ pub(crate) enum What {
     Snapshot {
         image: u64,
     },
+    /// No longer have that snapshot, whichever server it was taken from.
+    Forget {
+        image: u64,
+    },
     Delete,
 }

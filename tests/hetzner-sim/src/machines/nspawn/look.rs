@@ -54,6 +54,10 @@ pub(crate) fn at(machine: &Machine) {
         seen.stage = Stage::Up;
         seen.cloud_init_done.get_or_insert_with(Timestamp::now);
         seen.boot_error = complaint(&result);
+        if let Some(complaint) = &seen.boot_error {
+            let told = format!("server {}: {complaint}", machine.plan.server);
+            lock(&machine.shared.complaints).push(told);
+        }
     }
     match (speaks, seen.spoke) {
         (true, None) => {

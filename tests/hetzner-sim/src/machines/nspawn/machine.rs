@@ -45,8 +45,6 @@ pub(crate) struct Machine {
     orders: mpsc::UnboundedSender<What>,
     pub(crate) seen: Mutex<Seen>,
     pub(crate) faults: Mutex<MachineFaults>,
-    /// The directories its disk lies on, the topmost first.
-    layers: Mutex<Vec<PathBuf>>,
 }
 
 enum Power {
@@ -75,7 +73,6 @@ impl Machine {
             orders,
             seen: Mutex::default(),
             faults: Mutex::default(),
-            layers: Mutex::default(),
         }
     }
 
@@ -145,7 +142,8 @@ impl Machine {
         let names: Vec<&str> = layers.iter().filter_map(|layer| layer.to_str()).collect();
         let seeded = self.write_seed(user_data.unwrap_or_default());
         let made = self.verb("disk", &[&names.join(":")]).await;
-        *lock(&self.layers) = layers;
+        self.shared.snapshots.lies_on(self.plan.server, layers);
+        self.shared.sweep_snapshots().await;
         *lock(&self.seen) = Seen::default();
         if let Err(error) = made {
             self.failed(&error);
@@ -232,10 +230,8 @@ impl Machine {
         if let Err(error) = self.verb("snapshot", &[&name]).await {
             tracing::warn!(server = self.plan.server, %error, "snapshot");
         }
-        let copy = self.shared.directory.path.join("snapshots").join(name);
-        let below = lock(&self.layers).clone();
-        let layers = [copy].into_iter().chain(below).collect();
-        self.shared.snapshot_taken(image, layers);
+        self.shared.snapshots.made(image, self.plan.server);
+        self.shared.sweep_snapshots().await;
     }
 }
 
@@ -341,11 +337,15 @@ async fn follow(machine: &Arc<Machine>, power: &mut Power, order: What) {
             *power = starting(boot);
         }
         What::Snapshot { image } => machine.take_snapshot(image).await,
+        // No machine's business.
+        What::Forget { .. } => {}
         What::Delete => {
             machine.unplug(power).await;
             if let Err(error) = machine.verb("delete", &[]).await {
                 machine.failed(&error);
             }
+            machine.shared.snapshots.disk_gone(machine.plan.server);
+            machine.shared.sweep_snapshots().await;
         }
     }
 }

@@ -39,6 +39,11 @@ snapshot() {
   cp -a "machines/$1/upper" "snapshots/$2"
 }
 
+# forget IMAGE
+forget() {
+  rm -rf "snapshots/$1"
+}
+
 # start ID ROUTER [ADDRESS]: boots, and goes on as the machine's supervisor.
 start() {
   ip link set "ve$1" up

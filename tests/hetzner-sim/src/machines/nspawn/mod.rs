@@ -14,6 +14,7 @@ mod machine;
 pub(crate) mod metadata;
 mod network;
 mod shell;
+mod snapshots;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::firewall_rules::Rule;
@@ -41,6 +42,7 @@ use keeper::Keeper;
 pub(crate) use machine::Machine;
 use machine::Plan;
 use network::Network;
+use snapshots::{Layers, Snapshots};
 
 /// Port on which every real machine answers SSH.
 pub(crate) const SSH_PORT: u16 = 22;
@@ -54,9 +56,10 @@ pub(crate) struct Shared {
     root: PathBuf,
     /// Held so that the root is not removed.
     _root_lock: File,
-    /// The layers of each snapshot, once its copy is made.
-    snapshots: Mutex<HashMap<u64, watch::Sender<Option<Vec<PathBuf>>>>>,
+    snapshots: Snapshots,
     voices: Mutex<Vec<VoiceChange>>,
+    /// What the cloud-inits of all boots found wrong.
+    complaints: Mutex<Vec<String>>,
     went_off: mpsc::UnboundedSender<u64>,
     /// The last to go.
     directory: StateDir,
@@ -68,25 +71,23 @@ impl Shared {
         let _ = self.went_off.send(server);
     }
 
-    fn snapshot_taken(&self, image: u64, layers: Vec<PathBuf>) {
-        if let Some(snapshot) = lock(&self.snapshots).get(&image) {
-            snapshot.send_replace(Some(layers));
+    /// What a disk made from that snapshot lies on, once its copy is made.
+    async fn layers_of(&self, snapshot: Option<u64>) -> Layers {
+        let of_debian = vec![self.root.clone()];
+        match snapshot {
+            Some(image) => self.snapshots.layers_of(image).await.unwrap_or(of_debian),
+            None => of_debian,
         }
     }
 
-    /// What a disk made from that snapshot lies on, once its copy is made.
-    async fn layers_of(&self, snapshot: Option<u64>) -> Vec<PathBuf> {
-        let taken = snapshot.and_then(|image| {
-            let snapshots = lock(&self.snapshots);
-            snapshots.get(&image).map(watch::Sender::subscribe)
-        });
-        if let Some(mut taken) = taken
-            && let Ok(layers) = taken.wait_for(Option::is_some).await
-            && let Some(layers) = layers.as_ref()
-        {
-            return layers.clone();
+    /// Removes the layers of deleted snapshots that nothing lies on any more.
+    async fn sweep_snapshots(&self) {
+        while let Some(image) = self.snapshots.next_unused() {
+            let removed = self.keeper.run("forget", &[&image.to_string()]).await;
+            if let Err(error) = removed {
+                tracing::warn!(image, %error, "snapshot");
+            }
         }
-        vec![self.root.clone()]
     }
 }
 
@@ -118,8 +119,9 @@ impl NspawnFleet {
             tasks: Tasks::new(),
             root,
             _root_lock: root_lock,
-            snapshots: Mutex::default(),
+            snapshots: Snapshots::new(directory.path.join("snapshots")),
             voices: Mutex::default(),
+            complaints: Mutex::default(),
             went_off,
             directory,
         });
@@ -163,15 +165,32 @@ impl NspawnFleet {
             }
             What::Snapshot { image } => {
                 if let Some(machine) = self.machine(server) {
-                    lock(&self.shared.snapshots).insert(image, watch::Sender::new(None));
+                    self.shared.snapshots.begin(image);
                     machine.order(what);
                 }
             }
+            What::Forget { image } => {
+                self.shared.snapshots.delete(image);
+                let shared = Arc::clone(&self.shared);
+                self.shared
+                    .tasks
+                    .spawn(async move { shared.sweep_snapshots().await });
+            }
             other => {
+                if let What::Rebuild { snapshot, .. } = &other {
+                    self.reserve(server, *snapshot);
+                }
                 if let Some(machine) = self.machine(server) {
                     machine.order(other);
                 }
             }
+        }
+    }
+
+    /// A snapshot that is deleted from now on still serves this disk.
+    fn reserve(&self, server: u64, snapshot: Option<u64>) {
+        if let Some(image) = snapshot {
+            self.shared.snapshots.reserve(server, image);
         }
     }
 
@@ -180,11 +199,13 @@ impl NspawnFleet {
             address,
             hostname,
             ssh_keys,
+            snapshot,
             ..
         } = &what
         else {
             return;
         };
+        self.reserve(server, *snapshot);
         if let Some(address) = address {
             self.shared.network.plug_in(server, *address);
         }
@@ -268,6 +289,10 @@ impl NspawnFleet {
     pub(crate) fn views(&self) -> Vec<MachineView> {
         let machines: Vec<Arc<Machine>> = lock(&self.machines).values().cloned().collect();
         machines.iter().map(|machine| machine.view()).collect()
+    }
+
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        lock(&self.shared.complaints).clone()
     }
 
     pub(crate) fn voices(&self) -> Vec<VoiceChange> {
