@@ -263,8 +263,9 @@ async fn i6_a_lost_disk_comes_back_from_its_newest_snapshot_and_that_is_nobodys_
     one.told(&[&told, "what came after that is lost"]).await?;
     let second = one.ready().await?;
     assert_ne!(second, first);
-    let server = bed.at_hetzner("GET", &format!("/servers/{second}"), &json!(null));
-    assert_eq!(server.await?["server"]["image"]["id"], newest);
+    let path = format!("/servers/{second}");
+    let server = bed.at_hetzner("GET", &path, &Value::Null).await?;
+    assert_eq!(server["server"]["image"]["id"], newest);
     let status = one.status().await?;
     let record = &status["provisioning"]["snapshot"];
     assert_eq!(
