@@ -123,8 +123,8 @@ impl Look<'_> {
                 None
             }
             (_, Some(configured)) if configured.epoch == epoch && !configured.left_as_before() => {
-                let probes = self.world.probes(server, agent);
-                let by_systemd = probes.http.is_none() && probes.exec.is_none();
+                let health = self.world.probes(server, agent);
+                let by_systemd = health.http.is_none() && health.exec.is_none();
                 let up = configured.outcome == Ok(true) && by_systemd;
                 up.then_some(HealthState::Healthy)
             }
