@@ -178,7 +178,9 @@ impl Performer<'_> {
             memory.guest(id).is_given_voice();
             memory.kept_elsewhere(id)
         }));
-        let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
+        // Who has not greeted this process may have the program of another operator.
+        let outdated = server.guest.hello.is_none()
+            || matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let key = GuestKey::new(self.identity(), id);
         let order = Order {
