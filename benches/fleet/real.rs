@@ -5,13 +5,15 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bed::{Outcome, TENANT, manifests, wait_within};
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use jiff::Timestamp;
 use serde_json::Value;
+use sha2::Sha256;
 use tokio::time::{Instant, sleep};
 
 use crate::healing;
 use crate::scale::Scale;
-use crate::stack::{PATIENCE, Stack, name};
+use crate::stack::{PATIENCE, PROOF, Stack, name};
 use crate::summary::{Summary, quantile};
 use crate::timeline::{seconds, timelines};
 
@@ -64,7 +66,7 @@ pub(crate) async fn measure(scale: &Scale, summary: &mut Summary) -> Outcome {
         summary,
         "rotation_seen",
         &mut rotations,
-        "apply of a changed Secret to the new value in the agent's file (machine's disk)",
+        "apply of a changed Secret to the proof of the agent, started again, that it has the new value (machine's disk)",
     )?;
     tell(
         summary,
@@ -132,17 +134,20 @@ async fn instance(stack: &Stack, n: usize) -> Outcome<Value> {
     Ok(found.await?.unwrap_or_default())
 }
 
-/// Seconds until a changed Secret is on the machine.
+/// Seconds until the agent runs with a changed Secret.
 async fn rotation(stack: &Stack, n: usize) -> Outcome<f64> {
     let id = instance(stack, n).await?["status"]["server"]["id"].as_u64();
     let file = stack.cloud.machine(id.unwrap_or_default())?.root;
-    let file = file.join(manifests::SECRET_FILE.trim_start_matches('/'));
+    let file = file.join(PROOF.trim_start_matches('/'));
     let value = format!("rotated-{n}");
+    let mut proof = Hmac::<Sha256>::new_from_slice(b"proof")?;
+    proof.update(value.as_bytes());
+    let proof = hex::encode(proof.finalize().into_bytes());
     let secret = manifests::secret(TENANT, &name(n), "API_KEY", &value);
     let began = Instant::now();
     stack.apply_all(vec![secret]).await?;
-    wait_within(PATIENCE, "the new Secret is on the machine", async || {
-        let there = std::fs::read_to_string(&file).is_ok_and(|text| text.contains(&value));
+    wait_within(PATIENCE, "the agent has the new Secret", async || {
+        let there = std::fs::read_to_string(&file).is_ok_and(|text| text == proof);
         if !there {
             sleep(OFTEN).await;
         }

@@ -35,6 +35,18 @@ const SELDOM: Duration = Duration::from_secs(5);
 /// Used up by a failure only.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(15);
 
+/// Where the agent proves, at its start, that it has its secret.
+pub(crate) const PROOF: &str = "/home/agent/proof";
+/// The agent: it writes an HMAC under a key that is none, by which who knows the secret can tell that the agent was started with it.
+const PROVES: &str = "\
+import hmac, os, signal
+proof = hmac.new(b'proof', os.environ['API_KEY'].encode(), 'sha256').hexdigest()
+with open('/home/agent/proof.new', 'w') as file:
+    file.write(proof)
+os.replace('/home/agent/proof.new', '/home/agent/proof')
+signal.pause()
+";
+
 /// All of it.
 pub(crate) struct Stack {
     pub(crate) operator: Operator,
@@ -121,6 +133,8 @@ impl Stack {
         let token = manifests::token_secret(manifests::PROJECT);
         let mut class = manifests::class();
         class["spec"]["firewall"]["sshFrom"] = json!([self.operators()]);
+        class["spec"]["agent"]["service"]["execStart"] =
+            json!(["/usr/bin/python3", "-ISc", PROVES]);
         self.apply_all(vec![
             manifests::namespace(TENANT),
             manifests::secret(SYSTEM, &token, "token", TOKEN),

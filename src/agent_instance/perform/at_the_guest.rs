@@ -180,7 +180,9 @@ impl Performer<'_> {
             (memory.kept_elsewhere(id), memory.known_secrets.clone())
         });
         configure.bring_along(kept);
-        let outdated = matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
+        // Who has not greeted this process may have the program of another operator.
+        let outdated = server.guest.hello.is_none()
+            || matches!(server.guest.upgrade, Upgrade::Due | Upgrade::Tried);
         let upgrade = outdated.then(|| self.ctx.program.clone());
         let key = GuestKey::new(self.identity(), id);
         let order = Order {

@@ -1,6 +1,9 @@
-//! The guest replaces its own program: whatever cuts that, a program is left that runs.
+//! The guest replaces its own program: whatever cuts that, a program is left that runs, and so does the agent.
 
 use bed::{Bed, Outcome};
+use serde_json::json;
+
+use super::AS_IT_IS;
 
 /// Upgrades the guest to the same program under another version, and dies with SIGKILL at the rename of that number, or gets so much of its input.
 const UPGRADE: &str = r#"cat > /run/upgrade.py <<'END'
@@ -33,8 +36,9 @@ runs() { case "$(/usr/local/lib/agentfleet/guest --version)" in "$1"|"$1+"*) ;; 
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_that_is_cut_anywhere_leaves_a_guest_that_runs() -> Outcome {
-    let Some(bed) = Bed::start_real().await? else {
+async fn i10_an_upgrade_that_is_cut_anywhere_leaves_a_guest_and_another_operators_is_no_matter_to_the_agent()
+-> Outcome {
+    let Some(mut bed) = Bed::start_real().await? else {
         return Ok(());
     };
     let one = bed.create("one").await?;
@@ -52,6 +56,27 @@ async fn an_upgrade_that_is_cut_anywhere_leaves_a_guest_that_runs() -> Outcome {
     let value = bed.apply_secret("one").await?;
     one.has_in_file(bed::manifests::SECRET_FILE, &value).await?;
     assert_eq!(one.ready().await?, server);
+
+    bed.operator.stop().await?;
+    let one = bed.instance("one");
+    one.shell(&format!("{UPGRADE}upgrade 99 1; runs 9.9.9"))
+        .await?;
+    let (before, mutations) = (one.shell(AS_IT_IS).await?, bed.latest_mutation());
+    bed.operator.start()?;
+    // What does not concern the agent is applied by the new operator's guest.
+    let mut class = bed.class();
+    class["spec"]["agent"]["packages"] = json!(["git"]);
+    bed.change(&class).await?;
+    let one = bed.instance("one");
+    bed.wait_until("the guest is the new operator's", async || {
+        let runs = one.shell(&format!("{UPGRADE}runs 1.0.0")).await;
+        Ok(runs.is_ok())
+    })
+    .await?;
+    one.is("UpToDate").await?;
+    assert_eq!(one.ready().await?, server);
+    assert_eq!(one.shell(AS_IT_IS).await?, before);
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
     bed.delete_all().await?;
     bed.finish().await
 }

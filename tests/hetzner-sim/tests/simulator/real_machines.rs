@@ -44,7 +44,8 @@ async fn simulator() -> Option<Simulator> {
         let test = test.name().unwrap_or_default();
         let why = "needs root, systemd-nspawn, ip, nft and make machine-root";
         // Not by a macro: what those print is held back of a test that passes.
-        writeln!(std::io::stderr(), "{test}: skipped: {why}").unwrap();
+        let told = format!("{test}: skipped: {why}\n");
+        std::io::stderr().write_all(told.as_bytes()).unwrap();
         return None;
     }
     Some(started.unwrap())
