@@ -22,6 +22,8 @@ pub enum Story {
     Whole,
     /// Its class is changed in what is applied in place.
     Update,
+    /// Its class is changed to what its probe does not like, so that it goes back.
+    Return,
     /// Its class is changed in what only a new server can take up, and its disk is disposable.
     Replacement,
     /// It shall not run, and then it shall again.
@@ -34,9 +36,10 @@ pub enum Story {
 
 impl Story {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Whole,
         Self::Update,
+        Self::Return,
         Self::Replacement,
         Self::Suspension,
         Self::Rollback,
@@ -45,13 +48,16 @@ impl Story {
 
     /// Whether the instance is Ready before it begins.
     fn is_of_a_ready_instance(self) -> bool {
-        matches!(self, Self::Update | Self::Replacement | Self::Suspension)
+        matches!(
+            self,
+            Self::Update | Self::Return | Self::Replacement | Self::Suspension
+        )
     }
 
     /// How many servers there are in it, one after the other or beside one another.
     fn servers(self) -> usize {
         match self {
-            Self::Whole | Self::Update | Self::Suspension | Self::Subscription => 1,
+            Self::Whole | Self::Update | Self::Return | Self::Suspension | Self::Subscription => 1,
             Self::Replacement | Self::Rollback => 2,
         }
     }
@@ -63,6 +69,11 @@ impl Story {
             Self::Replacement => {
                 class["spec"]["lifecycle"] = json!({"disk": "Disposable"});
                 class["spec"]["agent"]["swap"] = json!("1G");
+            }
+            Self::Return => {
+                let exec = json!({"command": "! grep -q bad motto"});
+                class["spec"]["health"] = json!({"interval": "1s", "timeout": "10s", "exec": exec});
+                class["spec"]["agent"]["files"] = json!([{"path": MOTTO, "content": "good"}]);
             }
             Self::Rollback => {
                 // All fake machines see the same files.
@@ -130,6 +141,7 @@ impl Life {
         match self.story {
             Story::Whole => self.is_created_and_given_another_secret().await?,
             Story::Update => self.is_updated().await?,
+            Story::Return => self.goes_back().await?,
             Story::Replacement => self.is_replaced().await?,
             Story::Suspension => self.is_suspended_and_resumed().await?,
             Story::Rollback => self.is_rolled_back().await?,
@@ -166,6 +178,26 @@ impl Life {
         .await?;
         self.until("UpToDate", async |bed| is(bed, "UpToDate").await)
             .await
+    }
+
+    async fn goes_back(&mut self) -> Outcome {
+        let mut class = self.story.class(&self.bed);
+        class["spec"]["agent"]["files"] = json!([{"path": MOTTO, "content": "bad"}]);
+        self.bed.cluster.apply(&class).await?;
+        self.until("it has what it was Ready with", async |bed| {
+            let status = bed.instance("one").status().await?;
+            let refused = status["refusedRevision"].is_string();
+            Ok(refused && holds(bed, MOTTO, "good").await? && is_ready(bed).await?)
+        })
+        .await?;
+        self.until("the class says that it failed", async |bed| {
+            let class = bed
+                .cluster
+                .get("AgentClass", None, manifests::CLASS)
+                .await?;
+            Ok(class.is_some_and(|class| class["status"]["failedRevision"].is_string()))
+        })
+        .await
     }
 
     async fn is_replaced(&mut self) -> Outcome {

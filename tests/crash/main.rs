@@ -121,6 +121,7 @@ async fn i1_i2_i13_a_crash_around_any_call_costs_no_server_and_no_voice() -> Out
     for (story, own) in [
         (Story::Whole, "POST /servers"),
         (Story::Update, "configure"),
+        (Story::Return, "configure"),
         (Story::Replacement, "release"),
         (Story::Suspension, "POST /servers/{id}/actions/shutdown"),
         (Story::Rollback, "DELETE /servers/{id}"),
