@@ -194,7 +194,7 @@ for headers, body in json.load(sys.stdin):
         continue
     sys.exit("a changed body passes for a signed one")
 "#;
-    let docs = include_str!("../docs/notifications.md");
+    let docs = include_str!("../../docs/notifications.md");
     let example = docs.split("```python\n").nth(1).unwrap_or_default();
     let example = example.split("```").next().unwrap_or_default();
     let mut python = Command::new("python3")
