@@ -40,8 +40,10 @@ fn names(count: usize) -> Vec<String> {
     (0..count).map(|nth| format!("a{nth:02}")).collect()
 }
 
-/// So many instances that are Ready.
+/// So many instances that are Ready. Machines boot for one test at a time, as no processor is there for sixty at once.
 async fn many(bed: &Bed, count: usize) -> Outcome<Vec<String>> {
+    static BOOTS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = BOOTS.lock().await;
     for name in names(count) {
         bed.create(&name).await?;
     }
