@@ -154,7 +154,7 @@ mod tests {
         }
     }
 
-    fn class(firewall: serde_json::Value, health: serde_json::Value) -> AgentClass {
+    fn class(firewall: &serde_json::Value, health: &serde_json::Value) -> AgentClass {
         serde_json::from_value(serde_json::json!({
             "apiVersion": "agentfleet.dev/v1alpha1", "kind": "AgentClass", "metadata": {"name": "small"},
             "spec": {"projects": ["one"], "serverTypes": ["cx23"], "locations": ["nbg1"], "image": "debian-13",
@@ -173,7 +173,7 @@ mod tests {
                 {"direction": "In", "protocol": "Icmp", "networks": ["0.0.0.0/0"], "description": "ping"},
             ],
         });
-        let class = class(firewall, serde_json::json!({"http": {"port": 8080}}));
+        let class = class(&firewall, &serde_json::json!({"http": {"port": 8080}}));
         let rules = Desired::parse(&class, 2222, &[]).rules;
         let told: Vec<_> = rules
             .iter()
@@ -203,7 +203,7 @@ mod tests {
         let asked_at = |port: u16| {
             let firewall =
                 serde_json::json!({"sshFrom": ["10.0.0.1/32"], "healthFrom": ["10.0.0.2/32"]});
-            class(firewall, serde_json::json!({"http": {"port": port}}))
+            class(&firewall, &serde_json::json!({"http": {"port": port}}))
         };
         let ports = |class: &AgentClass, former: &[AgentClass]| {
             let rules = Desired::parse(class, 22, former).rules.into_iter();
@@ -213,8 +213,8 @@ mod tests {
         let same = now.clone();
         assert_eq!(ports(&now, &[before.clone(), same]), ["22", "8081", "8080"]);
         let by_command = class(
-            serde_json::json!({"sshFrom": ["10.0.0.1/32"]}),
-            serde_json::json!({"exec": {"command": "true"}}),
+            &serde_json::json!({"sshFrom": ["10.0.0.1/32"]}),
+            &serde_json::json!({"exec": {"command": "true"}}),
         );
         assert_eq!(ports(&by_command, &[before]), ["22", "8080"]);
         assert_eq!(ports(&by_command, &[]), ["22"]);

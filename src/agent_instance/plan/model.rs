@@ -304,19 +304,7 @@ impl Model {
                     fits: true,
                 });
             }
-            Step::DeleteServer { id, .. } => {
-                assert!(!self.held, "deleted while held");
-                let number = u32::try_from(id - 40).unwrap();
-                let guest = self.alive.remove(&number);
-                let armed = guest.as_ref().is_some_and(|guest| guest.armed);
-                let asked = self.unanswered.get(&number).copied().unwrap_or_default();
-                assert!(
-                    !(self.patient && armed && asked < 2),
-                    "it was asked {asked} times"
-                );
-                let spoke = guest.is_some_and(|guest| guest.spoke);
-                assert!(!(self.missed && spoke), "its disk was lost");
-            }
+            Step::DeleteServer { id, .. } => self.delete(*id),
             Step::Hello {
                 server,
                 incarnation,
@@ -366,6 +354,20 @@ impl Model {
                 unreachable!("not in this model: {step:?}")
             }
         }
+    }
+
+    fn delete(&mut self, id: i64) {
+        assert!(!self.held, "deleted while held");
+        let number = u32::try_from(id - 40).unwrap();
+        let guest = self.alive.remove(&number);
+        let armed = guest.as_ref().is_some_and(|guest| guest.armed);
+        let asked = self.unanswered.get(&number).copied().unwrap_or_default();
+        assert!(
+            !(self.patient && armed && asked < 2),
+            "it was asked {asked} times"
+        );
+        let spoke = guest.is_some_and(|guest| guest.spoke);
+        assert!(!(self.missed && spoke), "its disk was lost");
     }
 
     fn create(&mut self, record: &ProvisioningRecord) {

@@ -168,7 +168,7 @@ fn i13_a_server_that_is_not_silent_since_is_told_again_and_goes_when_that_was_in
         old.guest.released = Some((3, true));
     });
     let asked = |released, times| in_vain(taken(Disk::Disposable), released, times);
-    for (world, expected) in [
+    for (world, expected) in vec![
         (silenced_before, "release"),
         (asked(Some(false), (1, 1)), "wait"),
         (asked(Some(false), (1, 20)), "release"),

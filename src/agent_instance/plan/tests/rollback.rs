@@ -230,7 +230,7 @@ fn hetzner_is_asked_what_became_of_a_creation_of_a_server_that_is_off_or_silent_
     let off = |world| with(world, |server| server.power = Power::Off);
     let heard = |world| with(world, |server| server.guest.hello = Some(Hello::default()));
     let known = |world| with(world, |server| server.guest.proven = Some("key".into()));
-    for (what, world, expected) in [
+    for (what, world, expected) in vec![
         ("it has time", under_way(-149, None), false),
         ("half of it is over", under_way(-150, None), true),
         ("asked", under_way(-160, Some(-1)), false),
