@@ -93,6 +93,21 @@ async fn told_in_events(bed: &Bed, (kind, reason): (&str, &str), count: usize) -
     .await
 }
 
+/// Waits until each serves with the revision that its class had then, on one server. The class itself counts them at its own pace.
+async fn are_back(bed: &Bed, names: &[String], then: &Value) -> Outcome {
+    bed.wait_until("all are as they were", async || {
+        for name in names {
+            let now = bed.instance(name).status().await?;
+            let revisions = (&now["classRevision"], &now["bootRevision"]);
+            if revisions != (&then["revision"], &then["bootRevision"]) {
+                return Ok(false);
+            }
+        }
+        Ok(down(bed).await?.is_empty() && bed.cloud().servers().len() == names.len())
+    })
+    .await
+}
+
 /// The record of the voice of each: whoever is given anything by a guest gets another epoch first.
 async fn voices(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String, Value>> {
     let mut voices = BTreeMap::new();

@@ -80,24 +80,14 @@ async fn a_revision_that_fails_when_some_of_twenty_have_it_is_rolled_back_on_the
         picky.ready().await?;
     }
     settled(&bed, MANY).await?;
-    let (good, given) = (
-        status(&bed).await?["revision"].clone(),
-        voices(&bed, &names).await?,
-    );
+    let (good, given) = (status(&bed).await?, voices(&bed, &names).await?);
     bed.cluster.apply(&class("bad")).await?;
     let message = told(&bed, "False", "RolledBack").await?;
     assert!(
         message.contains("a04") && message.contains("a05"),
         "{message}"
     );
-    bed.wait_until("all have the good one again", async || {
-        let status = status(&bed).await?;
-        Ok(status["updatedInstances"] == json!(MANY) && down(&bed).await?.is_empty())
-    })
-    .await?;
-    for name in &names {
-        assert_eq!(bed.instance(name).status().await?["classRevision"], good);
-    }
+    are_back(&bed, &names, &good).await?;
     assert_eq!(have(&bed, &names, "good").await?, MANY);
     assert_eq!(went_back(&bed, &names).await?, 2);
     assert_eq!(most_down(&bed)?, 2);

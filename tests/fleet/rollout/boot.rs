@@ -71,16 +71,7 @@ async fn i13_a_bad_boot_revision_stops_after_the_first_hand_over_that_fails_and_
         .apply(&class_with(&bed, "2G", "Rollback"))
         .await?;
     told(&bed, "False", "RolledBack").await?;
-    bed.wait_until("all are as they were", async || {
-        let back = status(&bed).await?["updatedInstances"] == json!(names.len());
-        Ok(back && down(&bed).await?.is_empty() && bed.cloud().servers().len() == names.len())
-    })
-    .await?;
-    for name in &names {
-        let status = status_of(name).await?;
-        assert_eq!(status["classRevision"], good["revision"]);
-        assert_eq!(status["bootRevision"], good["bootRevision"]);
-    }
+    are_back(&bed, &names, &good).await?;
     assert_eq!(
         bed.requests_to("POST", "/servers"),
         7,
