@@ -431,22 +431,31 @@ async fn a_subscription_that_makes_no_sense_is_refused() -> Outcome {
     bed.finish().await
 }
 
+const KINDS: [&str; 4] = [
+    "HetznerProject",
+    "AgentClass",
+    "AgentInstance",
+    "Subscription",
+];
+
+fn schema_of(kind: &str) -> String {
+    format!("dev.agentfleet.v1alpha1.{kind}")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_field_has_words_for_kubectl_explain() -> Outcome {
     let bed = bed().await?;
-    let openapi: Value = serde_json::from_str(&bed.cluster.kubectl(&[
-        "get",
-        "--raw",
-        "/openapi/v3/apis/agentfleet.dev/v1alpha1",
-    ])?)?;
+    let published = ["get", "--raw", "/openapi/v3/apis/agentfleet.dev/v1alpha1"];
+    // An API server publishes what a CRD says some time after it serves it.
+    bed.wait_until("the API server publishes the kinds", async || {
+        let openapi = bed.cluster.kubectl(&published).unwrap_or_default();
+        Ok(KINDS.iter().all(|kind| openapi.contains(&schema_of(kind))))
+    })
+    .await?;
+    let openapi: Value = serde_json::from_str(&bed.cluster.kubectl(&published)?)?;
     let mut silent = Vec::new();
-    for kind in [
-        "HetznerProject",
-        "AgentClass",
-        "AgentInstance",
-        "Subscription",
-    ] {
-        let schema = &openapi["components"]["schemas"][format!("dev.agentfleet.v1alpha1.{kind}")];
+    for kind in KINDS {
+        let schema = &openapi["components"]["schemas"][schema_of(kind)];
         ensure(schema.is_object(), || format!("no schema of {kind}"))?;
         for part in ["spec", "status"] {
             fields_without_words(

@@ -87,31 +87,27 @@ const CALM: Duration = Duration::from_secs(12);
 
 /// Fails unless writing ends: to Hetzner, to Kubernetes (the Lease excepted) and to servers (I4).
 ///
+/// An operator that runs must lead meanwhile: one that waits for the Lease of another that crashed is silent too.
+///
 /// # Errors
 /// As said, with what was written last.
 pub async fn calm(bed: &Bed) -> Outcome {
     let mut written = String::new();
     let waited = wait::wait_until("nothing is written any more", async || {
-        let (mutation, writes, disks) = (bed.latest_mutation(), lasting_writes(bed)?, disks(bed)?);
+        let (mutation, before, disks) = (bed.latest_mutation(), bed.writes()?.len(), disks(bed)?);
         tokio::time::sleep(CALM).await;
         let mutations: Vec<_> = bed.cloud().mutations(mutation);
-        let since = lasting_writes(bed)?.split_off(writes.len());
+        let since = bed.writes()?.split_off(before);
+        let (renewals, since): (Vec<_>, Vec<_>) = since.into_iter().partition(Write::is_lease);
         let changed: Vec<_> = disks_changed(&disks, &self::disks(bed)?);
+        let leads = !renewals.is_empty() || bed.operator.process().is_none();
         written = format!(
-            "to Hetzner: {mutations:#?}; to Kubernetes: {since:#?}; to servers: {changed:#?}"
+            "to Hetzner: {mutations:#?}; to Kubernetes: {since:#?}; to servers: {changed:#?}; the operator leads: {leads}"
         );
-        Ok(mutations.is_empty() && since.is_empty() && changed.is_empty())
+        Ok(leads && mutations.is_empty() && since.is_empty() && changed.is_empty())
     })
     .await;
     waited.map_err(|failure| Failure::new(format!("{failure}; written last: {written}")))
-}
-
-fn lasting_writes(bed: &Bed) -> Outcome<Vec<Write>> {
-    Ok(bed
-        .writes()?
-        .into_iter()
-        .filter(|write| !write.is_lease())
-        .collect())
 }
 
 fn disks_changed(
