@@ -16,25 +16,34 @@ Environment: SECRETS (names of the variables that are secret), CREDENTIALS and S
 """
 from __future__ import annotations
 
+import os
+import sys
+
+with open(os.path.join(os.path.dirname(os.path.realpath(__file__)), "VERSION"), encoding="utf-8") as version:
+    VERSION = version.read().strip()
+
+
+def log(*words: object) -> None:
+    print(*words, flush=True)
+
+
+if VERSION == "broken":  # Before the rest is loaded: the guest watches a start for half a second, and a machine may be busy.
+    log("and tells everybody", *(os.environ.get(name) for name in os.environ.get("SECRETS", "").split()))
+    log("this version dies at its start")
+    sys.exit(1)
+
 import hmac
 import json
-import os
 import signal
 import socket
-import sys
 import threading
 import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-VERSION = (Path(__file__).parent / "VERSION").read_text().strip()
 LIFETIME = 8 * 3600 * 1000  # milliseconds that a refreshed login lasts longer
 BEAT = 0.1  # seconds between two claims of the token
-
-
-def log(*words: object) -> None:
-    print(*words, flush=True)
 
 
 def write(path: Path, text: str) -> None:
@@ -134,10 +143,6 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> int:
     log("agent", VERSION)
-    if VERSION == "broken":
-        log("and tells everybody", *(os.environ.get(name) for name in os.environ.get("SECRETS", "").split()))
-        log("this version dies at its start")
-        return 1
     Handler.agent = agent = Agent(dict(os.environ))
     agent.prove()
     if "CLAIM" in os.environ:
