@@ -45,7 +45,7 @@ pub(crate) async fn burst(stack: &Stack, instances: usize, summary: &mut Summary
         instances,
         format!("simulator's count, limit 3600 an hour: {}", stack.routes()),
     )?;
-    added(&lines, summary)?;
+    added(("time_added", ""), &lines, summary)?;
     let status = writes.iter().filter(|write| is_status(write)).count();
     summary.add(
         name("status_writes_to_ready"),
@@ -86,38 +86,42 @@ fn after_boot(
 /// Name, length and source of a span of a life.
 type Span = (&'static str, fn(&Timeline) -> f64, &'static str);
 
-/// How long an instance waited for the operator once its server was ready to be configured.
-fn added(lines: &[Timeline], summary: &mut Summary) -> Outcome {
+/// How long an instance waited for the operator once its server was ready to be configured, whole and in its parts.
+pub(crate) fn added(
+    (name, whose): (&str, &str),
+    lines: &[Timeline],
+    summary: &mut Summary,
+) -> Outcome {
     let spans: [Span; 4] = [
         (
-            "time_added",
+            "",
             |line| seconds(line.installed, line.ready),
             "installed and SSH up (simulator, install.log) to the status write that says Ready (audit log)",
         ),
         (
-            "time_added_to_voice",
+            "_to_voice",
             |line| seconds(line.installed, line.voice),
             "of it: until the record of the voice is written",
         ),
         (
-            "time_added_to_agent",
+            "_to_agent",
             |line| seconds(line.voice, line.runs),
             "of it: from there until the agent runs (seen by the simulator)",
         ),
         (
-            "time_added_to_ready",
+            "_to_ready",
             |line| seconds(line.runs, line.ready),
             "of it: from there until Ready is written",
         ),
     ];
-    for (name, span, how) in spans {
+    for (part, span, how) in spans {
         let mut values: Vec<f64> = lines.iter().map(span).collect();
-        let (median, most) = (quantile(&mut values, 0.5), quantile(&mut values, 1.0));
+        let (median, most) = (quantile(&mut values, 0.5), quantile(&mut values, 0.99));
         summary.add(
-            format!("{name}_p95_s"),
+            format!("{name}{part}_p95_s"),
             (quantile(&mut values, 0.95), "s"),
             lines.len(),
-            format!("{how}; median {median:.2}, most {most:.2}"),
+            format!("{whose}{how}; p50 {median:.2}, p99 {most:.2}"),
         )?;
     }
     Ok(())

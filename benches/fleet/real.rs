@@ -11,6 +11,7 @@ use serde_json::Value;
 use sha2::Sha256;
 use tokio::time::{Instant, sleep};
 
+use crate::fleet::added;
 use crate::healing;
 use crate::scale::Scale;
 use crate::stack::{PATIENCE, PROOF, Stack, name};
@@ -42,26 +43,21 @@ pub(crate) async fn measure(scale: &Scale, summary: &mut Summary) -> Outcome {
     let mut ten = [began.elapsed().as_secs_f64()];
     remove(&stack, 0..TEN).await?;
     let mut spans: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let (mut added, mut rotations) = (vec![], vec![]);
+    let (mut lives, mut rotations) = (vec![], vec![]);
     let all = TEN + scale.real;
     for first in (TEN..all).step_by(AT_ONCE) {
         let before = stack.writes()?.len();
         let numbers = first..(first + AT_ONCE).min(all);
         provision(&stack, numbers.clone()).await?;
-        let lines = timelines(&stack, &stack.writes()?.split_off(before))?;
-        added.extend(lines.iter().map(|line| seconds(line.installed, line.ready)));
+        lives.extend(timelines(&stack, &stack.writes()?.split_off(before))?);
         for n in numbers.clone() {
             steps(&stack, n, &mut spans).await?;
             rotations.push(rotation(&stack, n).await?);
         }
         remove(&stack, numbers).await?;
     }
-    tell(
-        summary,
-        "ready_after_boot",
-        &mut added,
-        "SSH answers and the guest has installed (machine's disk) to the write that says Ready (audit log)",
-    )?;
+    let two = "real machines, two at a time; ";
+    added(("ready_after_boot", two), &lives, summary)?;
     tell(
         summary,
         "rotation_seen",

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use bed::{Bed, Failure, Instance, Outcome, Token, ensure, manifests, run_in, wait_until};
-use hetzner_sim::{Fault, FaultBody, FaultRule, MachineFaults, Shell, Stage};
+use hetzner_sim::{Fault, FaultBody, FaultRule, MachineFaults, Shell, SshFault, Stage};
 use serde_json::{Value, json};
 
 /// The agent that claims the token.
@@ -243,6 +243,49 @@ async fn i13_one_agent_is_heard_whoever_comes_late_never_boots_is_switched_on_by
     bot.bed.finish_after_replacements().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn i13_one_agent_is_heard_while_the_way_to_the_server_that_it_leaves_is_cut() -> Outcome {
+    let Some(mut bot) = Bot::new().await? else {
+        return Ok(());
+    };
+    let old = bot.bed.create("one").await?.ready().await?;
+    bot.is_heard(old).await?;
+    // Nobody can silence its agent, which reaches its service as before.
+    let cut = MachineFaults {
+        ssh: SshFault::Hang,
+        ..MachineFaults::default()
+    };
+    bot.bed.cloud().set_machine_faults(old, cut)?;
+    let refused = bot.bed.cloud().add_fault(FaultRule {
+        times: None,
+        ..FaultRule::next("DELETE", "/servers/{id}", UNAVAILABLE)
+    });
+    bot.change("Disposable", true).await?;
+    let next = bot.another(&[old]).await?;
+    bot.bed
+        .wait_until("its deletion is asked for, and refused", async || {
+            Ok(bot.bed.requests_to("DELETE", "/servers/{id}") > 0)
+        })
+        .await?;
+    bot.is_heard(old).await?;
+    assert_eq!(bot.token.claims_of(&bot.name(next)?), 0);
+    bot.bed.cloud().remove_fault(refused)?;
+    bot.is_heard(next).await?;
+    assert_eq!(bot.one().ready().await?, next);
+    is_gone(&bot, old)?;
+    bot.token.one_holder()?;
+    bot.bed.delete_all().await?;
+    bot.bed.finish_after_replacements().await
+}
+
+fn is_gone(bot: &Bot, server: u64) -> Outcome {
+    let lives = bot.bed.cloud().lives();
+    let gone = lives
+        .iter()
+        .any(|life| life.server == server && life.deleted.is_some());
+    ensure(gone, || format!("{lives:#?}"))
+}
+
 /// A frozen server whose disk is kept stays the agent's, whatever the class says; given up, it is gone before another one speaks.
 async fn is_given_up_by_a_person_only(bot: &mut Bot, server: u64) -> Outcome {
     let mutations = bot.bed.latest_mutation();
@@ -263,9 +306,5 @@ async fn is_given_up_by_a_person_only(bot: &mut Bot, server: u64) -> Outcome {
     let next = bot.another(&[server]).await?;
     bot.is_heard(next).await?;
     assert_eq!(one.ready().await?, next);
-    let lives = bot.bed.cloud().lives();
-    let gone = lives
-        .iter()
-        .any(|life| life.server == server && life.deleted.is_some());
-    ensure(gone, || format!("{lives:#?}"))
+    is_gone(bot, server)
 }
