@@ -192,15 +192,17 @@ async fn converse(
     }
 }
 
-/// Reads to the end. Only a command that was seen to exit has answered in full.
+/// Reads an answer: a line, which is whole before the command has ended, for sudo and PAM take their time for that. What has no end of a line is
+/// whole only if the command was seen to exit.
 async fn read_answer(from: &mut ChannelReadHalf) -> Result<Zeroizing<Vec<u8>>, TransportError> {
     let mut answer = Zeroizing::new(Vec::with_capacity(4096));
-    let (mut received, mut exited) = (0, false);
+    let (mut received, mut is_line, mut exited) = (0, false, false);
     while let Some(message) = from.wait().await {
         match message {
             ChannelMsg::Data { data } => {
                 received += data.len();
                 answer.extend_from_slice(&data);
+                is_line = data.contains(&b'\n');
             }
             ChannelMsg::ExtendedData { data, .. } => received += data.len(),
             ChannelMsg::ExitStatus { .. } => exited = true,
@@ -210,6 +212,9 @@ async fn read_answer(from: &mut ChannelReadHalf) -> Result<Zeroizing<Vec<u8>>, T
         }
         if received > MAX_ANSWER {
             return Err(TransportError::AnswerTooLarge);
+        }
+        if is_line {
+            return Ok(answer);
         }
     }
     if exited {

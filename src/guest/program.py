@@ -586,9 +586,9 @@ class System(System):
         return run(["systemctl", *arguments], 600 if arguments[0] == "stop" else 100)
 
     def reload_soon(self) -> None:
-        """Lets systemd read all units again, for those who ask it about them: nobody waits for that."""
+        """Lets systemd read all units again, for those who ask it about them: nobody waits for that, nor for what it keeps from being done."""
         quiet = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
-        subprocess.Popen(["systemctl", "daemon-reload"], start_new_session=True, **quiet)
+        subprocess.Popen(["sh", "-c", "sleep 1; exec systemctl daemon-reload"], start_new_session=True, **quiet)
 
     def unit_state(self, name: str) -> dict[str, Any]:
         shown = dict(line.partition("=")[::2] for line in self.systemctl(
@@ -982,6 +982,7 @@ class Guest(Guest):
             self.claim(request, state)
             state |= {"armed": SPEAKER["marker"](self.system.root), "everArmed": True, "pending": {},
                       "user": request["description"]["user"],
+                      "unit": state["unit"] or request["description"]["unit"]["name"],
                       "files": {file.path: record(file) for file in files},
                       "applied": {"configRevision": request["description"]["configRevision"],
                                   "secretsTag": request["secretsTag"]}}
@@ -1029,14 +1030,16 @@ class Guest(Guest):
             self.ordered(name, "enable", "--no-reload", "--now", name)
         until = self.system.now() + request.get("settle", SETTLE if known else SETTLE_FIRST)
         restarts = self.system.unit_state(name)["restarts"] if known else 0
+        with self.changing() as state:
+            state["restart"] = False
         self.system.sleep(max(until - self.system.now(), 0))
         unit = self.system.unit_state(name)
         if unit["active"] == "active" and unit["restarts"] == restarts:
-            with self.changing() as state:
-                state["restart"] = False
             if not known:
                 self.system.reload_soon()
             return {"unit": unit}
+        with self.changing() as state:
+            state["restart"] = True
         raise self.unit_failed(name, f"did not stay up: {unit['active']}, {unit['sub']}, {unit['result']}", [])
 
     def ordered(self, name: str, *arguments: str) -> None:

@@ -41,6 +41,8 @@ pub(super) enum Reply {
     CutAfter(&'static str),
     /// All of it, but the command was never seen to exit.
     NoExit(Vec<u8>),
+    /// All of it, but the command does not end.
+    Lingers(Vec<u8>),
 }
 
 /// One command that arrived, with its standard input.
@@ -249,6 +251,9 @@ async fn carry_out(reply: Reply, channel: ChannelId, handle: Handle) {
                 .await
                 .is_ok()
             {}
+        }
+        Reply::Lingers(answer) => {
+            let _ = handle.data(channel, answer).await;
         }
         Reply::Hang => {}
         Reply::CutAfter(start) => {

@@ -459,6 +459,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_line_is_an_answer_before_its_command_has_ended() {
+        let mut line = said(&json!({"journal": ["a"]}));
+        line.push(b'\n');
+        let lingers = StandIn::new(move |_| Reply::Lingers(line.clone())).await;
+        let answer = pinned(&lingers)
+            .run(&logs(), DEADLINE)
+            .await
+            .unwrap()
+            .answer;
+        assert_eq!(answer.journal[0], "a");
+    }
+
+    #[tokio::test]
     async fn data_without_end_is_cut_off_at_the_bound() {
         let endless = StandIn::new(|_| Reply::Endless).await;
         let errors = StandIn::new(|_| Reply::EndlessErrors).await;

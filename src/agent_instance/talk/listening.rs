@@ -21,7 +21,7 @@ use crate::{
 /// How long a server that does not answer is tried before the reconciler hears of it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest pause between two tries.
-const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Where a guest is, and what is known of it.
 pub struct Listening {
