@@ -125,7 +125,7 @@ impl World {
         let told = told.filter(|told| told.id == server.id);
         let told = told.and(self.status.class_revision.as_ref());
         let has = told.or(server.revision.as_ref());
-        has.is_some_and(|has| *has != self.rollout.revision)
+        has.is_some_and(|has| !self.rollout.is_met_by(has))
     }
 
     /// The server that the agent runs on, or is about to: the holder of the voice; while nobody has it, the one that had it last, until that is
