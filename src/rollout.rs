@@ -66,6 +66,8 @@ pub struct Standing {
     newcomers: Revision,
     /// Names of the revisions that are kept.
     kept: Vec<String>,
+    /// All known revisions, where each gets servers of its own.
+    revisions: Vec<Revision>,
     quota: Option<UsedUp>,
     /// By UID.
     turns: HashMap<String, Turn>,
@@ -79,9 +81,19 @@ impl Standing {
             goal: self.goal.clone(),
             newcomers: self.newcomers.clone(),
             kept: vec![],
+            revisions: self.revisions.clone(),
             quota: None,
             turns: HashMap::new(),
         }
+    }
+
+    /// The other revisions that servers of this one are as good for: they differ in nothing but how agents are probed.
+    fn alike(&self, name: &str) -> Vec<String> {
+        let all = || self.revisions.iter();
+        let this = all().find(|known| known.name == name);
+        let alike = all()
+            .filter(|other| other.name != name && this.is_some_and(|this| this.is_like(other)));
+        alike.map(|other| other.name.clone()).collect()
     }
 }
 
@@ -105,6 +117,8 @@ pub struct Look {
 pub struct Share {
     /// The revision that it shall have for now.
     pub revision: String,
+    /// Others that differ from that one in nothing but how agents are probed, where each revision gets servers of its own.
+    pub alike: Vec<String>,
     /// The name of this try of the newest revision, if that is the one.
     pub attempt: Option<String>,
     /// The revision that it goes back to when that try fails here.
@@ -115,6 +129,13 @@ pub struct Share {
     pub why: Option<(&'static str, String)>,
     /// How the revision that it has is probed, if that is another way than that of the revision that it shall have.
     pub asked: Option<Health>,
+}
+
+impl Share {
+    /// Whether a server of that revision is as good as a new one.
+    pub fn is_met_by(&self, revision: &str) -> bool {
+        self.revision == revision || self.alike.iter().any(|alike| alike == revision)
+    }
 }
 
 /// What an instance is given of its class for now.
@@ -165,6 +186,11 @@ fn decide(
         goal: decided.goal.clone(),
         newcomers: decided.newcomers,
         kept,
+        revisions: if class.spec.lifecycle.replaces() {
+            revisions::known(ctx, class)
+        } else {
+            vec![]
+        },
         quota,
         turns: uids.zip(decided.of).collect(),
     };
@@ -343,6 +369,7 @@ impl Own<'_> {
         let newest = revision == *target;
         let share = Share {
             asked: asked_before(had.as_ref(), class.as_ref()),
+            alike: standing.alike(&revision),
             attempt: newest.then(|| course.attempt.clone()),
             former: back.map(|(good, _)| good),
             refused: refused.cloned(),

@@ -125,7 +125,7 @@ impl World {
         let told = told.filter(|told| told.id == server.id);
         let told = told.and(self.status.class_revision.as_ref());
         let has = told.or(server.revision.as_ref());
-        has.is_some_and(|has| *has != self.rollout.revision)
+        has.is_some_and(|has| !self.rollout.is_met_by(has))
     }
 
     /// The server that the agent runs on, or is about to: the holder of the voice; while nobody has it, the one that had it last, until that is
@@ -162,6 +162,21 @@ impl World {
     pub fn is_silent(&self, server: &ServerView) -> bool {
         let told = server.guest.released;
         told.is_some_and(|(epoch, done)| done && epoch >= self.taken_at())
+    }
+
+    /// The epoch with which a server last proved that its agent is silent, to this process or to one before.
+    pub fn silent_since(&self, server: &ServerView) -> Option<i64> {
+        let told = self.status.server.as_ref();
+        let told = told.filter(|told| told.id == server.id);
+        let proven = server.guest.released.filter(|(_, done)| *done);
+        told.and_then(|told| told.silent_since_epoch)
+            .max(proven.map(|(epoch, _)| epoch))
+    }
+
+    /// Whether nobody has the voice, and a server has proven since that was taken from it that its agent is silent: it is so as long as it is off.
+    pub fn is_silent_in_the_dark(&self, server: &ServerView) -> bool {
+        let taken = self.voice().filter(|voice| voice.incarnation.is_none());
+        taken.is_some_and(|voice| self.silent_since(server) >= Some(voice.epoch))
     }
 
     /// Whether its agent is silent, or never spoke.

@@ -157,6 +157,7 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
             .pinned(server)
             .map(str::to_owned)
             .or_else(|| server.guest.proven.clone()),
+        silent_since_epoch: world.silent_since(server),
     }
 }
 

@@ -463,4 +463,7 @@ pub struct ServerStatus {
     /// Its SSH host key, once proven; the operator talks to no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,
+    /// The epoch of the voice with which it last proved that its agent is silent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_since_epoch: Option<i64>,
 }

@@ -97,8 +97,18 @@ pub fn described(class: &AgentClass) -> Revision {
         .map(|agent| Revision {
             name: agent.class_revision(),
             boot: agent.boot_revision,
+            config: agent.config_revision,
         })
         .unwrap_or_default()
+}
+
+/// All revisions of a class that are known: the one that it describes, and those that are kept.
+pub fn known(ctx: &Context, class: &AgentClass) -> Vec<Revision> {
+    let kept = of_class(ctx, class);
+    let former = kept.iter().filter_map(|kept| restored(class, kept));
+    std::iter::once(described(class))
+        .chain(former.map(|former| described(&former)))
+        .collect()
 }
 
 /// The class as it was at a revision, in what revisions are made of; none when that is not kept.

@@ -20,7 +20,7 @@ fn class(colour: &str, disk: Disk) -> AgentClass {
 fn named(name: &str) -> Revision {
     Revision {
         name: name.into(),
-        boot: String::new(),
+        ..Revision::default()
     }
 }
 
@@ -218,4 +218,33 @@ fn how_its_revision_is_probed_is_told_where_another_way_is_to_come() {
     assert_eq!(asked(5, takes("r2", false)), Some(5));
     assert_eq!(asked(60, takes("r2", false)), None, "it stays the same");
     assert_eq!(asked(5, Some(Turn::Keeps(Why::Waits))), None);
+}
+
+#[test]
+fn revisions_that_differ_in_their_probes_alone_are_alike() {
+    let revision = |name: &str, boot: &str, config: &str| Revision {
+        name: name.into(),
+        boot: boot.into(),
+        config: config.into(),
+    };
+    let standing = Standing {
+        revisions: vec![
+            revision("r2", "boot", "config"),
+            revision("r1", "boot", "config"),
+            revision("r0", "boot", "another"),
+            revision("r00", "another", "config"),
+        ],
+        ..standing("r2")
+    };
+    let class = class("green", Disk::Disposable);
+    let own = Own {
+        class: &class,
+        has: Has::Revision("r1".into()),
+        good: Some("r1".into()),
+        refused: None,
+    };
+    let given = own.share(&standing, takes("r2", true), |_| None);
+    assert_eq!(given.share.alike, ["r1"]);
+    let met = ["r2", "r1", "r0", "r00"].map(|name| given.share.is_met_by(name));
+    assert_eq!(met, [true, true, false, false]);
 }

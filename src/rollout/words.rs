@@ -161,7 +161,7 @@ mod tests {
     fn told_of(progress: Progress) -> (String, String, String) {
         let revision = |name: &str| Revision {
             name: name.into(),
-            boot: String::new(),
+            ..Revision::default()
         };
         let goal = revision(if progress.back { "r1" } else { "r2" });
         let course = Course {

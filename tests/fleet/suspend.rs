@@ -81,6 +81,41 @@ async fn a_suspended_agent_is_silent_and_off_and_the_same_server_serves_again() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_server_gets_a_listed_type_also_from_an_operator_that_begins_anew() -> Outcome {
+    let mut bed = Bed::start().await?;
+    let server = bed.create("one").await?.ready().await?;
+    set(&bed, "one", true).await?;
+    suspended(&bed.instance("one")).await?;
+    is_off(&bed, server).await?;
+    let (mutations, spoke) = (bed.latest_mutation(), times_spoken(&bed));
+    bed.operator.kill()?;
+    let mut larger = bed.class();
+    larger["spec"]["serverTypes"] = json!(["cx33"]);
+    bed.cluster.apply(&larger).await?;
+    bed.operator.start()?;
+    bed.wait_until(
+        "it has the listed type, and is switched off again",
+        async || {
+            Ok(bed.mutations_after(mutations)
+                == [
+                    "POST /servers/{id}/actions/change_type",
+                    "POST /servers/{id}/actions/shutdown",
+                ])
+        },
+    )
+    .await?;
+    is_off(&bed, server).await?;
+    let one = bed.instance("one");
+    suspended(&one).await?;
+    assert_eq!(one.status().await?["server"]["type"], "cx33");
+    assert_eq!(times_spoken(&bed), spoke);
+    set(&bed, "one", false).await?;
+    assert_eq!(one.ready().await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_bought_for_an_instance_that_is_suspended_from_the_start() -> Outcome {
     let bed = Bed::start().await?;
     bed.apply_basics().await?;

@@ -25,7 +25,7 @@ impl Look<'_> {
 
     /// A server that is off anyway, and whose agent is known not to begin when that switches it on.
     pub(super) fn retyped_in_the_dark(&self, server: &ServerView) -> Option<Plan> {
-        if !self.world.cannot_speak(server) {
+        if !(self.world.cannot_speak(server) || self.world.is_silent_in_the_dark(server)) {
             return None;
         }
         let (Some(Misfit::Type), Retype::To(wanted)) = (self.world.misfit(server), &server.retype)

@@ -151,6 +151,7 @@ fn with_server(mut world: World, server: ServerView) -> World {
         disk: None,
         created_at: None,
         host_key: None,
+        silent_since_epoch: None,
     });
     world.servers.push(server);
     world

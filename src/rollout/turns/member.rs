@@ -12,6 +12,15 @@ pub struct Revision {
     pub name: String,
     /// The boot revision that servers of it have.
     pub boot: String,
+    /// The config revision that they have, but for what an instance asks for of its own.
+    pub config: String,
+}
+
+impl Revision {
+    /// Whether servers of both are the same, however their agents are probed.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (&self.boot, &self.config) == (&other.boot, &other.config)
+    }
 }
 
 /// Which revision an agent speaks with.

@@ -10,6 +10,7 @@ pub(super) fn revision(name: &str) -> Revision {
     Revision {
         name: name.into(),
         boot: "boot".into(),
+        ..Revision::default()
     }
 }
 

@@ -107,3 +107,39 @@ async fn a_revision_that_no_server_can_be_prepared_for_fails_and_all_stay_as_the
     bed.delete_all().await?;
     bed.finish_after_replacements().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_probe_was_changed_since_it_was_made_is_gone_back_to_and_no_other_bought()
+-> Outcome {
+    let mut bed = bed(&replacing("good", "Pause")).await?;
+    let names = many(&bed, 2).await?;
+    let former = servers(&bed, &names).await?;
+    let otherwise_probed = |motto| {
+        let mut class = replacing(motto, "Pause");
+        class["spec"]["health"]["failureThreshold"] = json!(3);
+        class
+    };
+    bed.change(&otherwise_probed("good")).await?;
+    settled(&bed, 2).await?;
+    bed.operator.restart()?;
+    bed.cluster.apply(&otherwise_probed("bad")).await?;
+    told(&bed, "False", "RolloutFailed").await?;
+    bed.wait_until("both have gone back", async || {
+        let mut back = true;
+        for name in &names {
+            let status = bed.instance(name).status().await?;
+            back &= status["refusedRevision"].is_string()
+                && status["server"]["id"]
+                    .as_u64()
+                    .is_some_and(|id| former.contains(&id));
+        }
+        Ok(back)
+    })
+    .await?;
+    assert_eq!(servers(&bed, &names).await?, former);
+    servers_left(&bed, 2).await?;
+    assert_eq!(bed.requests_to("POST", "/servers"), 4);
+    oracle::calm(&bed).await?;
+    bed.delete_all().await?;
+    bed.finish_after_replacements().await
+}

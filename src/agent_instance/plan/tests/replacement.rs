@@ -416,21 +416,26 @@ fn handed_over_in_vain() -> World {
     world
 }
 
+/// It is to have `r1` again.
+fn gone_back(mut world: World) -> World {
+    let mut former = agent();
+    former.lifecycle = usable(&mut world).lifecycle.clone();
+    world.class = ClassView::Usable(Box::new(former));
+    world.rollout = Share {
+        revision: "r1".into(),
+        refused: Some("r2".into()),
+        ..Share::default()
+    };
+    world
+}
+
 #[test]
 fn one_that_failed_gives_the_voice_back_to_the_old_server_if_that_is_still_there() {
     let world = handed_over_in_vain();
     assert!(world.refuses(&world.servers[1]));
     assert_eq!(present(&world).steps, []);
 
-    let mut back = world;
-    let mut former = agent();
-    former.lifecycle = usable(&mut back).lifecycle.clone();
-    back.class = ClassView::Usable(Box::new(former));
-    back.rollout = Share {
-        revision: "r1".into(),
-        refused: Some("r2".into()),
-        ..Share::default()
-    };
+    let mut back = gone_back(world);
     let asked = present(&back);
     assert!(
         matches!(asked.steps[..], [Step::Hello { server: 41, .. }]),
@@ -459,6 +464,37 @@ fn one_that_failed_gives_the_voice_back_to_the_old_server_if_that_is_still_there
     back.servers.remove(0);
     let plan = present(&back);
     assert!(matches!(&plan.steps[..], [Step::Announce(next)] if next.incarnation == 3));
+}
+
+#[test]
+fn a_server_that_was_made_for_a_revision_with_another_probe_alone_needs_no_other() {
+    let mut back = with_old(gone_back(handed_over_in_vain()), |old| {
+        old.revision = Some("r0".into());
+        old.guest.proven = Some("ssh-ed25519 AAAA".into());
+        old.guest.hello = Some(Hello {
+            ever_armed: true,
+            ..Hello::default()
+        });
+    });
+    let plan = present(&back);
+    assert!(
+        matches!(plan.steps[..], [Step::Announce(_), ..]),
+        "{plan:?}"
+    );
+    back.rollout.alike = vec!["r0".into()];
+    let plan = present(&back);
+    assert!(
+        matches!(&plan.steps[..], [Step::WriteVoice(voice)] if voice.incarnation.is_none()),
+        "{plan:?}"
+    );
+    // Nor does one that is prepared when the probe is changed.
+    let mut next = beside(of_another_revision(), Some(InstallPhase::Done));
+    next.rollout.alike = vec!["r1b".into()];
+    let plan = present(&with_next_of(next, "r1b"));
+    assert!(
+        matches!(&plan.steps[..], [Step::WriteVoice(voice)] if voice.incarnation.is_none()),
+        "{plan:?}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is planned for a server that can become one of a listed type.
 
 use super::*;
-use crate::api::Disk;
+use crate::{agent_instance::status::status, api::Disk};
 
 const GRACE: Duration = Duration::from_mins(1);
 
@@ -132,9 +132,23 @@ fn a_suspended_server_gets_its_type_in_the_dark_and_is_off_again() {
         suspended(&dark).steps[..],
         [Step::ChangeType { .. }]
     ));
-    dark.servers[0].power = Power::On;
-    assert!(matches!(
-        suspended(&dark).steps[..],
-        [Step::Shutdown { .. }]
-    ));
+    let on = with(dark.clone(), |server| server.power = Power::On);
+    assert!(matches!(suspended(&on).steps[..], [Step::Shutdown { .. }]));
+    // That it has said so is told in the status, to a process that begins anew.
+    let current = dark.servers.first();
+    let told = status(&dark, current, &suspended(&dark).stage, None, now());
+    dark.status.server = told.server;
+    dark.servers[0].guest = GuestView::default();
+    let anew = |taken: VoiceRecord| {
+        let mut dark = dark.clone();
+        dark.status.voice = Some(taken);
+        suspended(&dark).steps
+    };
+    let nobody = |epoch| VoiceRecord {
+        incarnation: None,
+        epoch,
+    };
+    assert!(matches!(anew(nobody(4))[..], [Step::ChangeType { .. }]));
+    // It may have been given the voice since.
+    assert_eq!(anew(nobody(5)), []);
 }
