@@ -24,7 +24,7 @@ use crate::{
     metrics::Metrics,
     notification::delivery::Notifications,
     rollout::Rollouts,
-    subscription::{self, SubscriptionFlags, guard::ledger::Ledger},
+    subscription::{self, SubscriptionFlags, guard::ledger::Ledger, references::References},
     zombies::SweepFlags,
 };
 
@@ -121,6 +121,8 @@ pub struct Stores {
     pub projects: Store<HetznerProject>,
     /// All subscriptions.
     pub subscriptions: Store<Subscription>,
+    /// The same by what they are in the billing system.
+    pub references: References,
     /// All Secrets, without their content.
     pub secrets: Store<PartialObjectMeta<Secret>>,
     /// Former revisions of classes.

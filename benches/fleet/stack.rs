@@ -10,7 +10,6 @@ use bed::{
     Audit, Cluster, ControlPlane, OPERATOR, Operator, Outcome, Pace, SYSTEM, Setup, TENANT, TOKEN,
     Turns, Write, ensure, manifests, wait_within,
 };
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hetzner_sim::{Config, Control, RequestCount, Simulator, Spread};
 use serde_json::{Value, json};
 
@@ -26,8 +25,6 @@ const PACE: Pace = Pace {
     lease: "15s",
     unreachable: "5m",
 };
-/// Requests to the API server at once, of whoever applies many objects.
-const AT_ONCE: usize = 16;
 /// How many servers may be rebooted in a minute: more than the default, so that hundreds of them are seen to come back.
 pub(crate) const RECOVERIES: &str = "60";
 /// Between two looks at all instances: a list of hundreds costs the API server what dozens of writes do.
@@ -166,14 +163,13 @@ impl Stack {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 
-    /// Applies objects, several at once.
+    /// Applies objects, several at a time.
     pub(crate) async fn apply_all(&self, objects: Vec<Value>) -> Outcome {
         let (namespaces, rest): (Vec<_>, Vec<_>) = objects
             .into_iter()
             .partition(|object| object["kind"] == "Namespace");
         for objects in [namespaces, rest] {
-            let applied = stream::iter(&objects).map(|object| self.cluster.apply(object));
-            let _applied: Vec<Value> = applied.buffer_unordered(AT_ONCE).try_collect().await?;
+            self.cluster.apply_all(objects).await?;
         }
         Ok(())
     }
@@ -211,13 +207,13 @@ impl Stack {
 
     /// Asks for the deletion of instances of these numbers.
     pub(crate) async fn delete(&self, numbers: std::ops::Range<usize>) -> Outcome {
-        let deleted = stream::iter(numbers).map(async |n| {
-            self.cluster
+        bed::each(numbers, async |n| {
+            let cluster = &self.cluster;
+            cluster
                 .delete("AgentInstance", Some(TENANT), &name(n))
                 .await
-        });
-        let _deleted: Vec<()> = deleted.buffer_unordered(AT_ONCE).try_collect().await?;
-        Ok(())
+        })
+        .await
     }
 
     /// Requests to Hetzner since they were last forgotten.

@@ -28,7 +28,7 @@ use crate::{
     hetzner_project,
     http::Liveness,
     kube_ext, labels,
-    subscription::{self, declaration},
+    subscription::{self, declaration, references::References},
 };
 
 /// How many subscriptions are looked at side by side.
@@ -49,12 +49,27 @@ fn watch<K>(api: Api<K>, config: watcher::Config, liveness: &Liveness, keep: fn(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
+    watch_beside(api, config, liveness, keep, |_| ())
+}
+
+/// The same, where something beside the store follows what is shown.
+fn watch_beside<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    liveness: &Liveness,
+    keep: fn(&mut K),
+    follow: impl Fn(&watcher::Event<K>) + Send + 'static,
+) -> Watch<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
     let (store, writer) = reflector::store();
     let (liveness, synced) = (liveness.clone(), CancellationToken::new());
     let first = synced.clone();
     let objects = watcher(api, config)
         .default_backoff()
         .modify(keep)
+        .inspect_ok(follow)
         .reflect(writer)
         .inspect_ok(move |event| {
             liveness.touch();
@@ -106,6 +121,7 @@ pub(super) struct Watches {
     classes: Watch<AgentClass>,
     projects: Watch<HetznerProject>,
     subscriptions: Watch<Subscription>,
+    references: References,
     secrets: Watch<PartialObjectMeta<Secret>>,
     revisions: Watch<ControllerRevision>,
 }
@@ -115,6 +131,8 @@ impl Watches {
         let all = watcher::Config::default;
         let ours = all().labels(labels::CLASS);
         let own = Api::namespaced(client.clone(), namespace);
+        let references = References::default();
+        let followed = references.clone();
         Self {
             instances: watch(
                 Api::all(client.clone()),
@@ -134,12 +152,14 @@ impl Watches {
                 liveness,
                 drop_managed_fields,
             ),
-            subscriptions: watch(
+            subscriptions: watch_beside(
                 Api::all(client.clone()),
                 all(),
                 liveness,
                 drop_managed_fields,
+                move |event| followed.follow(event),
             ),
+            references,
             secrets: watch(
                 Api::all(client.clone()),
                 all(),
@@ -156,6 +176,7 @@ impl Watches {
             classes: self.classes.store.clone(),
             projects: self.projects.store.clone(),
             subscriptions: self.subscriptions.store.clone(),
+            references: self.references.clone(),
             secrets: self.secrets.store.clone(),
             revisions: self.revisions.store.clone(),
             synced: CancellationToken::new(),

@@ -17,6 +17,7 @@ mod observe;
 pub mod orphans;
 mod perform;
 pub mod plan;
+pub mod references;
 pub mod status;
 pub mod step;
 pub mod world;
@@ -82,8 +83,8 @@ pub async fn reconcile(
         return Ok(Action::requeue(WATCH));
     }
     let desired = Desired::parse(&subscription);
-    let world = observe(&ctx, &subscription, &desired);
     let (flags, now) = (&ctx.settings.subscriptions, Timestamp::now());
+    let world = observe(&ctx, &subscription, &desired, now);
     let plan = plan(&desired, &world, flags, now);
     let lead = flags.announce_before;
     tracing::debug!(steps = ?plan.steps, entitled = plan.entitlement.entitled, "planned");

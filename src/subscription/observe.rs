@@ -19,7 +19,12 @@ use crate::{
 };
 
 /// What is, as far as this process knows.
-pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) -> World {
+pub fn observe(
+    ctx: &Context,
+    subscription: &Subscription,
+    desired: &Desired,
+    now: Timestamp,
+) -> World {
     if let Some(delivery) = ctx.notifications.take(&desired.identity()) {
         ctx.subscriptions
             .delivered(&desired.uid, delivery, Instant::now());
@@ -27,10 +32,12 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
     let instance = ObjectRef::<AgentInstance>::new(&desired.name).within(&desired.namespace);
     let instance = ctx.stores.instances.get(&instance);
     let view = InstanceView::of(instance.as_deref(), desired);
+    let confirmation = confirmation(subscription);
     // To count all of them for each of them is much for a large fleet.
-    let census = match view {
-        InstanceView::Absent => Some(Census::of_today(others_made_today(ctx, desired))),
-        _ if desired.may_lose() => census(ctx, Timestamp::now()),
+    let census = match &view {
+        InstanceView::Absent => Some(Census::of_today(others_made_today(ctx, desired, now))),
+        InstanceView::Ours(ours) if ours.stays_held(confirmation.as_deref()) => None,
+        _ if desired.may_lose() => census(ctx, now),
         _ => None,
     };
     let finalizers = subscription.finalizers();
@@ -41,7 +48,7 @@ pub fn observe(ctx: &Context, subscription: &Subscription, desired: &Desired) ->
         secret: secret(ctx, desired),
         elder: elder(ctx, subscription),
         census,
-        confirmation: confirmation(subscription),
+        confirmation,
         taken: ctx.subscriptions.taken(&desired.uid),
         trouble: ctx.subscriptions.trouble(&desired.uid),
     }
@@ -63,8 +70,8 @@ pub fn census(ctx: &Context, now: Timestamp) -> Option<Census> {
 }
 
 /// How many others were made today: one that was about to be made before counts for itself.
-fn others_made_today(ctx: &Context, desired: &Desired) -> usize {
-    let mut made = made_today(ctx, Timestamp::now());
+fn others_made_today(ctx: &Context, desired: &Desired, now: Timestamp) -> usize {
+    let mut made = made_today(ctx, now);
     made.remove(&format!("{}/{}", desired.namespace, desired.name));
     made.len()
 }
@@ -74,7 +81,7 @@ pub fn made_today(ctx: &Context, now: Timestamp) -> BTreeSet<String> {
     let (mut made, yesterday) = (ctx.guard.made_today(now), earlier(now, guard::DAY));
     for agent in ctx.stores.instances.state() {
         let at = agent.metadata.creation_timestamp.as_ref();
-        if is_subscribed(&agent) && at.is_some_and(|at| at.0 > yesterday) {
+        if at.is_some_and(|at| at.0 > yesterday) && is_subscribed(&agent) {
             made.insert(deletions::who(&agent));
         }
     }
@@ -83,7 +90,8 @@ pub fn made_today(ctx: &Context, now: Timestamp) -> BTreeSet<String> {
 
 /// Whether an instance came from a subscription; a label that was copied to another name means nothing.
 pub fn is_subscribed(instance: &AgentInstance) -> bool {
-    instance.labels().get(labels::SUBSCRIPTION) == Some(&instance.name_any())
+    let name = instance.labels().get(labels::SUBSCRIPTION);
+    name.is_some() && name == instance.metadata.name.as_ref()
 }
 
 /// The subscription that an instance came from, if it is there.
@@ -119,11 +127,19 @@ fn secret(ctx: &Context, desired: &Desired) -> SecretView {
 /// The oldest living subscription that is the same one in the billing system, if it is not this one.
 fn elder(ctx: &Context, subscription: &Subscription) -> Option<String> {
     let external = subscription.spec.external_ref.as_ref()?;
+    let same = ctx.stores.references.same(external);
+    let same = same
+        .iter()
+        .filter_map(|one| ctx.stores.subscriptions.get(one));
+    elder_among(&same.collect::<Vec<_>>(), subscription)
+}
+
+fn elder_among(all: &[Arc<Subscription>], subscription: &Subscription) -> Option<String> {
+    let external = subscription.spec.external_ref.as_ref()?;
     let age = |one: &Subscription| {
         let created = one.metadata.creation_timestamp.as_ref();
         (created.map(|time| time.0), one.uid())
     };
-    let all = ctx.stores.subscriptions.state();
     let same = all.iter().filter(|other| {
         other.spec.external_ref.as_ref() == Some(external)
             && other.metadata.deletion_timestamp.is_none()
@@ -132,4 +148,70 @@ fn elder(ctx: &Context, subscription: &Subscription) -> Option<String> {
     let elder = same.min_by_key(|other| age(other))?;
     let namespace = elder.namespace().unwrap_or_default();
     Some(format!("{namespace}/{}", elder.name_any()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A subscription of that name, made at that second.
+    fn made(name: &str, second: i64, others: &Value) -> Arc<Subscription> {
+        let at = Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let mut object = json!({
+            "apiVersion": "agentfleet.dev/v1alpha1", "kind": "Subscription",
+            "metadata": {"namespace": "agents", "name": name, "uid": name, "creationTimestamp": at.to_string()},
+            "spec": {
+                "customerId": "cus_1", "plan": "small", "state": "Active",
+                "externalRef": {"system": "stripe", "id": "sub_1"},
+            },
+        });
+        for (key, value) in others.as_object().into_iter().flatten() {
+            *object.pointer_mut(key).unwrap() = value.clone();
+        }
+        Arc::new(serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn of_those_that_are_the_same_in_the_billing_system_the_oldest_counts() {
+        let none = json!({});
+        let own = made("own", 5, &none);
+        let old = |second| made("old", second, &none);
+        let of = |id: &str| json!({"/spec/externalRef/id": id});
+        let unnamed = json!({"/spec/externalRef": null});
+        let mut leaving = (*old(0)).clone();
+        leaving.metadata.deletion_timestamp = own.metadata.creation_timestamp.clone();
+        let table = [
+            ("nobody", vec![], None),
+            ("itself", vec![own.clone()], None),
+            ("an older one", vec![own.clone(), old(4)], Some("old")),
+            ("a younger one", vec![old(6)], None),
+            (
+                "one of the same second and a lower UID",
+                vec![old(5)],
+                Some("old"),
+            ),
+            ("a higher UID", vec![made("p", 5, &none)], None),
+            (
+                "the oldest of two",
+                vec![made("a", 2, &none), old(1), own.clone()],
+                Some("old"),
+            ),
+            ("one that leaves", vec![Arc::new(leaving)], None),
+            ("another", vec![made("old", 0, &of("sub_2"))], None),
+            (
+                "one that says nothing",
+                vec![made("old", 0, &unnamed)],
+                None,
+            ),
+        ];
+        for (what, all, elder) in table {
+            let expected = elder.map(|name| format!("agents/{name}"));
+            assert_eq!(elder_among(&all, &own), expected, "{what}");
+        }
+        let own = made("own", 5, &unnamed);
+        let others = [made("old", 0, &unnamed)];
+        assert_eq!(elder_among(&others, &own), None, "it says nothing");
+    }
 }

@@ -167,7 +167,9 @@ pub async fn run(ctx: Arc<Context>) {
 
 async fn sweep(ctx: &Context, memory: &mut Memory) {
     let mut former = std::mem::take(&mut memory.0);
-    let census = census(ctx, Timestamp::now());
+    // One moment for all of them: the last may be looked at long after the first, and who has been lost meanwhile is not in the census.
+    let now = Timestamp::now();
+    let census = census(ctx, now);
     let flags = &ctx.settings.subscriptions;
     for instance in ctx.stores.instances.state() {
         let about = about(&instance);
@@ -180,7 +182,7 @@ async fn sweep(ctx: &Context, memory: &mut Memory) {
         seen.hear(ctx);
         let orphan = orphan(ctx, &instance, (abandoned, &seen), census.as_ref());
         let periods = (flags.orphan_patience, flags.announce_before);
-        let deed = plan(&orphan, periods, Timestamp::now());
+        let deed = plan(&orphan, periods, now);
         if let Some(deed) = deed
             && let Err(setback) = carry_out(ctx, &about, (&instance, &mut seen), &deed).await
         {

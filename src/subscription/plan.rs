@@ -59,7 +59,7 @@ pub fn plan(desired: &Desired, world: &World, flags: &SubscriptionFlags, now: Ti
         };
         first.into_iter().chain(next).collect()
     };
-    let counting = world.census.is_none() && entitlement.terminates(now);
+    let counting = world.census.is_none() && !held && entitlement.terminates(now);
     Plan {
         look_again: if counting {
             Some(later(now, COUNTING))

@@ -7,7 +7,7 @@ use super::{
     declaration::{Declaration, Target, terminate_at, unentitled_since},
     desired::Desired,
     entitlement::Past,
-    guard::Census,
+    guard::{Census, is_confirmed},
 };
 use crate::{
     api::{AgentInstance, ConditionType, SubscriptionStatus},
@@ -27,7 +27,7 @@ pub struct World {
     pub secret: SecretView,
     /// The older subscription with the same external reference, as `namespace/name`.
     pub elder: Option<String>,
-    /// All agents that came from subscriptions, where that matters; none while it is not known which of them were ended lately.
+    /// All agents that came from subscriptions, where they matter; none where they do not, or while it is not known which were ended lately.
     pub census: Option<Census>,
     /// An admin's word that it may end although it is one of many.
     pub confirmation: Option<String>,
@@ -122,6 +122,12 @@ impl Ours {
             observed: status.observed_generation == instance.metadata.generation,
             conditions: status.conditions,
         }
+    }
+
+    /// Whether it is held, whoever was lost with it: it says so, and no admin's word covers its loss.
+    pub fn stays_held(&self, word: Option<&str>) -> bool {
+        let lost = self.unentitled_since;
+        self.declared.held && lost.is_some_and(|lost| !is_confirmed(word, lost))
     }
 
     /// One of its conditions.

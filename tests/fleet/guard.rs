@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bed::{
-    Bed, Call, GUARD, Moment, Options, Outcome, Pace, SYSTEM, TENANT, ensure, manifests, oracle,
-    quick_cloud, wait_until,
+    Bed, Call, GUARD, Moment, OPERATOR, Options, Outcome, Pace, SYSTEM, TENANT, each, ensure,
+    manifests, oracle, quick_cloud, wait_until,
 };
 use hetzner_sim::Config;
 use jiff::{SignedDuration, Timestamp};
@@ -371,15 +371,12 @@ async fn a_slow_drip_of_lost_entitlement_is_held_too_whether_or_not_agents_are_k
 
 /// So short that a test can wait for it, and longer than a wrong update takes.
 const RETENTION: &str = "10s";
-
-/// How many Subscriptions a wrong update takes at once; `AGENTFLEET_BULK=200` takes some minutes.
-fn bulk() -> usize {
-    let told = std::env::var("AGENTFLEET_BULK");
-    told.ok().and_then(|told| told.parse().ok()).unwrap_or(40)
-}
-
-/// About how many of them have a server: the others wait for one, and are agents all the same.
+/// How many Subscriptions a wrong update takes at once.
+const BULK: usize = 200;
+/// How many of them have a server: the others wait for one, and are agents all the same.
 const SERVERS: usize = 10;
+/// For how many seconds an end waits for others in bulk.
+const PATIENCE: i64 = 10;
 
 /// Waits until as many as may have a server serve; answers their servers.
 async fn some_serve(bed: &Bed) -> Outcome<BTreeMap<String, u64>> {
@@ -403,40 +400,48 @@ async fn some_serve(bed: &Bed) -> Outcome<BTreeMap<String, u64>> {
     Ok(servers)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
-    // Nothing at all is kept of whom the second takes, so it ends as soon as it may.
-    let updates = [
-        ("PastDue", RETENTION),
-        ("Canceled", RETENTION),
-        ("Unpaid", "0s"),
-        ("delete", RETENTION),
-        ("prune", RETENTION),
-    ];
-    let mut bed = guarded_for("60s", &[]).await?;
+/// Subscriptions of these names, all of them paid for.
+fn paid(names: &[String]) -> impl Iterator<Item = Value> {
+    let paid = |name: &String| subscription(name, "Active", RETENTION);
+    names.iter().map(paid)
+}
+
+/// So many agents of Subscriptions, a few of them with a server; answers their servers.
+async fn bulk_subscribed(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String, u64>> {
     let mut project = manifests::project(manifests::PROJECT);
     project["spec"]["maxServers"] = json!(SERVERS);
     bed.change(&project).await?;
-    let all = bulk();
-    let names = names(all);
-    for name in &names {
+    let secrets = names.iter().map(|name| {
         // No canary: to seek so many in all that was ever written takes longer than the test.
         let mut own = manifests::secret(TENANT, name, "API_KEY", "not sought");
         own["metadata"]["labels"] = json!({"agentfleet.dev/customer": format!("cus_{name}")});
-        bed.cluster.apply(&own).await?;
-        let active = subscription(name, "Active", RETENTION);
-        bed.cluster.apply(&active).await?;
-    }
-    let servers = some_serve(&bed).await?;
+        own
+    });
+    bed.cluster.apply_all(secrets).await?;
+    bed.cluster.apply_all(paid(names)).await?;
     bed.wait_until("each has its agent", async || {
-        Ok(bed.cluster.list("AgentInstance").await?.len() == all)
+        Ok(bed.cluster.list("AgentInstance").await?.len() == names.len())
     })
     .await?;
-    oracle::calm(&bed).await?;
+    some_serve(bed).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
+    // Nothing at all is kept of whom the last takes, so they end as soon as they may.
+    let updates = [
+        ("Canceled", RETENTION),
+        ("delete", RETENTION),
+        ("prune", RETENTION),
+        ("Unpaid", "0s"),
+    ];
+    let patience = format!("{PATIENCE}s");
+    let mut bed = guarded_for("60s", &["--guard-patience", &patience]).await?;
+    let names = names(BULK);
+    let servers = bulk_subscribed(&bed, &names).await?;
     for (before, (wrong, retention)) in updates.into_iter().enumerate() {
-        let written = bed.writes()?.len();
         let fallen = wrongly(&bed, wrong, &names, retention).await?;
-        let told = format!("{} of {all} agents are held", fallen.len());
+        let told = format!("{} of {BULK} agents are held", fallen.len());
         says(&bed, Some(("terminations", &told))).await?;
         says(&bed, Some(("told", "terminations"))).await?;
         let told = alerts(&bed, "TerminationsHeld").await?;
@@ -448,45 +453,108 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
             bed.operator.stop().await?;
             bed.operator.start()?;
         }
-        if wrong == "PastDue" {
-            one_status_each(&bed, written, fallen).await?;
-        } else {
-            their_time_is_over(&bed, fallen).await?;
+        their_time_is_over(&bed, fallen).await?;
+        assert_eq!(deleted(&bed), 0, "{wrong}");
+        if wrong != "Unpaid" {
+            bed.cluster.apply_all(paid(fallen)).await?;
+            says(&bed, None).await?;
+            assert_eq!(some_serve(&bed).await?, servers, "{wrong}");
         }
-        let left = (
-            deleted(&bed),
-            bed.cluster.list("AgentInstance").await?.len(),
-        );
-        assert_eq!(left, (0, all), "{wrong}");
-        for name in fallen {
-            let active = subscription(name, "Active", RETENTION);
-            bed.cluster.apply(&active).await?;
-        }
-        says(&bed, None).await?;
-        assert_eq!(some_serve(&bed).await?, servers, "{wrong}");
     }
+    // The last was meant for every other of them.
+    let is_meant = |name: &String| name.ends_with(['1', '3', '5', '7', '9']);
+    let (meant, undone): (Vec<_>, Vec<_>) = names.iter().cloned().partition(is_meant);
+    each(&meant, async |name| {
+        bed.confirm("Subscription", Some(TENANT), name).await
+    })
+    .await?;
+    bed.wait_until("those are gone that an admin has confirmed", async || {
+        let left = bed.cluster.list("AgentInstance").await?;
+        Ok(left.len() == undone.len())
+    })
+    .await?;
+    let told = format!("{} of {} agents are held", undone.len(), undone.len());
+    says(&bed, Some(("terminations", &told))).await?;
+    bed.cluster.apply_all(paid(&undone)).await?;
+    says(&bed, None).await?;
+    let mut kept = servers.clone();
+    kept.retain(|name, _| undone.contains(name));
+    let mut serving = some_serve(&bed).await?;
+    serving.retain(|name, _| servers.contains_key(name));
+    assert_eq!(serving, kept);
+    assert_eq!(deleted(&bed), u64::try_from(servers.len() - kept.len())?);
     assert_eq!(alerts(&bed, "TerminationsHeld").await?, updates.len());
     assert_eq!(alerts(&bed, "TooManyAtOnce").await?, 0);
     bed.delete_all().await?;
     bed.finish().await
 }
 
-/// Waits until nothing is written any more; each of these has had its status written one time since then.
-async fn one_status_each(bed: &Bed, since: usize, names: &[String]) -> Outcome {
-    for name in names {
-        let object = ("Subscription", Some(TENANT), name.as_str());
-        bed.condition(object, "Entitled", "True", "PastDue").await?;
-    }
-    oracle::calm(bed).await?;
-    let mut times: BTreeMap<String, usize> = BTreeMap::new();
-    for write in bed.writes()?.split_off(since) {
-        if let Some(name) = write.what.strip_prefix("patch subscriptions/status ") {
-            *times.entry(name.to_owned()).or_default() += 1;
+/// How many Subscriptions change at once where it is counted what that costs.
+const MANY: usize = 1_000;
+/// For how many of them the operator makes an agent within a day of itself.
+const TODAY: usize = 100;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_thousand_change_each_status_is_written_once_and_in_calm_none_is() -> Outcome {
+    let bed = Bed::with(Options {
+        flags: ["--guard-least", "5"].map(str::to_owned).into(),
+        pace: Pace {
+            project: "60s",
+            lease: "60s",
+            ..Pace::default()
+        },
+        ..Options::default()
+    })
+    .await?;
+    let many = names(MANY);
+    let all = |state: &str| {
+        let of = |name: &String| {
+            let mut one = subscription(name, state, "1h");
+            // No class that is there, so that what is counted is theirs and not their servers'.
+            one["spec"]["plan"] = json!("none");
+            one["spec"]["secretName"] = json!(null);
+            one["spec"]["gracePeriod"] = json!("100h");
+            one
+        };
+        many.iter().map(of).collect::<Vec<_>>()
+    };
+    bed.cluster.apply_all(all("Active")).await?;
+    // As many as may be have an agent today.
+    bed.wait_until("each has its agent, or waits for it", async || {
+        let told = bed.cluster.list("Subscription").await?;
+        let waits = |one: &&Value| {
+            let ready = oracle::condition(&one["status"], "Ready");
+            ready.is_some_and(|ready| ready["reason"] == "CreationsHeld")
+        };
+        let agents = bed.cluster.list("AgentInstance").await?.len();
+        Ok((agents, told.iter().filter(waits).count()) == (TODAY, MANY - TODAY))
+    })
+    .await?;
+    oracle::calm(&bed).await?;
+    for state in ["PastDue", "Active"] {
+        let audit = bed.audit.later()?;
+        bed.cluster.apply_all(all(state)).await?;
+        bed.wait_until("each says so", async || {
+            let told = bed.cluster.list("Subscription").await?;
+            let says = |one: &&Value| {
+                let told = oracle::condition(&one["status"], "Entitled");
+                told.is_some_and(|told| told["reason"] == state)
+            };
+            Ok(told.iter().filter(says).count() == MANY)
+        })
+        .await?;
+        oracle::calm(&bed).await?;
+        let mut times: BTreeMap<String, usize> = BTreeMap::new();
+        for write in audit.writes_of(OPERATOR)? {
+            if let Some(name) = write.what.strip_prefix("patch subscriptions/status ") {
+                *times.entry(name.to_owned()).or_default() += 1;
+            }
         }
+        let once = many.iter().map(|name| (format!("{TENANT}/{name}"), 1));
+        assert_eq!(times, once.collect(), "{state}");
     }
-    let once = names.iter().map(|name| (format!("{TENANT}/{name}"), 1));
-    assert_eq!(times, once.collect());
-    Ok(())
+    bed.delete_all().await?;
+    bed.finish().await
 }
 
 /// Does something wrong to many Subscriptions at once; answers to which.
@@ -498,47 +566,69 @@ async fn wrongly<'a>(
 ) -> Outcome<&'a [String]> {
     let kept = if wrong == "prune" { names.len() / 4 } else { 0 };
     let fallen = &names[kept..];
-    if wrong == "delete" {
-        let all = fallen.len() > 1;
-        let which = if all { "--all" } else { fallen[0].as_str() };
-        let command = ["delete", "agsub", which, "--namespace", TENANT];
-        bed.cluster.kubectl(&command)?;
-        return Ok(fallen);
-    }
-    for name in fallen {
+    let cluster = &bed.cluster;
+    match wrong {
+        "delete" => {
+            let all = fallen.len() > 1;
+            let which = if all { "--all" } else { fallen[0].as_str() };
+            cluster.kubectl(&["delete", "agsub", which, "--namespace", TENANT])?;
+        }
         // What is in the set no more goes, as the controllers that apply whole sets do it.
-        if wrong == "prune" {
-            let cluster = &bed.cluster;
-            cluster.prune("Subscription", Some(TENANT), name).await?;
-        } else {
-            let mut wrong = subscription(name, wrong, retention);
-            // In bulk nobody is past that before all are.
-            wrong["spec"]["gracePeriod"] = json!("1h");
-            bed.cluster.apply(&wrong).await?;
+        "prune" => {
+            each(fallen, async |name| {
+                cluster.prune("Subscription", Some(TENANT), name).await
+            })
+            .await?;
+        }
+        state => {
+            let lost = fallen.iter().map(|name| {
+                let mut lost = subscription(name, state, retention);
+                // In bulk nobody is past that before all are.
+                lost["spec"]["gracePeriod"] = json!("1h");
+                lost
+            });
+            cluster.apply_all(lost).await?;
         }
     }
     Ok(fallen)
 }
 
-/// Waits until each agent is silent and has been past its end for some periods of the operator.
+/// Waits until each agent is silent, and would have ended some periods of the operator ago if nothing held it.
 async fn their_time_is_over(bed: &Bed, names: &[String]) -> Outcome {
-    for name in names {
-        let one = bed.instance(name);
-        one.condition("Ready", "False", "Suspended").await?;
-    }
     bed.wait_until("their time is over", async || {
         let all = bed.cluster.list("AgentInstance").await?;
-        let over = Timestamp::now() - SignedDuration::from_secs(4);
-        let one = |name: &String| all.iter().find(|one| one["metadata"]["name"] == *name);
-        Ok(names.iter().filter_map(one).all(|one| {
-            let told = &one["metadata"]["annotations"]["agentfleet.dev/terminate-at"];
-            let end = told
-                .as_str()
-                .and_then(|told| told.parse::<Timestamp>().ok());
-            end.is_some_and(|end| end < over)
-        }))
+        let all: BTreeMap<_, _> = all
+            .iter()
+            .map(|one| (one["metadata"]["name"].as_str(), one))
+            .collect();
+        let over = Timestamp::now() - SignedDuration::from_secs(3);
+        for name in names {
+            let one = all.get(&Some(name.as_str()));
+            ensure(
+                one.is_some_and(|one| one["metadata"]["deletionTimestamp"].is_null()),
+                || format!("{name} was ended"),
+            )?;
+        }
+        Ok(names
+            .iter()
+            .filter_map(|name| all.get(&Some(name.as_str())))
+            .all(|one| {
+                let ready = oracle::condition(&one["status"], "Ready");
+                let silent = ready.is_some_and(|ready| ready["reason"] == "Suspended");
+                silent && ends(one).is_some_and(|end| end < over)
+            }))
     })
     .await
+}
+
+/// When an agent ends that is not held: at its end, and not before others were seen that were lost with it.
+fn ends(instance: &Value) -> Option<Timestamp> {
+    let time = |what: &str| -> Option<Timestamp> {
+        let told = &instance["metadata"]["annotations"][format!("agentfleet.dev/{what}")];
+        told.as_str()?.parse().ok()
+    };
+    let known = time("unentitled-since")? + SignedDuration::from_secs(PATIENCE);
+    Some(known.max(time("terminate-at")?))
 }
 
 /// Ends one agent: that it is gone makes no room for another today.

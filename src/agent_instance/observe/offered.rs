@@ -1,8 +1,9 @@
 //! What the admin of a class offers to an instance: namespaces and how many.
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{
     Api, ResourceExt as _,
+    api::ObjectMeta,
     core::{Selector, SelectorExt as _},
 };
 
@@ -50,14 +51,20 @@ impl Look<'_> {
 
     /// How many instances of the class are older than this one.
     fn rank(&self, class: &str) -> usize {
-        let age = |instance: &AgentInstance| {
-            (instance.metadata.creation_timestamp.clone(), instance.uid())
-        };
+        fn age(instance: &AgentInstance) -> (Option<&Time>, Option<&String>) {
+            let ObjectMeta {
+                creation_timestamp,
+                uid,
+                ..
+            } = &instance.metadata;
+            (creation_timestamp.as_ref(), uid.as_ref())
+        }
         let own = age(self.instance);
-        let others = self.ctx.stores.instances.state();
-        others
-            .iter()
-            .filter(|other| other.spec.class_name == class && age(other) < own)
-            .count()
+        let older = self
+            .ctx
+            .stores
+            .instances
+            .state_filter(|other| other.spec.class_name == class && age(other) < own);
+        older.len()
     }
 }

@@ -166,7 +166,7 @@ impl Performer<'_> {
 
     /// The fuse on spending: more creations than the instances explain are a defect somewhere.
     fn spend<'a>(&self, connection: &'a Connection) -> Result<Spend<'a>, Setback> {
-        let (instances, now) = (self.ctx.stores.instances.state().len(), Instant::now());
+        let (instances, now) = (self.ctx.stores.instances.len(), Instant::now());
         connection.fuse.try_create(instances, now).map_err(|until| {
             let message = format!("project {} has had more creations this hour than its {instances} instances explain", connection.project);
             Setback::until("SpendingHeld", message, until.saturating_duration_since(now))

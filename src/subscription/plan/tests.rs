@@ -303,6 +303,34 @@ fn one_of_too_many_is_kept_beyond_its_end_until_an_admin_confirms() {
 }
 
 #[test]
+fn one_that_says_that_it_is_held_stays_so_whoever_else_was_lost_until_an_admin_confirms() {
+    let mut life = Life::running();
+    life.says("Unpaid");
+    let lost = unentitled_since(life.instance.as_ref().unwrap()).unwrap();
+    let many = |agents| Some(Census::of((0..agents).map(|_| Some(lost))));
+    let stays = |life: &mut Life, word: Option<&str>| {
+        life.plan();
+        life.world.ours().unwrap().stays_held(word)
+    };
+    assert!(!stays(&mut life, None), "it is alone");
+    life.world.census = many(9);
+    life.settle();
+    life.now += 100 * DAY;
+    for word in [None, Some(at(-1).to_string())] {
+        life.world.confirmation.clone_from(&word);
+        assert!(stays(&mut life, word.as_deref()));
+        let counted = life.plan();
+        assert!(counted.held && counted.steps.is_empty());
+        for census in [None, many(1), many(100)] {
+            life.world.census = census;
+            assert_eq!(life.plan(), counted);
+        }
+    }
+    let word = lost.to_string();
+    assert!(!stays(&mut life, Some(&word)), "confirmed");
+}
+
+#[test]
 fn none_ends_before_others_would_be_known_that_were_lost_with_it() {
     let mut life = Life::running();
     life.subscription.spec.retention = serde_json::from_value(json!("0s")).unwrap();

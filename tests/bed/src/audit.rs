@@ -36,6 +36,20 @@ impl Audit {
         })
     }
 
+    /// The same log from now on.
+    ///
+    /// # Errors
+    /// Fails when the log cannot be read.
+    pub fn later(&self) -> Outcome<Self> {
+        let text = self.text()?;
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        Ok(Self {
+            path: self.path.clone(),
+            from: self.from + u64::try_from(whole)?,
+        })
+    }
+
     /// What was logged since, as text.
     ///
     /// # Errors

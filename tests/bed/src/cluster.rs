@@ -11,6 +11,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 
 use crate::control_plane::SYSTEM;
+use crate::each::each;
 use crate::failure::{Failure, Outcome, ensure};
 use crate::{place, wait};
 
@@ -146,6 +147,18 @@ impl Cluster {
             )
             .await?;
         Ok(serde_json::to_value(applied)?)
+    }
+
+    /// Applies objects, several at a time.
+    ///
+    /// # Errors
+    /// Fails with what the API server says.
+    pub async fn apply_all(&self, objects: impl IntoIterator<Item = Value>) -> Outcome {
+        each(objects, async |object| {
+            self.apply(&object).await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Creates an object; answers it as it is then.

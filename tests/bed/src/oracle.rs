@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::audit::Write;
 use crate::bed::Bed;
+use crate::control_plane::OPERATOR;
 use crate::failure::{Failure, Outcome, ensure};
 use crate::manifests::SECRET_FILE;
 use crate::wait;
@@ -94,11 +95,11 @@ const CALM: Duration = Duration::from_secs(12);
 pub async fn calm(bed: &Bed) -> Outcome {
     let mut written = String::new();
     let waited = wait::wait_until("nothing is written any more", async || {
-        let (mutation, before, disks) = (bed.latest_mutation(), bed.writes()?.len(), disks(bed)?);
+        let (mutation, audit, disks) = (bed.latest_mutation(), bed.audit.later()?, disks(bed)?);
         tokio::time::sleep(CALM).await;
         let mutations: Vec<_> = bed.cloud().mutations(mutation);
-        let since = bed.writes()?.split_off(before);
-        let (renewals, since): (Vec<_>, Vec<_>) = since.into_iter().partition(Write::is_lease);
+        let since = audit.writes_of(OPERATOR)?.into_iter();
+        let (renewals, since): (Vec<_>, Vec<_>) = since.partition(Write::is_lease);
         let changed: Vec<_> = disks_changed(&disks, &self::disks(bed)?);
         let leads = !renewals.is_empty() || bed.operator.process().is_none();
         written = format!(
