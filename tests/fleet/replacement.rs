@@ -194,6 +194,7 @@ async fn an_operator_that_dies_in_the_middle_of_a_replacement_goes_on_with_it() 
     bed.operator.start()?;
     let one = bed.instance("one");
     serves_elsewhere(&bed, &one, server).await?;
+    assert_eq!(bed.requests_to("POST", "/servers"), 2, "no third one");
     bed.delete_all().await?;
     bed.finish_after_replacements().await
 }
@@ -224,10 +225,12 @@ async fn i14_a_server_becomes_one_of_a_listed_type_with_its_disk_and_one_that_ca
     bed.change(&listing("cx23")).await?;
     let one = bed.create("one").await?;
     let server = one.ready().await?;
-    let mutations = bed.latest_mutation();
+    let disk = || bed.cloud().servers()[0]["primary_disk_size"].clone();
+    let (mutations, size) = (bed.latest_mutation(), disk());
     bed.change(&listing("cx33")).await?;
     becomes(&bed, &one, "cx33").await?;
     assert_eq!(one.ready().await?, server);
+    assert_eq!(disk(), size, "the way back stays open");
     assert_eq!(
         bed.mutations_after(mutations),
         [
