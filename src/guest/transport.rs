@@ -16,7 +16,7 @@ use secrecy::zeroize::Zeroizing;
 use super::GuestError;
 use super::host_key::HostKey;
 use super::line::{Line, SessionError};
-use super::protocol::{self, Answered, Command, MAX_ANSWER, Verb};
+use super::protocol::{self, AnswerError, Answered, Command, MAX_ANSWER, Verb};
 
 /// The login that runs the guest and nothing else.
 pub const LOGIN: &str = "agentfleet";
@@ -168,8 +168,10 @@ impl Pinned {
         let call = self.call(command)?;
         let at_hand = line.take().filter(|line| line.reaches(&self.host_key));
         let (used, answer) = exec(call, at_hand, next, deadline).await?;
-        *line = Some(used);
-        Ok(protocol::parse(&answer)?)
+        let answered = protocol::parse(&answer);
+        // Whoever babbles may go on with it for as long as there is a line.
+        *line = Some(used).filter(|_| !matches!(answered, Err(AnswerError::Malformed { .. })));
+        Ok(answered?)
     }
 }
 
@@ -218,7 +220,7 @@ async fn round_trip(
 #[cfg(test)]
 mod tests {
     use super::super::bundle::tests::configure;
-    use super::super::protocol::{AnswerError, AskLogs, AskStatus, RefusalCode};
+    use super::super::protocol::{AskLogs, AskStatus, RefusalCode};
     use super::super::stand_in::*;
     use super::*;
     use russh::keys::Algorithm;
@@ -265,7 +267,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_carries_the_next_command_which_was_ready_before_its_input_was() {
-        let guest = StandIn::new(|_| Reply::Answer(said(&json!({"journal": []})))).await;
+        let busy = json!({"ok": false, "error": {"code": "Busy", "message": "wait", "tail": []}});
+        let guest = StandIn::new(move |(verb, _)| {
+            let journal = json!({"journal": []});
+            Reply::Answer(said(if verb == "status" { &busy } else { &journal }))
+        })
+        .await;
         let (target, logs, status) = (pinned(&guest), logs(), AskStatus { epoch: 7 });
         let mut line = None;
         let next = Some(Verb::Status);
@@ -548,9 +555,12 @@ mod tests {
             }
         ));
 
-        let babbling = StandIn::new(|_| Reply::Answer(b"\x1b[2J{\xff".to_vec())).await;
-        let status = AskStatus { epoch: 1 };
-        let error = pinned(&babbling).run(&status, DEADLINE).await.unwrap_err();
+        let babbling = StandIn::new(|_| Reply::Lingers(b"\x1b[2J{\xff\n\n".to_vec())).await;
+        let (status, mut line) = (AskStatus { epoch: 1 }, None);
+        let babbles = pinned(&babbling);
+        let answer = babbles.run_on(&mut line, None, &status, DEADLINE).await;
+        assert!(line.is_none(), "it may go on");
+        let error = answer.unwrap_err();
         assert!(matches!(
             error,
             GuestError::Answer(AnswerError::Malformed { .. })
