@@ -586,7 +586,10 @@ class System(System):
         return run(["systemctl", *arguments], 600 if arguments[0] == "stop" else 100)
 
     def reload_soon(self) -> None:
-        """Lets systemd read all units again, for those who ask it about them: nobody waits for that, nor for what it keeps from being done."""
+        """Lets systemd read all units again, for those who ask it about them: nobody waits for that.
+
+        Not at once: meanwhile systemd does nothing else, and the answer is still on its way.
+        """
         quiet = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
         subprocess.Popen(["sh", "-c", "sleep 1; exec systemctl daemon-reload"], start_new_session=True, **quiet)
 

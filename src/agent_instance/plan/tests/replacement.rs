@@ -429,6 +429,15 @@ fn gone_back(mut world: World) -> World {
     world
 }
 
+/// It has proven itself, and its agent has spoken before.
+fn has_answered(server: &mut ServerView) {
+    server.guest.proven = Some("ssh-ed25519 AAAA".into());
+    server.guest.hello = Some(Hello {
+        ever_armed: true,
+        ..Hello::default()
+    });
+}
+
 #[test]
 fn one_that_failed_gives_the_voice_back_to_the_old_server_if_that_is_still_there() {
     let world = handed_over_in_vain();
@@ -441,13 +450,7 @@ fn one_that_failed_gives_the_voice_back_to_the_old_server_if_that_is_still_there
         matches!(asked.steps[..], [Step::Hello { server: 41, .. }]),
         "{asked:?}"
     );
-    let heard = with_old(back.clone(), |old| {
-        old.guest.proven = Some("ssh-ed25519 AAAA".into());
-        old.guest.hello = Some(Hello {
-            ever_armed: true,
-            ..Hello::default()
-        });
-    });
+    let heard = with_old(back.clone(), has_answered);
     let plan = present(&heard);
     assert!(
         matches!(&plan.steps[..], [Step::WriteVoice(voice)] if voice.incarnation.is_none() && voice.epoch == 6),
@@ -470,11 +473,7 @@ fn one_that_failed_gives_the_voice_back_to_the_old_server_if_that_is_still_there
 fn a_server_that_was_made_for_a_revision_with_another_probe_alone_needs_no_other() {
     let mut back = with_old(gone_back(handed_over_in_vain()), |old| {
         old.revision = Some("r0".into());
-        old.guest.proven = Some("ssh-ed25519 AAAA".into());
-        old.guest.hello = Some(Hello {
-            ever_armed: true,
-            ..Hello::default()
-        });
+        has_answered(old);
     });
     let plan = present(&back);
     assert!(
