@@ -430,6 +430,7 @@ async fn bulk_subscribed(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String
 async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
     // Nothing at all is kept of whom the last takes, so they end as soon as they may.
     let updates = [
+        ("PastDue", RETENTION),
         ("Canceled", RETENTION),
         ("delete", RETENTION),
         ("prune", RETENTION),
@@ -453,8 +454,13 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
             bed.operator.stop().await?;
             bed.operator.start()?;
         }
-        their_time_is_over(&bed, fallen).await?;
-        assert_eq!(deleted(&bed), 0, "{wrong}");
+        if wrong == "PastDue" {
+            assert_eq!(some_serve(&bed).await?, servers, "they are entitled still");
+        } else {
+            their_time_is_over(&bed, fallen).await?;
+        }
+        let left = bed.cluster.list("AgentInstance").await?.len();
+        assert_eq!((deleted(&bed), left), (0, BULK), "{wrong}");
         if wrong != "Unpaid" {
             bed.cluster.apply_all(paid(fallen)).await?;
             says(&bed, None).await?;
