@@ -52,6 +52,7 @@ pub struct AgentSpec {
     pub files: Vec<PlainFile>,
     /// Environment of the service, without secrets. An instance can add to it.
     #[schemars(extend("maxProperties" = 128))]
+    #[x_kube(validation = Rule::new("self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$'))").message("agent.environment holds variables whose names are letters, digits and _ and begin with no digit, such as LOG_LEVEL"))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
     /// The systemd service that is the agent.

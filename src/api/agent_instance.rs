@@ -55,6 +55,7 @@ pub struct AgentInstanceSpec {
     pub deletion_policy: DeletionPolicy,
     /// Environment of the service beside that of the class, without secrets; it wins where both name a variable.
     #[schemars(extend("maxProperties" = 128))]
+    #[x_kube(validation = Rule::new("self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$'))").message("environment holds variables whose names are letters, digits and _ and begin with no digit, such as LOG_LEVEL"))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
     /// Values that replace those of the class, where its `allowedOverrides` permits.

@@ -77,6 +77,7 @@ pub struct SubscriptionSpec {
     pub secret_name: Option<String>,
     /// Environment of the agent's service beside that of the class, without secrets.
     #[schemars(extend("maxProperties" = 128))]
+    #[x_kube(validation = Rule::new("self.all(name, name.matches('^[A-Za-z_][A-Za-z0-9_]*$'))").message("environment holds variables whose names are letters, digits and _ and begin with no digit, such as LOG_LEVEL"))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
     /// What this is in the billing system. It may change: a customer who comes back gets a new one there and his old agent here. Of two

@@ -116,6 +116,10 @@ fn agents_that_are_refused() -> Vec<Refused> {
             "a secret file has exactly one of key (the raw value), env (an EnvironmentFile) and template",
         ),
         (
+            class_with("/spec/agent/environment", json!({"LOG-LEVEL": "debug"})),
+            "agent.environment holds variables whose names are letters, digits and _ and begin with no digit",
+        ),
+        (
             class_with("/spec/agent/secretFiles/0/mode", json!("777777")),
             "spec.agent.secretFiles[0].mode",
         ),
@@ -302,6 +306,14 @@ fn other_objects_that_are_refused() -> Vec<Refused> {
             ),
             "spec.overrides.serverTypes",
         ),
+        (
+            with(
+                manifests::instance(TENANT, "one"),
+                "/spec/environment",
+                json!({"2ND_TOKEN": ""}),
+            ),
+            "environment holds variables whose names are letters, digits and _ and begin with no digit",
+        ),
     ]
 }
 
@@ -403,6 +415,10 @@ async fn a_subscription_that_makes_no_sense_is_refused() -> Outcome {
         (
             changed("/spec/gracePeriod", json!("9000h")),
             "gracePeriod is at most 8784h",
+        ),
+        (
+            changed("/spec/environment", json!({"": "nameless"})),
+            "environment holds variables whose names are letters, digits and _ and begin with no digit",
         ),
         (
             changed("/spec/externalRef", json!({"system": "stripe"})),
