@@ -597,6 +597,20 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_is_for_what_is_sent_and_not_for_the_document() {
+        let program = "pass\n".repeat(MAX_USER_DATA);
+        let data = Input { program, ..input() }.render().unwrap();
+        assert!(data.document().expose_secret().len() > MAX_USER_DATA);
+        assert!(data.sent_bytes() < MAX_USER_DATA);
+    }
+
+    #[test]
+    fn what_packing_would_not_make_smaller_is_sent_as_it_is() {
+        let document = "#cloud-config\n{}\n";
+        assert_eq!(encode(document).unwrap(), document);
+    }
+
+    #[test]
     fn the_classs_cloud_config_is_merged_on_top() {
         let raw = json!({
             "users": [{"name": "helper"}],
