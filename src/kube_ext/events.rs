@@ -1,9 +1,9 @@
 //! Kubernetes Events for people, on transitions only, and never in the way of the work.
 //!
 //! Publishing puts an event into a bounded queue and returns; [`EventWriter::run`] writes them one after another. An event that was told a short
-//! while ago, word for word, is not told again; one that finds the queue full is dropped, because an event is a courtesy and the status is the
-//! record. The log tells the first that was dropped and, later, how many were. What must be told whatever becomes of this process is
-//! [delivered](Events::deliver), and its teller remembers whether it was.
+//! while ago, word for word, is not told again, unless the same matter stood otherwise in between; one that finds the queue full is dropped,
+//! because an event is a courtesy and the status is the record. The log tells the first that was dropped and, later, how many were. What must be
+//! told whatever becomes of this process is [delivered](Events::deliver), and its teller remembers whether it was.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,8 +34,17 @@ pub struct Events {
     repeat_window: Duration,
 }
 
-/// What makes an event the same as an earlier one: object, reason and message.
-type Told = (Option<String>, Option<String>, String, Option<String>);
+/// What makes an event the same as an earlier one.
+#[derive(PartialEq, Eq, Hash)]
+struct Told {
+    matter: Matter,
+    reason: String,
+    note: Option<String>,
+}
+
+/// UID and name of an object, and what of it an event is about. A cluster-scoped object that was made again has another UID; its kind is not
+/// needed beside that.
+type Matter = (Option<String>, Option<String>, String);
 
 /// An event on its way.
 struct Queued {
@@ -112,15 +121,20 @@ impl Events {
 
     fn told_already(&self, object: &ObjectReference, event: &Event) -> bool {
         let now = Instant::now();
-        // A cluster-scoped object that was made again has another uid; name and kind are not needed beside it.
-        let key = (
-            object.uid.clone(),
-            object.name.clone(),
-            event.reason.clone(),
-            event.note.clone(),
-        );
+        let key = Told {
+            matter: (
+                object.uid.clone(),
+                object.name.clone(),
+                event.action.clone(),
+            ),
+            reason: event.reason.clone(),
+            note: event.note.clone(),
+        };
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|_, at| now.duration_since(*at) < self.repeat_window);
+        told.retain(|told, at| {
+            let stands = told.matter != key.matter || told.reason == key.reason;
+            stands && now.duration_since(*at) < self.repeat_window
+        });
         match told.entry(key) {
             std::collections::hash_map::Entry::Occupied(_) => true,
             std::collections::hash_map::Entry::Vacant(place) => {
@@ -217,6 +231,25 @@ mod tests {
         events.repeat_window = Duration::ZERO;
         events.publish(&object("a"), event("Ready", "agent answers"));
         assert_eq!(queue.len(), 2);
+    }
+
+    #[test]
+    fn what_is_so_again_after_it_was_otherwise_is_told_again_and_no_other_matter_makes_it_so() {
+        let (events, queue) = queue();
+        let about = |action: &str, reason| Event {
+            action: action.into(),
+            ..event(reason, "x")
+        };
+
+        for reason in ["Serving", "Restarting", "Serving"] {
+            events.publish(&object("a"), about("Ready", reason));
+        }
+        assert_eq!(queue.len(), 3);
+
+        events.publish(&object("a"), about("UpToDate", "WentBack"));
+        events.publish(&object("b"), about("Ready", "Restarting"));
+        events.publish(&object("a"), about("Ready", "Serving"));
+        assert_eq!(queue.len(), 5);
     }
 
     #[test]
