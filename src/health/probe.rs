@@ -170,3 +170,96 @@ fn silent(error: &GuestError) -> Option<Reply> {
         error => Some(Reply::Silent(error_chain(error))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::api::HttpProbe;
+
+    /// Longer than any test.
+    const PATIENT: Duration = Duration::from_mins(10);
+
+    /// Answers one request with this, and says no more as long as the connection lasts.
+    async fn answering(answer: String) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 1024];
+            while stream.read(&mut asked).await.is_ok_and(|read| read > 0) {
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        address
+    }
+
+    fn headers(status: &str, more: &str) -> String {
+        format!("HTTP/1.1 {status}\r\n{more}\r\n")
+    }
+
+    async fn asked(address: SocketAddr, status: Option<u16>, timeout: Duration) -> Reply {
+        let probe = HttpProbe {
+            port: address.port(),
+            path: "/health".into(),
+            status,
+        };
+        let _chosen_before = rustls::crypto::ring::default_provider().install_default();
+        let http = http_client().unwrap();
+        let reply = over(address, &probe, timeout, &http);
+        tokio::time::timeout(PATIENT / 20, reply).await.unwrap()
+    }
+
+    fn bad(address: SocketAddr, words: &str) -> Reply {
+        Reply::Bad(format!("GET :{}/health {words}", address.port()))
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_takes_the_request_and_says_nothing_is_bad_in_time() {
+        for said in [String::new(), "HTTP/1.1 200 OK\r\nserver: slow\r\n".into()] {
+            let address = answering(said).await;
+            let reply = asked(address, None, Duration::from_millis(100)).await;
+            assert_eq!(reply, bad(address, "does not answer in time"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_bad_and_where_it_leads_is_not_asked() {
+        let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = format!("location: http://{}/\r\n", target.local_addr().unwrap());
+        let address = answering(headers("302 Found", &to)).await;
+        assert_eq!(
+            asked(address, None, PATIENT).await,
+            bad(address, "answers 302")
+        );
+        let target = target.into_std().unwrap();
+        let kind = target.accept().unwrap_err().kind();
+        assert_eq!(kind, std::io::ErrorKind::WouldBlock);
+    }
+
+    #[tokio::test]
+    async fn a_body_without_end_is_not_waited_for() {
+        let endless = headers("200 OK", "content-length: 1000000000000\r\n");
+        let address = answering(endless + "and so on").await;
+        assert_eq!(asked(address, None, PATIENT).await, Reply::Good);
+    }
+
+    #[tokio::test]
+    async fn another_status_than_the_wanted_one_is_bad() {
+        for (answer, wanted, expected) in [
+            ("200 OK", Some(204), Some("answers 200")),
+            ("204 No Content", Some(204), None),
+            ("302 Found", Some(302), None),
+            ("204 No Content", None, None),
+            ("500 Internal Server Error", None, Some("answers 500")),
+        ] {
+            let address = answering(headers(answer, "connection: close\r\n")).await;
+            let expected = expected.map_or(Reply::Good, |words| bad(address, words));
+            assert_eq!(asked(address, wanted, PATIENT).await, expected, "{answer}");
+        }
+    }
+}
