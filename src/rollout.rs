@@ -173,9 +173,10 @@ fn decide(
     let rules = members.rules(class, (quota.as_ref(), held), now);
     let decided = turns(&members.all, &course, &rules, now);
     let asks_again = quota.as_ref().map(|quota| quota.until);
-    let used = used(&members, &course);
+    let births = births(ctx, class, &members);
+    let used = births.map(|births| used(&members, &course, births));
     let kept = revisions::kept(ctx, class);
-    let housekeeping = Housekeeping::of(&name, &course.target.name, &kept, &used);
+    let housekeeping = Housekeeping::of(&name, &course.target.name, &kept, used.as_ref());
     let uids = members.all.iter().map(|member| member.uid.clone());
     let next = Standing {
         basis: basis(class),
@@ -260,9 +261,22 @@ fn attempt(class: &AgentClass, target: &Revision) -> String {
     }
 }
 
-/// The revisions that somebody has, or may go back to.
-fn used(members: &Members, course: &Course) -> BTreeSet<String> {
-    let mut used = BTreeSet::from([course.target.name.clone()]);
+/// The revisions that servers were made of, where each gets servers of its own: one is as good for another revision only while both are known. None as long
+/// as a server has not been seen.
+fn births(ctx: &Context, class: &AgentClass, members: &Members) -> Option<BTreeSet<String>> {
+    if !class.spec.lifecycle.replaces() {
+        return Some(BTreeSet::new());
+    }
+    let told = members.objects.iter().flat_map(|object| &object.status);
+    told.filter(|status| status.server.is_some())
+        .map(|status| members::born_with(ctx, status))
+        .collect()
+}
+
+/// The revisions that somebody has, or may go back to, and those that servers were made of.
+fn used(members: &Members, course: &Course, births: BTreeSet<String>) -> BTreeSet<String> {
+    let mut used = births;
+    used.insert(course.target.name.clone());
     used.extend(course.good.iter().map(|good| good.name.clone()));
     for member in &members.all {
         used.extend(member.good.clone());

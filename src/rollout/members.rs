@@ -180,7 +180,9 @@ pub fn has(ctx: &Context, class: &AgentClass, instance: &AgentInstance, want: &W
     match (&status.class_revision, &status.config_revision) {
         (Some(revision), _) => Has::Revision(revision.clone()),
         // A new server is given the voice, and has not done anything with it yet.
-        (None, None) if status.good_revision.is_some() => born_with(ctx, status),
+        (None, None) if status.good_revision.is_some() => {
+            born_with(ctx, status).map_or(Has::Nothing, Has::Revision)
+        }
         (None, None) => Has::Nothing,
         (None, Some(config)) => {
             let applied = (status.boot_revision.as_ref(), config);
@@ -190,17 +192,12 @@ pub fn has(ctx: &Context, class: &AgentClass, instance: &AgentInstance, want: &W
 }
 
 /// The revision that its server was made of.
-fn born_with(ctx: &Context, status: &AgentInstanceStatus) -> Has {
-    let Some(server) = &status.server else {
-        return Has::Nothing;
-    };
-    let Some(Ok(connection)) = ctx.connections.get(&server.project) else {
-        return Has::Nothing;
-    };
+pub fn born_with(ctx: &Context, status: &AgentInstanceStatus) -> Option<String> {
+    let server = status.server.as_ref()?;
+    let connection = ctx.connections.get(&server.project)?.ok()?;
     let snapshot = connection.inventory.snapshot();
-    let entry = snapshot.get(server.id.into());
-    let label = entry.and_then(|entry| entry.server.labels.get(labels::REVISION));
-    label.cloned().map_or(Has::Nothing, Has::Revision)
+    let entry = snapshot.get(server.id.into())?;
+    entry.server.labels.get(labels::REVISION).cloned()
 }
 
 /// Whether the class still lists what its server is made of.

@@ -219,9 +219,11 @@ pub struct Housekeeping {
 }
 
 impl Housekeeping {
-    /// Compares what is kept, the oldest first, with what somebody has.
-    pub fn of(class: &str, target: &str, kept: &[String], used: &BTreeSet<String>) -> Self {
-        let used: BTreeSet<String> = used.iter().map(|name| object_name(class, name)).collect();
+    /// Compares what is kept, the oldest first, with what somebody has; as long as that is not known, none is dropped.
+    pub fn of(class: &str, target: &str, kept: &[String], used: Option<&BTreeSet<String>>) -> Self {
+        let used = used.map(|used| used.iter().map(|name| object_name(class, name)));
+        let used: Option<BTreeSet<String>> = used.map(Iterator::collect);
+        let is_used = |name: &String| used.as_ref().is_none_or(|used| used.contains(name));
         let target_name = object_name(class, target);
         let is_kept = kept.contains(&target_name);
         let spare = kept.len().saturating_sub(KEPT);
@@ -229,7 +231,7 @@ impl Housekeeping {
         Self {
             write: (!is_kept && !target.is_empty()).then(|| target.to_owned()),
             drop: old
-                .filter(|name| !used.contains(*name) && **name != target_name)
+                .filter(|name| !is_used(name) && **name != target_name)
                 .cloned()
                 .collect(),
         }
@@ -332,7 +334,7 @@ mod tests {
     fn five_are_kept_and_those_that_somebody_has() {
         let kept: Vec<String> = (1..=8).map(|nth| format!("small-r{nth}")).collect();
         let used = BTreeSet::from(["r2".to_owned()]);
-        let done = |target| Housekeeping::of("small", target, &kept, &used);
+        let done = |target| Housekeeping::of("small", target, &kept, Some(&used));
         assert_eq!(done("r8").drop, ["small-r1", "small-r3"]);
         assert_eq!(
             (done("r8").write, done("r1").drop),
@@ -340,8 +342,10 @@ mod tests {
         );
         assert_eq!(done("r9").write.as_deref(), Some("r9"));
         assert_eq!(
-            Housekeeping::of("small", "", &[], &used),
+            Housekeeping::of("small", "", &[], Some(&used)),
             Housekeeping::default()
         );
+        let unknown = Housekeeping::of("small", "r8", &kept, None);
+        assert_eq!(unknown, Housekeeping::default());
     }
 }

@@ -248,3 +248,15 @@ fn revisions_that_differ_in_their_probes_alone_are_alike() {
     let met = ["r2", "r1", "r0", "r00"].map(|name| given.share.is_met_by(name));
     assert_eq!(met, [true, true, false, false]);
 }
+
+#[test]
+fn the_revision_that_a_server_was_made_of_is_kept_though_nobody_has_it_any_more() {
+    let nobody = Members {
+        all: vec![],
+        objects: vec![],
+    };
+    let used = used(&nobody, &standing("r2").course, ["r1".into()].into());
+    let kept: Vec<String> = (0..8).map(|nth| format!("small-r{nth}")).collect();
+    let done = Housekeeping::of("small", "r2", &kept, Some(&used));
+    assert_eq!(done.drop, ["small-r0"]);
+}
