@@ -7,7 +7,7 @@ use super::{
     line_up::Misfit,
     world::{ClassView, ConfigureFailure, SecretsView, ServerView, World},
 };
-use crate::api::{Health, HealthState, OnProvisionFailure, RollbackRecord};
+use crate::api::{AgentInstanceStatus, Health, HealthState, OnProvisionFailure, RollbackRecord};
 
 impl World {
     /// Whether the newest revision of the class has failed here, before the agent ever served with it, and there is one to go back to.
@@ -56,6 +56,20 @@ impl World {
     pub fn is_asked_anew(&self, server: &ServerView, agent: &Agent) -> bool {
         let former = self.rollout.asked.as_ref();
         former.is_some_and(|former| former != self.probes(server, agent))
+    }
+
+    /// Whether what the status tells of its health was said of what it has now, and not of what it had before it was changed: a process that was not there
+    /// when it was knows that from here alone.
+    pub fn is_told_of(&self, server: &ServerView) -> bool {
+        let AgentInstanceStatus {
+            server: told,
+            config_revision,
+            secrets_tag,
+            ..
+        } = &self.status;
+        let is_this = told.as_ref().is_some_and(|told| told.id == server.id);
+        let applied = self.applied(server).unzip();
+        is_this && (&applied.0, &applied.1) == (config_revision, secrets_tag)
     }
 
     /// What a server is to be given, with the tag of its secret files: what is wanted, or, while another one is to have that, what it has.

@@ -43,7 +43,7 @@ pub fn status(
         server: current
             .map(|server| server_status(world, server))
             .or_else(|| former.server.clone()),
-        health: health(world, current, now),
+        health: health(world, current, stage, now),
         heard: former.heard.clone(),
         rollbacks: former.rollbacks.clone(),
         recovery: former.recovery.clone(),
@@ -161,19 +161,28 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
     }
 }
 
-/// What the probes say; as before while nobody probes, unless nobody could. What other probes said is not told of a revision that has its own.
-fn health(world: &World, current: Option<&ServerView>, now: Timestamp) -> Option<HealthStatus> {
+/// What the probes say; as before while nobody probes, unless nobody could. What was said of another configuration, or by other probes than a revision has, is
+/// not told of this one, unless it was found to serve without them.
+fn health(
+    world: &World,
+    current: Option<&ServerView>,
+    stage: &Stage,
+    now: Timestamp,
+) -> Option<HealthStatus> {
     let server = current?;
+    let serves = matches!(stage, Stage::Serving(_));
     let former = match &world.class {
         ClassView::Usable(agent) if world.is_asked_anew(server, agent) => None,
         _ => world.status.health.clone(),
     };
+    let former = former.filter(|_| serves || world.is_told_of(server));
     let state = match (&server.guest.health, &world.class) {
         _ if server.address().is_none() && former.is_some() => HealthState::Unknown,
         (None, _) => return former,
         (Some(view), ClassView::Usable(agent)) if view.health != *world.probes(server, agent) => {
             return None;
         }
+        (Some(view), _) if server.guest.is_of_before(view) => return former,
         (Some(view), _) => view.state?,
     };
     let since = Time(now);

@@ -1,7 +1,8 @@
 //! The crash matrix: the operator dies right before and right after each of its calls, and each life goes well all the same.
 //!
 //! The calls come from recordings of whole lives, so new calls are covered by themselves. A seeded sample runs by default (the seed is
-//! printed, `AGENTFLEET_CRASH_SEED` sets it), all with `AGENTFLEET_CRASH_MATRIX=full`.
+//! printed, `AGENTFLEET_CRASH_SEED` sets it), all with `AGENTFLEET_CRASH_MATRIX=full`; `AGENTFLEET_CRASH_POINT` takes those whose name, as a failure
+//! tells it, holds that text.
 
 mod life;
 
@@ -23,6 +24,20 @@ struct Point {
     story: Story,
     call: Call,
     moment: Moment,
+}
+
+impl Point {
+    fn name(&self) -> String {
+        let Self {
+            story,
+            call,
+            moment,
+        } = self;
+        format!(
+            "{story:?}: {moment:?} {} {} #{}",
+            call.site, call.call, call.occurrence
+        )
+    }
 }
 
 /// Reads, renewals of the Lease and `hello` are many, and each like the first; so are Events, which are a courtesy.
@@ -90,11 +105,16 @@ fn seed() -> u64 {
     told.unwrap_or_else(|| rand::random_range(0..1_000_000))
 }
 
-/// All points, or a sample with as many of each story, in which each point of a story is as likely as the other.
+/// All points, those that are asked for, or a sample with as many of each story, in which each point of a story is as likely as the other.
 fn chosen(mut points: Vec<Point>) -> Vec<Point> {
     let all = points.len();
     if std::env::var("AGENTFLEET_CRASH_MATRIX").as_deref() == Ok("full") {
         println!("crash matrix: all {all} points");
+        return points;
+    }
+    if let Ok(part) = std::env::var("AGENTFLEET_CRASH_POINT") {
+        points.retain(|point| point.name().contains(&part));
+        println!("crash matrix: {} of {all} points", points.len());
         return points;
     }
     let seed = seed();
@@ -144,15 +164,7 @@ async fn i1_i2_i13_a_crash_around_any_call_costs_no_server_and_no_voice() -> Out
     let worker = async || {
         while let Some(point) = next(&todo) {
             if let Err(failure) = survives(&point).await {
-                let Point {
-                    story,
-                    call,
-                    moment,
-                } = point;
-                let name = format!(
-                    "{story:?}: {moment:?} {} {} #{}",
-                    call.site, call.call, call.occurrence
-                );
+                let name = point.name();
                 eprintln!("{name}: {failure}");
                 failures
                     .lock()

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     agent_instance::line_up::Misfit,
-    api::{ConditionType, RECREATE_ANNOTATION},
+    api::{ConditionType, HealthStatus, RECREATE_ANNOTATION},
     health::ladder::Ailment,
     labels,
 };
@@ -114,7 +114,7 @@ impl Look<'_> {
 
     /// What is known of an agent's health before its first probe: nothing at another address, nor from other probes, as a
     /// revision is to prove itself by its own; else what systemd said in the answer to `configure`, or, where that changed nothing or the operator was
-    /// started again, what the status says, unless something was tried since.
+    /// started again, what the status says, unless it was said of another configuration or something was tried since.
     fn presumed(&self, server: &ServerView, agent: &Agent, epoch: i64) -> Option<HealthState> {
         let probed = server.guest.health.as_ref();
         let configured = server.guest.configured.as_ref();
@@ -130,7 +130,7 @@ impl Look<'_> {
             }
             _ if self.world.is_asked_anew(server, agent) => None,
             _ => {
-                let told = self.world.status.health.as_ref();
+                let told = self.told_health(server);
                 let told = told.filter(|told| !self.was_tried_since(told.since.0));
                 let told = told.filter(|told| server.guest.powered <= Some(told.since.0));
                 told.map(|told| told.state)
@@ -138,15 +138,17 @@ impl Look<'_> {
         }
     }
 
-    fn told_health(&self) -> Option<HealthState> {
-        self.world.status.health.as_ref().map(|told| told.state)
+    /// What the status tells of the configuration that it has.
+    fn told_health(&self, server: &ServerView) -> Option<&HealthStatus> {
+        let told = self.world.status.health.as_ref();
+        told.filter(|_| self.world.is_told_of(server))
     }
 
     /// Where it stands by its probes, or by what the status told of them last.
     pub(super) fn health(&self, server: &ServerView, note: Note) -> Stage {
         match &server.guest.health {
             Some(view) => by_health(view.state, &view.words, note),
-            None => by_health(self.told_health(), "", note),
+            None => by_health(self.told_health(server).map(|told| told.state), "", note),
         }
     }
 }

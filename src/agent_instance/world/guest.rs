@@ -40,6 +40,12 @@ pub struct GuestView {
 }
 
 impl GuestView {
+    /// Whether its probes have said that before it was changed last.
+    pub fn is_of_before(&self, view: &HealthView) -> bool {
+        let configured = self.configured.as_ref();
+        configured.is_some_and(|last| last.epoch > view.epoch && !last.left_as_before())
+    }
+
     /// It has not answered, or not done as told.
     pub fn was_asked_in_vain(&mut self, now: Timestamp) {
         let before = self.in_vain.map_or(0, |(times, _)| times);

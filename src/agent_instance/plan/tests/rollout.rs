@@ -199,14 +199,14 @@ fn the_revision_is_told_by_what_was_applied() {
 fn what_another_stage_says_of_being_up_to_date_comes_first() {
     let mut world = serving();
     world.rollout.why = Some(("WaitsForTurn", "x".into()));
-    world.servers[0].power = Power::Off;
+    world.servers[0].blocked = true;
     let told = reported(&world);
     let reasons = told
         .conditions
         .iter()
         .filter(|told| told.type_ == "UpToDate");
     let reasons: Vec<_> = reasons.map(|told| told.reason.as_str()).collect();
-    assert_eq!(reasons, ["Booting"]);
+    assert_eq!(reasons, ["ProviderBlocked"]);
 }
 
 /// How `r2` is probed.
@@ -339,5 +339,65 @@ fn an_agent_is_asked_as_its_revision_says_until_it_has_another() {
         assert_eq!(told.class_revision.as_deref(), Some("r1"));
         let state = told.health.map(|health| health.state);
         assert_eq!(state, Some(HealthState::Healthy));
+    }
+}
+
+/// It was Ready with `r1`, whose probe is the same, and has just been given `r2`.
+fn given_another_configuration() -> World {
+    let mut world = changed!(
+        updated(probed(serving(), Some(HealthState::Healthy))),
+        status.class_revision = Some("r1".into())
+    );
+    let by_command = Agent {
+        health: by_command(),
+        ..agent()
+    };
+    let has = (by_command.config_revision.clone(), "tag".into());
+    world.class = ClassView::Usable(Box::new(by_command));
+    world.status.config_revision = Some("of r1".into());
+    world.status.health = Some(HealthStatus {
+        state: HealthState::Healthy,
+        since: Time(at(-60)),
+    });
+    let guest = &mut world.servers[0].guest;
+    let view = guest.health.as_mut().unwrap();
+    (view.health, view.epoch) = (self::by_command(), 2);
+    guest.hello = Some(Hello {
+        applied: Some(has.clone()),
+        armed: Some(1),
+        ..Hello::default()
+    });
+    guest.configured = Some(Configured {
+        epoch: 3,
+        sent: has,
+        outcome: Ok(true),
+    });
+    world
+}
+
+#[test]
+fn i6_what_was_said_of_another_configuration_makes_no_revision_a_good_one() {
+    let begun_anew = |mut world: World| {
+        let guest = &mut world.servers[0].guest;
+        (guest.health, guest.configured) = (None, None);
+        world
+    };
+    let given = given_another_configuration();
+    let written = changed!(given.clone(), status = reported(&given));
+    for (what, world) in [
+        ("it was just given it", given.clone()),
+        ("the operator began anew", begun_anew(given)),
+        (
+            "the operator began anew after it told of it",
+            begun_anew(written),
+        ),
+    ] {
+        let plan = present(&world);
+        assert!(asks_anew(&plan), "{what}: {plan:?}");
+        let told = reported(&world);
+        assert!(!is_true(&told.conditions, ConditionType::Ready), "{what}");
+        let revisions = (told.class_revision, told.good_revision, told.health);
+        let name = |name: &str| Some(name.to_owned());
+        assert_eq!(revisions, (name("r2"), name("r1"), None), "{what}");
     }
 }
