@@ -173,6 +173,19 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_goes_off_is_news_and_so_is_an_agent_that_serves_again() {
+        let serving = ready(Some(true), "Serving");
+        let off = ready(Some(false), "PoweredOff");
+        let boots = ready(Some(false), "Booting");
+        let told = [
+            reasons(&serving, &off),
+            reasons(&off, &boots),
+            reasons(&boots, &serving),
+        ];
+        assert_eq!(told.concat(), ["PoweredOff", "Serving"]);
+    }
+
+    #[test]
     fn conditions_that_say_the_same_are_told_once() {
         use ConditionType::{Healthy, Ready, ServerCreated, Stalled};
         let all = |server: (bool, &str), serves: (bool, &str), stalled: (bool, &str)| {

@@ -87,13 +87,18 @@ impl Look<'_> {
     }
 
     fn power_on(&self, server: &ServerView) -> Plan {
-        if let Some(why) = self.hands_off()
-            && self.world.voice_holder() == Some(server.incarnation)
-        {
+        let holds = self.world.voice_holder() == Some(server.incarnation);
+        if let Some(why) = self.hands_off().filter(|_| holds) {
             let words = format!("server {} is off; {why}", server.id);
             return Plan::wait(Stage::Unhealthy("PoweredOff", words));
         }
-        let stage = Stage::Booting(format!("server {} is off and is powered on", server.id));
+        let words = format!("server {} is off and is powered on", server.id);
+        let recovering = || self.recovering(self.class().ok()?);
+        let stage = if holds {
+            recovering().unwrap_or(Stage::Unhealthy("PoweredOff", words))
+        } else {
+            Stage::Booting(words)
+        };
         match server.guest.powered {
             Some(asked) if asked + CONTACT > self.now => Plan::wait(stage).until(asked + CONTACT),
             _ => {

@@ -311,6 +311,23 @@ fn nothing_is_repaired_while_somebody_works_on_the_server_or_the_fleet() {
 }
 
 #[test]
+fn a_server_that_somebody_switched_off_is_powered_on_and_told_to_be_off() {
+    for (mut world, because) in [
+        (booting(), "Booting"),
+        (serving(), "PoweredOff"),
+        (
+            tried(ailing(HealthState::Unknown), &[(Reboot, -1)]),
+            "Rebooting",
+        ),
+    ] {
+        world.servers[0].power = Power::Off;
+        let plan = present(&world);
+        assert!(matches!(plan.steps[..], [Step::PowerOn { .. }]), "{plan:?}");
+        assert_eq!(reason(&plan), because);
+    }
+}
+
+#[test]
 fn i6_nothing_said_before_a_try_is_presumed_after_it() {
     let presumed = |mut world: World| {
         world.servers[0].guest.health = None;
