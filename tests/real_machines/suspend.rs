@@ -7,6 +7,10 @@ use serde_json::{Value, json};
 /// Whether a boot of this machine has ever run the agent's unit, by what systemd says.
 const NEVER_RAN: &str = "systemctl show -p ActiveEnterTimestampMonotonic --value agent";
 
+/// The agent begins by writing the boot that it speaks in.
+const SPEAKS: &str =
+    "cat /proc/sys/kernel/random/boot_id >> /home/agent/spoken; exec sleep infinity";
+
 async fn set(bed: &Bed, suspend: bool) -> Outcome {
     let spec: Value = json!({"spec": {"suspend": suspend}});
     bed.cluster
@@ -22,11 +26,14 @@ async fn is_off(bed: &Bed, server: u64) -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn i13_a_suspended_server_is_off_silent_when_somebody_switches_it_on_and_has_its_files_when_it_runs_again()
+async fn i13_a_suspended_server_is_off_silent_when_it_is_switched_on_or_gets_another_type_and_has_its_files_when_it_runs_again()
 -> Outcome {
     let Some(bed) = Bed::start_real().await? else {
         return Ok(());
     };
+    let mut class = bed.class();
+    class["spec"]["agent"]["service"]["execStart"] = json!(["/bin/sh", "-c", SPEAKS]);
+    bed.change(&class).await?;
     let one = bed.create("one").await?;
     let server = one.ready().await?;
     one.shell("echo remembered > /home/agent/memory").await?;
@@ -41,8 +48,19 @@ async fn i13_a_suspended_server_is_off_silent_when_somebody_switches_it_on_and_h
     .await?;
     is_off(&bed, server).await?;
 
+    class["spec"]["serverTypes"] = json!(["cx33"]);
+    bed.change(&class).await?;
+    bed.wait_until("its server has the other type", async || {
+        Ok(one.status().await?["server"]["type"] == "cx33")
+    })
+    .await?;
+    is_off(&bed, server).await?;
+    one.condition("Ready", "False", "Suspended").await?;
+
     set(&bed, false).await?;
     assert_eq!(one.ready().await?, server);
+    let spoken = one.shell("cat /home/agent/spoken").await?;
+    assert_eq!(spoken.lines().count(), 2, "before and after: {spoken}");
     assert_eq!(one.shell("cat /home/agent/memory").await?, "remembered\n");
     assert!(one.file(manifests::SECRET_FILE).await?.is_some());
     bed.delete_all().await?;
