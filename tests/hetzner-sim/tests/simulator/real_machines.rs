@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -226,10 +227,13 @@ async fn power_keeps_disk_and_host_key_and_a_rebuild_changes_both() {
     let before = machine(&simulator, id);
     shell(&simulator, id, "touch /root/kept").await;
 
+    shell(&simulator, id, MARKS_AN_ORDERLY_END).await;
     act(&simulator, id, "poweroff", Value::Null).await;
     shown_as(&simulator, id, "off").await;
     becomes_reachable(&before, false).await;
     assert_eq!(machine(&simulator, id).stage, Stage::Off);
+    let orderly = before.root.join("root/orderly");
+    assert!(!orderly.exists(), "the plug was pulled");
     act(&simulator, id, "poweron", Value::Null).await;
     let after = booted(&simulator, id).await;
     assert_eq!(after.host_key, before.host_key);
@@ -243,8 +247,10 @@ async fn power_keeps_disk_and_host_key_and_a_rebuild_changes_both() {
         assert!(view.root.join("root/kept").exists());
     }
 
+    shell(&simulator, id, MARKS_AN_ORDERLY_END).await;
     act(&simulator, id, "shutdown", Value::Null).await;
     shown_as(&simulator, id, "off").await;
+    assert!(orderly.exists(), "it was asked to end");
     act(&simulator, id, "poweron", Value::Null).await;
     booted(&simulator, id).await;
     shell(&simulator, id, "systemctl poweroff --no-block").await;
@@ -642,13 +648,48 @@ async fn two_simulators_side_by_side_do_not_meet() {
     other.shutdown().await;
 }
 
-/// A simulator as a program of its own, with one machine on its way up.
-struct Program {
-    process: std::process::Child,
+/// What there is of a simulator with a machine, as long as there is something.
+struct Traces {
     /// The process whose namespaces hold its machines.
     keeper: String,
     directory: PathBuf,
     link: String,
+}
+
+impl Traces {
+    /// Of the simulator of a machine with this root, on this network.
+    fn of(root: &str, net: &str) -> Self {
+        let (keeper, inside) = root
+            .trim_start_matches("/proc/")
+            .split_once("/root")
+            .unwrap();
+        let number = net.split('.').nth(1).unwrap();
+        Self {
+            keeper: keeper.to_owned(),
+            directory: Path::new(inside).ancestors().nth(3).unwrap().to_owned(),
+            link: format!("/sys/class/net/hsim{number}"),
+        }
+    }
+
+    /// Whether no process that names its directory or is in such a group, no mount and no interface is left.
+    fn is_dead(&self, group: &str) -> bool {
+        let name = self.directory.to_string_lossy().into_owned();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut left = processes.filter(|entry| {
+            let read = |file: &str| std::fs::read_to_string(entry.path().join(file));
+            let (command, groups) = (read("cmdline"), read("cgroup"));
+            command.is_ok_and(|command| command.contains(&name))
+                || groups.is_ok_and(|groups| groups.contains(group))
+        });
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        left.next().is_none() && !mounts.contains(&name) && !Path::new(&self.link).exists()
+    }
+}
+
+/// A simulator as a program of its own, with one machine on its way up.
+struct Program {
+    process: std::process::Child,
+    traces: Traces,
 }
 
 impl Program {
@@ -685,18 +726,9 @@ impl Program {
                 break view["machine"]["root"].as_str().unwrap().to_owned();
             }
         };
-        let (keeper, inside) = root
-            .trim_start_matches("/proc/")
-            .split_once("/root")
-            .unwrap();
-        let directory = Path::new(inside).ancestors().nth(3).unwrap().to_owned();
-        let net = told["machineNet"].as_str().unwrap();
-        let number = net.split('.').nth(1).unwrap();
         Self {
             process,
-            keeper: keeper.to_owned(),
-            directory,
-            link: format!("/sys/class/net/hsim{number}"),
+            traces: Traces::of(&root, told["machineNet"].as_str().unwrap()),
         }
     }
 
@@ -705,20 +737,68 @@ impl Program {
         self.process.wait().unwrap();
     }
 
-    /// Whether no process of its and no interface is left.
+    /// What the control groups of its machines begin with.
+    fn group(&self) -> String {
+        format!("hetzner-sim-{}-", self.process.id())
+    }
+
     fn is_dead(&self) -> bool {
-        let name = self.directory.to_string_lossy().into_owned();
-        let group = format!("hetzner-sim-{}-", self.process.id());
-        let processes = std::fs::read_dir("/proc").unwrap().flatten();
-        let mut left = processes.filter(|entry| {
-            let read = |file: &str| std::fs::read_to_string(entry.path().join(file));
-            let (command, groups) = (read("cmdline"), read("cgroup"));
-            command.is_ok_and(|command| command.contains(&name))
-                || groups.is_ok_and(|groups| groups.contains(&group))
-        });
-        left.next().is_none() && !Path::new(&self.link).exists()
+        self.traces.is_dead(&self.group())
+    }
+
+    fn is_gone(&self) -> bool {
+        self.is_dead() && !self.traces.directory.exists()
     }
 }
+
+/// Sends signals to processes by their ids.
+fn signal(words: &[&str]) {
+    assert!(Command::new("kill").args(words).status().unwrap().success());
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_simulator_that_was_told_to_end() {
+    let Some(simulator) = simulator().await else {
+        return;
+    };
+    let mut program = Program::start().await;
+    assert!(!program.is_dead());
+    signal(&["-TERM", &program.process.id().to_string()]);
+    assert!(program.process.wait().unwrap().success());
+    let directory = &program.traces.directory;
+    assert!(!directory.exists(), "it waits for its machines");
+    // The kernel takes interfaces back when it has time.
+    wait_for("the end of all", || program.is_dead().then_some(())).await;
+    simulator.shutdown().await;
+}
+
+#[test]
+fn nothing_is_left_of_a_run_that_failed() {
+    let mut traces = None;
+    let run = async {
+        let Some(simulator) = simulator().await else {
+            return;
+        };
+        let id = server(&simulator, "a").await;
+        let root = machine(&simulator, id).root;
+        let left = Traces::of(&root.to_string_lossy(), &simulator.machine_net());
+        assert!(!left.is_dead(NO_GROUP));
+        traces = Some(left);
+        // As a failed assertion does, without a word of it.
+        resume_unwind(Box::new("a failure"));
+    };
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let ended = catch_unwind(AssertUnwindSafe(|| runtime().block_on(run)));
+    let Some(traces) = traces else {
+        return ended.unwrap();
+    };
+    assert!(ended.is_err());
+    let gone = || (traces.is_dead(NO_GROUP) && !traces.directory.exists()).then_some(());
+    runtime().block_on(wait_for("the end of all", gone));
+}
+
+/// The groups of one simulator of several in one process cannot be told from the others'.
+const NO_GROUP: &str = "no such group";
 
 #[tokio::test]
 async fn nothing_is_left_of_a_simulator_that_was_killed() {
@@ -728,10 +808,7 @@ async fn nothing_is_left_of_a_simulator_that_was_killed() {
     let mut program = Program::start().await;
     assert!(!program.is_dead());
     program.kill();
-    wait_for("the end of all", || {
-        (program.is_dead() && !program.directory.exists()).then_some(())
-    })
-    .await;
+    wait_for("the end of all", || program.is_gone().then_some(())).await;
     simulator.shutdown().await;
 }
 
@@ -741,7 +818,7 @@ async fn the_next_start_removes_what_a_killed_simulator_and_its_keeper_left() {
         return;
     };
     let mut program = Program::start().await;
-    let group = format!("hetzner-sim-{}-", program.process.id());
+    let group = program.group();
     let prefix = simulator.control().on_router().unwrap();
     let groups = || {
         let list = Command::new(&prefix[0])
@@ -751,15 +828,14 @@ async fn the_next_start_removes_what_a_killed_simulator_and_its_keeper_left() {
             .unwrap();
         String::from_utf8(list.stdout).unwrap()
     };
-    assert!(groups().contains(&group) && program.directory.join("machines").exists());
-    let killed = Command::new("kill").args(["-9", &program.keeper]).status();
-    assert!(killed.unwrap().success());
+    assert!(groups().contains(&group) && program.traces.directory.join("machines").exists());
+    signal(&["-9", &program.traces.keeper]);
     program.kill();
     wait_for("the end of all", || program.is_dead().then_some(())).await;
     let next = self::simulator().await.unwrap();
     // A simulator of another test may have begun meanwhile, and be at the same work.
     wait_for("the removal", || {
-        (!program.directory.exists() && !groups().contains(&group)).then_some(())
+        (!program.traces.directory.exists() && !groups().contains(&group)).then_some(())
     })
     .await;
     next.shutdown().await;

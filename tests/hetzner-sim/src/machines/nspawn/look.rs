@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::machines::fleet::{Stage, lock};
 use crate::machines::nspawn::machine::Machine;
@@ -17,6 +17,12 @@ use crate::machines::voice::VoiceChange;
 /// Port 22 in state LISTEN, in the kernel's list of sockets.
 const LISTENS: &str = ":0016 00000000:0000 0A";
 const LISTENS_V6: &str = ":0016 00000000000000000000000000000000:0000 0A";
+
+/// It looks for the keys of all kinds, also those that user-data wants neither made nor posted.
+const HARMLESS: [&str; 2] = [
+    "/etc/ssh/ssh_host_rsa_key.pub: failed to open, can not phone home that data!",
+    "/etc/ssh/ssh_host_ecdsa_key.pub: failed to open, can not phone home that data!",
+];
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -53,7 +59,7 @@ pub(crate) fn at(machine: &Machine) {
     {
         seen.stage = Stage::Up;
         seen.cloud_init_done.get_or_insert_with(Timestamp::now);
-        seen.boot_error = complaint(&result);
+        seen.boot_error = complaint(&result, &cloud_init_status(&root));
         if let Some(complaint) = &seen.boot_error {
             let told = format!("server {}: {complaint}", machine.plan.server);
             lock(&machine.shared.complaints).push(told);
@@ -113,11 +119,23 @@ fn cloud_init_result(root: &Path, powered: Option<SystemTime>) -> Option<Value> 
     serde_json::from_slice(&result.ok()?).ok()
 }
 
-/// What cloud-init found wrong.
-fn complaint(result: &Value) -> Option<String> {
-    let errors = result["v1"]["errors"].as_array()?.iter();
-    let errors: Vec<&str> = errors.filter_map(Value::as_str).collect();
-    (!errors.is_empty()).then(|| errors.join("; "))
+/// What it says of each stage, of this boot too: it is written before the result is.
+fn cloud_init_status(root: &Path) -> Value {
+    let status = std::fs::read(root.join("var/lib/cloud/data/status.json"));
+    serde_json::from_slice(&status.unwrap_or_default()).unwrap_or_default()
+}
+
+/// What cloud-init found wrong: the errors of its stages, and what it could go on after.
+fn complaint(result: &Value, status: &Value) -> Option<String> {
+    let stages = status["v1"].as_object().into_iter().flat_map(Map::values);
+    let levels = stages.filter_map(|stage| stage["recoverable_errors"].as_object());
+    let lists = levels
+        .flat_map(Map::values)
+        .chain([&result["v1"]["errors"]]);
+    let told = lists.filter_map(Value::as_array).flatten();
+    let told = told.filter_map(Value::as_str);
+    let told: Vec<&str> = told.filter(|told| !HARMLESS.contains(told)).collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 /// Whether the unit that the agent's description names holds a process.
