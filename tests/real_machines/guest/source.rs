@@ -1,6 +1,6 @@
 //! Another ref in place: it arrives whole, or the former one stays.
 
-use bed::{AGENT_REFS, AgentRepository, Bed, Instance, Outcome};
+use bed::{AGENT_REFS, AgentRepository, Bed, Instance, Outcome, manifests};
 use serde_json::{Value, json};
 
 use super::{AS_IT_IS, ask};
@@ -186,6 +186,43 @@ async fn a_version_that_dies_at_its_start_gives_way_to_the_one_before_and_keeps_
 
     bed.change(&good(second)).await?;
     serves(&bed, &one, second).await?;
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_its_probe_finds_wanting_gives_way_to_the_last_good_one() -> Outcome {
+    let Some(bed) = Bed::start_real().await? else {
+        return Ok(());
+    };
+    let [first, second, _] = AGENT_REFS;
+    let repository = AgentRepository::serve(&bed.dir().join("repository"), bed.host().into(), &[])?;
+    let class = |reference| {
+        let mut class = at(&bed, &repository, reference, &["./install.sh"]);
+        let command = format!("grep -qx {first} {SOURCE}/VERSION");
+        class["spec"]["health"] =
+            json!({"exec": {"command": command}, "interval": "1s", "failureThreshold": 2});
+        class
+    };
+    bed.change(&class(first)).await?;
+    let one = bed.create("one").await?;
+    let server = one.ready().await?;
+    serves(&bed, &one, first).await?;
+    bed.wait_until("the first is known to be good", async || {
+        let class = bed.cluster.get("AgentClass", None, manifests::CLASS);
+        let status = class.await?.unwrap_or_default()["status"].clone();
+        Ok(status["revision"].is_string() && status["goodRevision"] == status["revision"])
+    })
+    .await?;
+
+    bed.change(&class(second)).await?;
+    let told = one.condition("UpToDate", "False", "WentBack").await?;
+    assert!(told.contains("the probe command ended with 1"), "{told}");
+    assert_eq!(one.ready().await?, server);
+    let version = one.shell(&format!("cat {SOURCE}/VERSION")).await?;
+    assert_eq!(version.trim(), first);
+    one.condition("UpToDate", "False", "WentBack").await?;
+    assert!(one.status().await?["recovery"].is_null(), "nothing else");
     bed.delete_all().await?;
     bed.finish().await
 }
