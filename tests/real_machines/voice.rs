@@ -19,6 +19,22 @@ test $(systemctl show -p ActiveEnterTimestampMonotonic --value agent) = 0";
 /// Holds the first one as soon as it is there: it may be made ready long before the rest of it comes.
 const HOLD: &str = "until pgrep -f '[g]uest ssh configure' > /dev/null; do sleep 0.01; done
 for again in 1 2 3; do pgrep -f '[g]uest ssh configure' | xargs kill -STOP; done";
+/// The agent's own unit, which does not start before it may.
+const WAITING_UNIT: &str = "\
+[Service]
+User=agent
+WorkingDirectory=/home/agent
+ExecStartPre=/bin/sh -c 'until test -e /run/go; do sleep 0.1; done'
+ExecStart=/usr/bin/python3 /home/agent/agent.py
+
+[Install]
+WantedBy=multi-user.target
+";
+const GO: &str = "touch /run/go";
+/// Ends well while the unit begins to start.
+const STARTS: &str = "systemctl show -p ActiveState agent | grep -qx ActiveState=activating";
+/// Nobody hears any more what the guest says.
+const CUT: &str = "pkill -KILL -f '^sshd-session: agentfleet'";
 /// The operator waits so long, in milliseconds, before its first `configure`: for us to see what it sends.
 const BEFORE_CONFIGURE: (&str, &str) = ("FAILPOINTS", "ssh configure before=1*sleep(4000)");
 /// What a `configure` with the agent's code has at least, in bytes.
@@ -109,6 +125,13 @@ impl Bot {
             .await
     }
 
+    /// How often the operator has given a server its configuration.
+    fn configures(&self) -> Outcome<usize> {
+        let calls = self.bed.operator.calls()?.into_iter();
+        let configures = calls.filter(|call| call.site == "ssh" && call.call == "configure");
+        Ok(configures.count())
+    }
+
     /// How many bytes were sent to the SSH of a server on the connections that there are.
     fn sent_to(&self, server: u64) -> Outcome<u64> {
         let address = self
@@ -134,12 +157,7 @@ impl Bot {
         self.bed.create("one").await?;
         let server = self.another(&[]).await?;
         self.ends_well(server, HOLD).await?;
-        let operator = &self.bed.operator;
-        wait_until("configure begins", async || {
-            let mut calls = operator.calls()?.into_iter();
-            Ok(calls.any(|call| call.site == "ssh" && call.call == "configure"))
-        })
-        .await?;
+        wait_until("configure begins", async || Ok(self.configures()? > 0)).await?;
         let before = self.sent_to(server)?;
         let (mut sent, mut still) = (before, 0);
         wait_until("all of configure is sent, and nothing more", async || {
@@ -273,6 +291,90 @@ async fn i13_one_agent_is_heard_while_the_way_to_the_server_that_it_leaves_is_cu
     bot.is_heard(next).await?;
     assert_eq!(bot.one().ready().await?, next);
     is_gone(&bot, old)?;
+    bot.token.one_holder()?;
+    bot.bed.delete_all().await?;
+    bot.bed.finish_after_replacements().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i13_one_agent_is_heard_when_the_answer_to_configure_is_lost_in_a_hand_over() -> Outcome {
+    let Some(mut bot) = Bot::new().await? else {
+        return Ok(());
+    };
+    bot.class["spec"]["agent"]["service"] = json!({"unit": WAITING_UNIT});
+    bot.change("Disposable", false).await?;
+    bot.bed.create("one").await?;
+    let first = bot.another(&[]).await?;
+    bot.ends_well(first, STARTS).await?;
+    bot.on(first, GO).await?;
+    assert_eq!(bot.one().ready().await?, first);
+    bot.is_heard(first).await?;
+
+    let before = bot.configures()?;
+    bot.change("Disposable", true).await?;
+    let next = bot.another(&[first]).await?;
+    bot.ends_well(next, STARTS).await?;
+    bot.on(next, CUT).await?;
+    assert_eq!(bot.token.claims_of(&bot.name(next)?), 0);
+    bot.on(next, GO).await?;
+    bot.is_heard(next).await?;
+    assert_eq!(bot.one().ready().await?, next);
+    let asked = bot.configures()? - before;
+    assert!(asked >= 2, "asked {asked} times");
+    bot.bed
+        .wait_until("the former server is gone", async || {
+            Ok(bot.bed.cloud().machine(first).is_err())
+        })
+        .await?;
+    bot.is_heard(next).await?;
+    bot.token.one_holder()?;
+    bot.bed.delete_all().await?;
+    bot.bed.finish_after_replacements().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i14_a_kept_server_that_cannot_be_told_to_be_silent_is_a_persons_matter() -> Outcome {
+    let Some(mut bot) = Bot::new().await? else {
+        return Ok(());
+    };
+    let first = bot.bed.create("one").await?.ready().await?;
+    bot.is_heard(first).await?;
+    let refused = bot.bed.cloud().add_fault(FaultRule {
+        times: None,
+        ..FaultRule::next("DELETE", "/servers/{id}", UNAVAILABLE)
+    });
+    bot.change("Disposable", true).await?;
+    let next = bot.another(&[first]).await?;
+    bot.is_heard(next).await?;
+    assert_eq!(bot.one().ready().await?, next);
+    // Its disk is declared to be worth something, and nobody remembers that it is silent.
+    bot.change("Preserve", true).await?;
+    let frozen = MachineFaults {
+        frozen: true,
+        ..MachineFaults::default()
+    };
+    bot.bed.cloud().set_machine_faults(first, frozen)?;
+    bot.bed.operator.restart()?;
+    let secret = bot.bed.apply_secret("one").await?;
+    let one = bot.one();
+    let told = one.condition("Stalled", "True", "CannotRelease").await?;
+    assert!(told.contains(&format!("server {first}")), "{told}");
+    bot.is_heard(next).await?;
+    assert!(bot.bed.cloud().machine(first).is_ok());
+
+    bot.bed
+        .cloud()
+        .set_machine_faults(first, MachineFaults::default())?;
+    one.has_in_file(manifests::SECRET_FILE, &secret).await?;
+    one.condition("Stalled", "False", "NotStalled").await?;
+    bot.bed.cloud().remove_fault(refused)?;
+    bot.bed
+        .wait_until("the former server is gone", async || {
+            Ok(bot.bed.cloud().machine(first).is_err())
+        })
+        .await?;
+    assert_eq!(bot.one().ready().await?, next);
+    bot.is_heard(next).await?;
     bot.token.one_holder()?;
     bot.bed.delete_all().await?;
     bot.bed.finish_after_replacements().await
