@@ -10,15 +10,15 @@ use std::{
 };
 
 use jiff::Timestamp;
-use kube::{Resource as _, ResourceExt as _, runtime::reflector::ObjectRef};
+use kube::{Resource as _, ResourceExt as _};
 
 use super::{
-    announcement,
+    SubscriptionFlags, announcement,
     declaration::{Announced, Declaration, Target, terminate_at, unentitled_since},
     entitlement::{earlier, later, whole_second},
     event,
     guard::{Census, is_confirmed},
-    observe::{census, confirmation},
+    observe::{census, confirmation, is_subscribed, subscription_of},
     perform,
     plan::settles,
     send,
@@ -167,36 +167,131 @@ pub async fn run(ctx: Arc<Context>) {
 
 async fn sweep(ctx: &Context, memory: &mut Memory) {
     let mut former = std::mem::take(&mut memory.0);
-    // One moment for all of them: the last may be looked at long after the first, and who has been lost meanwhile is not in the census.
-    let now = Timestamp::now();
-    let census = census(ctx, now);
-    let flags = &ctx.settings.subscriptions;
-    for instance in ctx.stores.instances.state() {
-        let about = about(&instance);
-        let Some(abandoned) = is_orphan(ctx, &instance, &about) else {
-            continue;
-        };
-        let mut seen = former
-            .remove(&about.uid)
-            .unwrap_or_else(|| Seen::now(&about));
-        seen.hear(ctx);
-        let orphan = orphan(ctx, &instance, (abandoned, &seen), census.as_ref());
-        let periods = (flags.orphan_patience, flags.announce_before);
-        let deed = plan(&orphan, periods, now);
+    let left = gather(ctx, &mut former);
+    for gone in former.values() {
+        ctx.subscriptions.forget(&gone.way.uid);
+        ctx.notifications.forget(&gone.way);
+    }
+    let deeds = Measure::now(ctx).judge(&left);
+    for (mut one, deed) in left.into_iter().zip(deeds) {
         if let Some(deed) = deed
-            && let Err(setback) = carry_out(ctx, &about, (&instance, &mut seen), &deed).await
+            && let Err(setback) = carry_out(ctx, &mut one, &deed).await
         {
             let (reason, message) = (setback.reason, setback.message);
             let Identity {
                 namespace, name, ..
-            } = &about;
+            } = &one.about;
             tracing::warn!(instance = %format_args!("{namespace}/{name}"), reason, message, "an orphan waits");
         }
-        memory.0.insert(about.uid, seen);
+        memory.0.insert(one.about.uid, one.seen);
     }
-    for gone in former.values() {
-        ctx.subscriptions.forget(&gone.way.uid);
-        ctx.notifications.forget(&gone.way);
+}
+
+/// An instance that was left, and what is remembered of it.
+struct Left {
+    about: Identity,
+    instance: Arc<AgentInstance>,
+    /// The subscription of its name, which is another customer's.
+    other: Option<Arc<Subscription>>,
+    seen: Seen,
+}
+
+/// All of them, with what was remembered, which is taken out of there.
+fn gather(ctx: &Context, former: &mut HashMap<String, Seen>) -> Vec<Left> {
+    let mut left = vec![];
+    for instance in ctx.stores.instances.state() {
+        let about = about(&instance);
+        let other = subscription_of(ctx, &instance);
+        if !is_orphan(&instance, other.as_deref()) {
+            continue;
+        }
+        let known = former.remove(&about.uid);
+        let mut seen = known.unwrap_or_else(|| Seen::now(&about));
+        seen.hear(ctx);
+        left.push(Left {
+            about,
+            instance,
+            other,
+            seen,
+        });
+    }
+    left
+}
+
+/// What all orphans of a sweep are judged by, before anything is done about the first: the last may have its turn long after it, and who has been
+/// lost meanwhile is not in the census.
+struct Measure {
+    now: Timestamp,
+    /// None while it is not known who was lost.
+    census: Option<Census>,
+    flags: SubscriptionFlags,
+    /// How long an end waits for the receiver of the webhook, if there is one.
+    webhook: Option<Duration>,
+}
+
+impl Measure {
+    fn now(ctx: &Context) -> Self {
+        let now = Timestamp::now();
+        let patience = ctx.settings.webhook_patience;
+        Self {
+            now,
+            census: census(ctx, now),
+            flags: ctx.settings.subscriptions,
+            webhook: ctx.notifications.are_on().then_some(patience),
+        }
+    }
+
+    /// What is done about each of them, if anything.
+    fn judge(&self, left: &[Left]) -> Vec<Option<Deed>> {
+        let periods = (self.flags.orphan_patience, self.flags.announce_before);
+        let orphans = left.iter().map(|one| self.orphan(one));
+        orphans
+            .map(|orphan| plan(&orphan, periods, self.now))
+            .collect()
+    }
+
+    fn orphan(&self, one: &Left) -> Orphan {
+        let Left {
+            about: _,
+            instance,
+            other,
+            seen,
+        } = one;
+        let customer = instance.labels().get(labels::CUSTOMER);
+        let (census, lost) = (self.census.as_ref(), unentitled_since(instance));
+        Orphan {
+            abandoned: other.is_none(),
+            seen_for: seen.since.elapsed(),
+            suspended: instance.spec.suspend,
+            terminate_at: terminate_at(instance),
+            held: self.holds(instance),
+            settles: settles(census, lost, &self.flags.guard),
+            declared: Declaration {
+                subscription: instance.name_any(),
+                customer: customer.cloned().unwrap_or_default(),
+                class: instance.spec.class_name.clone(),
+                ..Declaration::found(instance)
+            },
+            webhook: Webhook {
+                on: self.webhook.is_some(),
+                taken: seen.taken,
+                is_late: seen
+                    .ending
+                    .zip(self.webhook)
+                    .is_some_and(|(ending, patience)| ending.elapsed() >= patience),
+            },
+        }
+    }
+
+    /// Whether an agent is one of too many; one that does not say since when it is left is one of those that nobody knows.
+    fn holds(&self, instance: &AgentInstance) -> bool {
+        let Some(lost) = unentitled_since(instance) else {
+            return false;
+        };
+        let (census, limits) = (self.census.as_ref(), &self.flags.guard);
+        let confirmed = is_confirmed(confirmation(instance).as_deref(), lost);
+        let too_many = || census.is_some_and(|census| census.too_many(lost, limits));
+        !confirmed && (Declaration::found(instance).held || too_many())
     }
 }
 
@@ -237,75 +332,21 @@ impl Seen {
     }
 }
 
-fn orphan(
-    ctx: &Context,
-    instance: &AgentInstance,
-    (abandoned, seen): (bool, &Seen),
-    census: Option<&Census>,
-) -> Orphan {
-    let limits = &ctx.settings.subscriptions.guard;
+/// Whether an instance that came from a subscription has lost it: the one of its name is gone, or another customer's.
+fn is_orphan(instance: &AgentInstance, subscription: Option<&Subscription>) -> bool {
     let customer = instance.labels().get(labels::CUSTOMER);
-    let patience = ctx.settings.webhook_patience;
-    Orphan {
-        abandoned,
-        seen_for: seen.since.elapsed(),
-        suspended: instance.spec.suspend,
-        terminate_at: terminate_at(instance),
-        held: is_held(ctx, instance, census),
-        settles: settles(census, unentitled_since(instance), limits),
-        declared: Declaration {
-            subscription: instance.name_any(),
-            customer: customer.cloned().unwrap_or_default(),
-            class: instance.spec.class_name.clone(),
-            ..Declaration::found(instance)
-        },
-        webhook: Webhook {
-            on: ctx.notifications.are_on(),
-            taken: seen.taken,
-            is_late: seen
-                .ending
-                .is_some_and(|ending| ending.elapsed() >= patience),
-        },
-    }
+    is_subscribed(instance)
+        && instance.metadata.deletion_timestamp.is_none()
+        && subscription.is_none_or(|one| customer != Some(&one.spec.customer_id))
 }
 
-/// Whether an instance that came from a subscription has lost it; true where there is none of that name.
-fn is_orphan(ctx: &Context, instance: &AgentInstance, about: &Identity) -> Option<bool> {
-    let Identity {
-        namespace, name, ..
-    } = about;
-    let label = |key: &str| instance.labels().get(key).map(String::as_str);
-    // A label that was copied to another name means nothing.
-    if label(labels::SUBSCRIPTION) != Some(name.as_str())
-        || instance.metadata.deletion_timestamp.is_some()
-    {
-        return None;
-    }
-    let subscription = ObjectRef::<Subscription>::new(name).within(namespace);
-    match ctx.stores.subscriptions.get(&subscription) {
-        None => Some(true),
-        Some(one) if label(labels::CUSTOMER) != Some(one.spec.customer_id.as_str()) => Some(false),
-        Some(_) => None,
-    }
-}
-
-/// One that does not say since when it is left is one of those that nobody knows.
-fn is_held(ctx: &Context, instance: &AgentInstance, census: Option<&Census>) -> bool {
-    let Some(lost) = unentitled_since(instance) else {
-        return false;
-    };
-    let limits = &ctx.settings.subscriptions.guard;
-    let confirmed = is_confirmed(confirmation(instance).as_deref(), lost);
-    let too_many = || census.is_some_and(|census| census.too_many(lost, limits));
-    !confirmed && (Declaration::found(instance).held || too_many())
-}
-
-async fn carry_out(
-    ctx: &Context,
-    about: &Identity,
-    (instance, seen): (&AgentInstance, &mut Seen),
-    deed: &Deed,
-) -> Result<(), Setback> {
+async fn carry_out(ctx: &Context, one: &mut Left, deed: &Deed) -> Result<(), Setback> {
+    let Left {
+        about,
+        instance,
+        other,
+        seen,
+    } = one;
     let (target, name) = (Target::of(instance), (&*about.namespace, &*about.name));
     match deed {
         Deed::Keep(declaration) => perform::declare(ctx, name, declaration, &target).await,
@@ -321,9 +362,7 @@ async fn carry_out(
             Ok(())
         }
         Deed::Terminate => {
-            let subscription = ObjectRef::<Subscription>::new(name.1).within(name.0);
-            let known = ctx.stores.subscriptions.get(&subscription);
-            perform::terminate(ctx, name, known.as_deref(), &target).await?;
+            perform::terminate(ctx, name, other.as_deref(), &target).await?;
             tell(ctx, instance, AnnouncedEvent::Terminated);
             Ok(())
         }
@@ -358,7 +397,8 @@ fn notify(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::guard::tests::LIMITS, *};
+    use crate::api::{TERMINATE_AT_ANNOTATION, UNENTITLED_SINCE_ANNOTATION};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_000_000_000 + second).unwrap()
@@ -423,6 +463,59 @@ mod tests {
         };
         let deed = plan(&of_another_customer, PERIODS, at(100));
         assert_eq!(deed, Some(Deed::Terminate));
+    }
+
+    /// An agent that lost its subscription at that second, and of which nothing is kept from then on.
+    fn left(name: &str, lost: i64) -> Left {
+        let at = at(lost).to_string();
+        let instance: AgentInstance = serde_json::from_value(serde_json::json!({
+            "apiVersion": "agentfleet.dev/v1alpha1", "kind": "AgentInstance",
+            "metadata": {
+                "namespace": "agents", "name": name, "uid": name,
+                "annotations": {TERMINATE_AT_ANNOTATION: at, UNENTITLED_SINCE_ANNOTATION: at},
+            },
+            "spec": {"className": "small", "suspend": true},
+        }))
+        .unwrap();
+        let about = about(&instance);
+        Left {
+            other: None,
+            seen: Seen::now(&about),
+            instance: Arc::new(instance),
+            about,
+        }
+    }
+
+    #[test]
+    fn all_that_are_swept_together_are_judged_by_one_moment_and_the_count_of_that_moment() {
+        let left: Vec<Left> = (0..4).map(|nth| left(&format!("a{nth}"), nth)).collect();
+        let sweep = |second: i64, lost: usize| {
+            let losses = (0..lost).map(|nth| Some(at(i64::try_from(nth).unwrap())));
+            let rest = std::iter::repeat_n(None, 20 - lost);
+            let measure = Measure {
+                now: at(second),
+                census: Some(Census::of(losses.chain(rest))),
+                flags: SubscriptionFlags {
+                    announce_before: Duration::ZERO,
+                    orphan_patience: PATIENCE,
+                    guard: LIMITS,
+                },
+                webhook: None,
+            };
+            let deeds = measure.judge(&left).into_iter().map(|deed| match deed {
+                Some(Deed::Keep(declared)) if declared.held => "held",
+                Some(Deed::Announce(_)) => "told",
+                Some(Deed::Terminate) => "ended",
+                deed => panic!("{deed:?}"),
+            });
+            deeds.collect::<Vec<_>>()
+        };
+        assert_eq!(sweep(14, 4), ["told"; 4], "others may come with them");
+        assert_eq!(sweep(16, 4), ["ended", "ended", "told", "told"]);
+        assert_eq!(sweep(18, 4), ["ended"; 4]);
+        for second in [14, 16, 18] {
+            assert_eq!(sweep(second, 5), ["held"; 4], "at {second}");
+        }
     }
 
     #[test]
