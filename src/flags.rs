@@ -286,3 +286,37 @@ fn timing(lease: Duration) -> Timing {
         deadline: lease * 2 / 3,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches as _};
+
+    use super::*;
+
+    #[test]
+    fn the_guard_and_what_is_announced_are_by_default_as_the_documents_say() {
+        let matches = Run::augment_args(Command::new("run")).get_matches_from(["run"]);
+        let run = Run::from_arg_matches(&matches).unwrap();
+        let SubscriptionFlags {
+            announce_before,
+            orphan_patience,
+            guard,
+        } = run.settings().subscriptions;
+        assert_eq!(announce_before, Duration::from_hours(24));
+        assert_eq!(orphan_patience, Duration::from_mins(10));
+        let limits = Limits {
+            soon: Limit {
+                window: Duration::from_mins(10),
+                percent: 20,
+            },
+            daily: Limit {
+                window: Duration::from_hours(24),
+                percent: 30,
+            },
+            least: 5,
+            creations: 100,
+            patience: Duration::from_secs(15),
+        };
+        assert_eq!(guard, limits);
+    }
+}

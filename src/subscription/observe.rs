@@ -78,14 +78,22 @@ fn others_made_today(ctx: &Context, desired: &Desired, now: Timestamp) -> usize 
 
 /// The agents that were made for subscriptions within a day: those that exist, and those that this process has made, whatever the stores show.
 pub fn made_today(ctx: &Context, now: Timestamp) -> BTreeSet<String> {
-    let (mut made, yesterday) = (ctx.guard.made_today(now), earlier(now, guard::DAY));
-    for agent in ctx.stores.instances.state() {
-        let at = agent.metadata.creation_timestamp.as_ref();
-        if at.is_some_and(|at| at.0 > yesterday) && is_subscribed(&agent) {
-            made.insert(deletions::who(&agent));
-        }
-    }
+    let mut made = ctx.guard.made_today(now);
+    made.extend(made_within_a_day(&ctx.stores.instances.state(), now));
     made
+}
+
+/// Those of these agents that were made for subscriptions within a day.
+fn made_within_a_day(
+    agents: &[Arc<AgentInstance>],
+    now: Timestamp,
+) -> impl Iterator<Item = String> {
+    let yesterday = earlier(now, guard::DAY);
+    let made = agents.iter().filter(move |agent| {
+        let at = agent.metadata.creation_timestamp.as_ref();
+        at.is_some_and(|at| at.0 > yesterday) && is_subscribed(agent)
+    });
+    made.map(|agent| deletions::who(agent))
 }
 
 /// Whether an instance came from a subscription; a label that was copied to another name means nothing.
@@ -171,6 +179,36 @@ mod tests {
             *object.pointer_mut(key).unwrap() = value.clone();
         }
         Arc::new(serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn an_agent_counts_among_those_of_today_for_a_day_and_only_if_it_came_from_a_subscription() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let agent = |hours: u64, subscription: Option<&str>| {
+            let at = earlier(now, std::time::Duration::from_hours(hours)).to_string();
+            let object = json!({
+                "apiVersion": "agentfleet.dev/v1alpha1", "kind": "AgentInstance",
+                "metadata": {
+                    "namespace": "agents", "name": "alice", "creationTimestamp": at,
+                    "labels": subscription.map(|name| json!({labels::SUBSCRIPTION: name})),
+                },
+                "spec": {"className": "small"},
+            });
+            Arc::new(serde_json::from_value::<AgentInstance>(object).unwrap())
+        };
+        let table = [
+            (agent(0, Some("alice")), true),
+            (agent(23, Some("alice")), true),
+            (agent(24, Some("alice")), false),
+            (agent(25, Some("alice")), false),
+            (agent(23, None), false),
+            (agent(23, Some("bob")), false),
+        ];
+        for (agent, counts) in table {
+            let made: Vec<_> = made_within_a_day(std::slice::from_ref(&agent), now).collect();
+            let expected: &[&str] = if counts { &["agents/alice"] } else { &[] };
+            assert_eq!(made, expected, "{:?}", agent.metadata);
+        }
     }
 
     #[test]
