@@ -2,7 +2,8 @@
 use bed::{
     Bed, Call, Instance, Moment, Options, Outcome, Pace, manifests, oracle, wait_for, wait_until,
 };
-use hetzner_sim::{GuestFaults, MachineFaults};
+use hetzner_sim::{Fault, FaultRule, GuestFaults, MachineFaults, SshFault};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 /// A bed whose agents are asked each second, with this said of their lifecycle.
@@ -438,6 +439,33 @@ async fn many_agents_that_fall_at_once_are_left_as_they_are_until_a_person_says_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn servers_that_fall_together_are_rebooted_one_after_the_other() -> Outcome {
+    let flags = ["--recoveries-per-minute", "6"];
+    let recovery = json!({"restarts": 0, "reboots": 2});
+    let bed = bed_with("2s", &flags, json!({"recovery": recovery})).await?;
+    let all = ready_of(&bed, manifests::CLASS, &numbered("one", 3)).await?;
+    for (_, server) in &all[..2] {
+        freeze(&bed, *server)?;
+    }
+    let mut times = vec![];
+    for (one, server) in &all[..2] {
+        tried(&bed, one, &["Reboot", "Reboot"]).await?;
+        assert_eq!(one.ready().await?, *server);
+        for done in one.status().await?["recovery"].as_array().unwrap() {
+            times.push(serde_json::from_value::<Timestamp>(done["at"].clone())?);
+        }
+    }
+    times.sort();
+    for pair in times.windows(2) {
+        let apart = pair[1].duration_since(pair[0]);
+        assert!(apart >= SignedDuration::from_secs(9), "{times:?}");
+    }
+    assert_eq!(times.len(), 4);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn i9_what_vanished_at_once_is_replaced_by_a_persons_word_only() -> Outcome {
     let flags = ["--recoveries-per-minute", "600", "--breaker-window", "6s"];
     let bed = bed_with("2s", &flags, json!({"disk": "Disposable"})).await?;
@@ -623,7 +651,7 @@ async fn ten_classes_of_two_that_fail_at_once_are_many_together() -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_operators_own_way_to_all_servers_is_cut_none_is_touched_and_all_serve_afterwards()
+async fn while_the_operators_own_way_to_all_servers_and_to_hetzner_is_cut_none_is_touched_and_all_serve_afterwards()
 -> Outcome {
     let flags = ["--recoveries-per-minute", "600", "--breaker-window", "12s"];
     let recovery = json!({"restarts": 0, "reboots": 1, "recreations": 1});
@@ -635,14 +663,23 @@ async fn while_the_operators_own_way_to_all_servers_is_cut_none_is_touched_and_a
     .await?;
     let all = ready_of(&bed, manifests::CLASS, &numbered("one", 5)).await?;
     let mutations = bed.latest_mutation();
+    let cut = MachineFaults {
+        ssh: SshFault::Hang,
+        ..MachineFaults::default()
+    };
     for (_, server) in &all {
-        freeze(&bed, *server)?;
+        bed.cloud().set_machine_faults(*server, cut)?;
     }
+    let no_way = bed.cloud().add_fault(FaultRule {
+        times: None,
+        ..FaultRule::next("*", "*", Fault::ResetBeforeCommit)
+    });
     held(&bed, "AgentClass", manifests::CLASS, "ClassFalls").await?;
     for (one, _) in &all {
         one.condition("Healthy", "Unknown", "Unreachable").await?;
         is_held_by(one, &format!("AgentClass {}", manifests::CLASS)).await?;
     }
+    bed.cloud().remove_fault(no_way)?;
     for (_, server) in &all {
         bed.cloud()
             .set_machine_faults(*server, MachineFaults::default())?;
