@@ -8,6 +8,7 @@ use bed::{
     oracle, quick_cloud,
 };
 use hetzner_sim::Config;
+use russh::keys::{Algorithm, PrivateKey};
 use serde_json::{Value, json};
 
 const PROJECT: (&str, Option<&str>, &str) = ("HetznerProject", None, manifests::PROJECT);
@@ -351,6 +352,40 @@ async fn a_firewall_whose_class_is_gone_is_swept_and_one_that_protects_something
     sweeps(&bed).await?;
     assert_eq!(bed.mutations_after(mutations), ["DELETE /firewalls/{id}"]);
     bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_and_a_snapshot_with_the_fleets_label_are_told_with_the_command_and_stay() -> Outcome
+{
+    let (bed, _) = bed().await?;
+    let ours = json!({"agentfleet.dev/fleet": FLEET});
+    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519)?;
+    let body =
+        json!({"name": "by hand", "public_key": key.public_key().to_openssh()?, "labels": ours});
+    let key = bed.at_hetzner("POST", "/ssh_keys", &body).await?;
+    let image = bed
+        .instance("alive")
+        .act("create_image", json!({"labels": ours}))
+        .await?;
+    let (key, image) = (&key["ssh_key"]["id"], &image["image"]["id"]);
+    let mutations = bed.latest_mutation();
+    let commands = [
+        format!("hcloud ssh-key delete {key}"),
+        format!("hcloud image delete {image}"),
+    ];
+    bed.told(PROJECT, &commands.each_ref().map(String::as_str))
+        .await?;
+    sweeps(&bed).await?;
+    assert_eq!(bed.mutations_after(mutations), [""; 0]);
+    for path in [format!("/ssh_keys/{key}"), format!("/images/{image}")] {
+        bed.at_hetzner("GET", &path, &Value::Null).await?;
+    }
+    let told = events(&bed, "ZombieFound").await?;
+    for command in &commands {
+        let of_it = told.iter().filter(|note| note.contains(command));
+        assert_eq!(of_it.count(), 1, "{told:?}");
+    }
     bed.finish().await
 }
 
