@@ -1,6 +1,6 @@
 //! What the customer paid for is what runs: Subscriptions on a real control plane, with agents on machines.
 
-use bed::{Bed, Options, Outcome, TENANT, ensure, manifests, oracle};
+use bed::{Bed, Options, Outcome, Pace, TENANT, ensure, manifests, oracle};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -89,7 +89,16 @@ async fn who_does_not_pay_in_time_is_suspended_and_who_pays_has_the_same_server_
     );
     told(&bed, "one", "Entitled", "False", "PastDue").await?;
     is_suspended(&bed, "one").await?;
-    assert_eq!(status(&bed, "one").await?["terminateAt"], Value::Null);
+    let suspended = status(&bed, "one").await?;
+    assert_eq!(suspended["terminateAt"], Value::Null);
+    assert_eq!(suspended["announced"], json!({"event": "Suspended"}));
+    bed.wait_until("it was told as an event", async || {
+        let events = bed.cluster.list("Event").await?;
+        Ok(events.iter().any(|event| {
+            event["reason"] == "Suspended" && event["regarding"]["kind"] == "Subscription"
+        }))
+    })
+    .await?;
 
     bed.cluster.apply(&subscription("one", "Active")).await?;
     assert_eq!(serves(&bed, "one").await?, server);
@@ -144,6 +153,115 @@ async fn who_cancels_has_what_was_paid_and_then_the_retention_and_then_nothing()
     let fields = json!({"externalRef": {"system": "stripe", "id": "sub_2"}});
     bed.cluster.apply(&with("one", "Active", &fields)).await?;
     assert_ne!(serves(&bed, "one").await?, server);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+/// What kubectl prints of a Subscription, by the heads of its columns.
+fn shown(table: &str, name: &str) -> Vec<(String, String)> {
+    let mut lines = table.lines();
+    let heads = lines.next().unwrap_or_default();
+    let row = lines.find(|line| line.split_whitespace().next() == Some(name));
+    let mut cells = vec![];
+    let mut from = 0;
+    for head in heads.split_whitespace() {
+        let start = from + heads[from..].find(head).unwrap_or_default();
+        let rest = &heads[start..];
+        let width = rest.len() - rest[head.len()..].trim_start().len();
+        let until = if start + width == heads.len() {
+            usize::MAX
+        } else {
+            start + width
+        };
+        let cell = row.and_then(|row| row.get(start..until.min(row.len())));
+        cells.push((head.to_owned(), cell.unwrap_or_default().trim().to_owned()));
+        from = start + head.len();
+    }
+    cells
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_shows_the_plan_the_state_the_agent_and_what_becomes_of_it() -> Outcome {
+    let bed = Bed::start().await?;
+    let paid_until = in_seconds(7_200);
+    let rows = [
+        ("late", "PastDue", json!({"gracePeriod": "100h"})),
+        ("gone", "Canceled", json!({"paidUntil": paid_until})),
+        ("over", "Unpaid", json!({"retention": "50h"})),
+    ];
+    for (name, state, fields) in &rows {
+        subscribed(&bed, name).await?;
+        bed.cluster.apply(&with(name, state, fields)).await?;
+    }
+    subscribed(&bed, "paid").await?;
+    told(&bed, "late", "Entitled", "True", "PastDue").await?;
+    told(&bed, "gone", "Entitled", "True", "Canceled").await?;
+    told(&bed, "over", "Entitled", "False", "Unpaid").await?;
+    let seen = async |name: &str| -> Outcome<Timestamp> {
+        let seen = status(&bed, name).await?["firstSeen"][0]["at"].clone();
+        Ok(seen.as_str().unwrap_or_default().parse()?)
+    };
+    let grace_ends = (seen("late").await? + SignedDuration::from_hours(100)).to_string();
+    let retention_ends = (seen("over").await? + SignedDuration::from_hours(50)).to_string();
+    let paid_until = paid_until.as_str().unwrap_or_default();
+    let kept_until = paid_until.parse::<Timestamp>()? + SignedDuration::from_hours(1);
+    let kept_until = kept_until.to_string();
+
+    let table = bed
+        .cluster
+        .kubectl(&["get", "agsub", "--namespace", TENANT])?;
+    for (name, state, ready, suspends, ends) in [
+        ("paid", "Active", "True", "", ""),
+        ("late", "PastDue", "True", &*grace_ends, ""),
+        ("gone", "Canceled", "True", paid_until, &*kept_until),
+        ("over", "Unpaid", "False", "", &*retention_ends),
+    ] {
+        let mut cells = shown(&table, name);
+        let (age, how_old) = cells.pop().unwrap_or_default();
+        ensure(age == "AGE" && how_old.ends_with(['s', 'm']), || {
+            table.clone()
+        })?;
+        let expected = [
+            ("NAME", name),
+            ("PLAN", manifests::CLASS),
+            ("STATE", state),
+            ("AGENT", name),
+            ("READY", ready),
+            ("SUSPENDS", suspends),
+            ("ENDS", ends),
+        ];
+        let expected = expected.map(|(head, cell)| (head.to_owned(), cell.to_owned()));
+        assert_eq!(cells, expected, "{table}");
+    }
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_pays_while_the_operator_is_held_up_is_not_ended_by_what_it_knew_before() -> Outcome {
+    let bed = Bed::with(Options {
+        pace: Pace {
+            lease: "60s",
+            ..Pace::default()
+        },
+        ..Options::default()
+    })
+    .await?;
+    bed.apply_basics().await?;
+    let server = subscribed(&bed, "one").await?;
+    let short = json!({"retention": "10s"});
+    bed.cluster.apply(&with("one", "Unpaid", &short)).await?;
+    is_suspended(&bed, "one").await?;
+    bed.operator.hold(true)?;
+    let ends = status(&bed, "one").await?["terminateAt"].clone();
+    let ends: Timestamp = ends.as_str().unwrap_or_default().parse()?;
+    bed.wait_until("its time is over", async || Ok(Timestamp::now() > ends))
+        .await?;
+    bed.cluster.apply(&with("one", "Active", &short)).await?;
+    // It finds its time over before it hears that it was paid for.
+    bed.operator.hold(false)?;
+    assert_eq!(serves(&bed, "one").await?, server);
+    assert_eq!(bed.requests_to("POST", "/servers"), 1);
     bed.delete_all().await?;
     bed.finish().await
 }
@@ -404,6 +522,49 @@ async fn i14_another_plan_keeps_the_server_even_where_that_plan_calls_its_disks_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_plan_whose_disks_are_disposable_too_brings_another_server_and_says_until_when_not()
+-> Outcome {
+    let bed = Bed::start().await?;
+    let disposable = |name: &str, image: &str, paused: bool| {
+        let mut plan = plan(&bed, name);
+        plan["spec"]["image"] = json!(image);
+        plan["spec"]["lifecycle"] = json!({"disk": "Disposable", "rollout": {"paused": paused}});
+        plan
+    };
+    bed.change(&disposable(manifests::CLASS, "debian-13", false))
+        .await?;
+    bed.change(&disposable("other", "ubuntu-24.04", true))
+        .await?;
+    let server = subscribed(&bed, "one").await?;
+    told(&bed, "one", "PlanPending", "False", "AsPaid").await?;
+
+    let other = with("one", "Active", &json!({"plan": "other"}));
+    bed.cluster.apply(&other).await?;
+    bed.wait_until("it says what the plan waits for", async || {
+        let status = status(&bed, "one").await?;
+        let pending = oracle::condition(&status, "PlanPending");
+        Ok(pending.is_some_and(|told| {
+            let message = told["message"].as_str().unwrap_or_default();
+            told["status"] == "True" && message.contains("AgentClass other")
+        }))
+    })
+    .await?;
+    oracle::calm(&bed).await?;
+    assert_eq!(serves(&bed, "one").await?, server);
+    bed.change(&disposable("other", "ubuntu-24.04", false))
+        .await?;
+    told(&bed, "one", "PlanPending", "False", "AsPaid").await?;
+    assert_ne!(serves(&bed, "one").await?, server);
+    assert_eq!(bed.requests_to("POST", "/servers"), 2);
+    bed.wait_until("the former server is gone", async || {
+        Ok(bed.cloud().servers().len() == 1)
+    })
+    .await?;
+    bed.delete_all().await?;
+    bed.finish_after_replacements().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_bulk_update_or_deletion_ends_no_agent_and_is_undone() -> Outcome {
     let flags = ["--guard-least", "5"].map(str::to_owned).into();
     let mut bed = Bed::with(Options {
@@ -453,11 +614,21 @@ async fn a_wrong_bulk_update_or_deletion_ends_no_agent_and_is_undone() -> Outcom
         is_suspended(&bed, name).await?;
     }
     their_time_is_over(&bed).await?;
-    for (name, server) in names.into_iter().zip(&servers).skip(1) {
+    // One is meant again, whose Subscription is no more.
+    bed.wait_until("it is held", async || {
+        let held = bed.instance(names[1]).object().await?.unwrap_or_default();
+        let told = &held["metadata"]["annotations"]["agentfleet.dev/termination-held"];
+        Ok(told.is_string())
+    })
+    .await?;
+    bed.confirm("AgentInstance", Some(TENANT), names[1]).await?;
+    bed.instance(names[1]).gone().await?;
+    oracle::calm(&bed).await?;
+    for (name, server) in names.into_iter().zip(&servers).skip(2) {
         bed.cluster.apply(&subscription(name, "Active")).await?;
         assert_eq!(serves(&bed, name).await?, *server);
     }
-    assert_eq!(bed.requests_to("DELETE", "/servers/{id}"), 1);
+    assert_eq!(bed.requests_to("DELETE", "/servers/{id}"), 2);
     bed.delete_all().await?;
     bed.finish().await
 }
