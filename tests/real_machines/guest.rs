@@ -2,6 +2,7 @@
 
 mod install;
 mod obstacles;
+mod packages;
 mod release;
 mod source;
 mod upgrade;

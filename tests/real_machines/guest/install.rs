@@ -7,18 +7,23 @@ use serde_json::{Value, json};
 
 /// An instance of a class of its own.
 async fn create<'a>(bed: &'a Bed, name: &str, agent: &[(&str, Value)]) -> Outcome<Instance<'a>> {
+    bed.change(&class(bed, name, agent)).await?;
+    bed.apply_secret(name).await?;
+    let mut instance = manifests::instance(TENANT, name);
+    instance["spec"]["className"] = json!(name);
+    bed.cluster.apply(&instance).await?;
+    Ok(bed.instance(name))
+}
+
+/// The usual class under another name, with these fields of its agent.
+fn class(bed: &Bed, name: &str, agent: &[(&str, Value)]) -> Value {
     let mut class = bed.class();
     class["metadata"]["name"] = json!(name);
     class["spec"]["lifecycle"] = json!({"onProvisionFailure": "Keep"});
     for (field, value) in agent {
         class["spec"]["agent"][*field] = value.clone();
     }
-    bed.change(&class).await?;
-    bed.apply_secret(name).await?;
-    let mut instance = manifests::instance(TENANT, name);
-    instance["spec"]["className"] = json!(name);
-    bed.cluster.apply(&instance).await?;
-    Ok(bed.instance(name))
+    class
 }
 
 /// Where nobody serves anything: a port below all that are given out.
@@ -122,4 +127,25 @@ async fn reaches(bed: &Bed, one: &Instance<'_>, noted: &str) -> Outcome {
         Ok(one.shell(NOTED).await.is_ok_and(|now| now == noted))
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_at_its_first_start_is_told_and_starts_on_that_server_when_it_can()
+-> Outcome {
+    let Some(bed) = Bed::start_real().await? else {
+        return Ok(());
+    };
+    let dies = json!({"execStart": ["/bin/sh", "-c", "echo no model for me; exit 3"]});
+    let one = create(&bed, "one", &[("service", dies)]).await?;
+    let told = one.condition("Stalled", "True", "UnitFailed").await?;
+    for words in ["agent.service: did not stay up", "no model for me"] {
+        assert!(told.contains(words), "{told}");
+    }
+    let server = one.status().await?["server"]["id"].as_u64();
+    bed.change(&class(&bed, "one", &[])).await?;
+    assert_eq!(Some(one.ready().await?), server);
+    one.condition("Stalled", "False", "NotStalled").await?;
+    assert_eq!(bed.cloud().lives().len(), 1);
+    bed.delete_all().await?;
+    bed.finish().await
 }
