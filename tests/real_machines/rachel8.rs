@@ -24,6 +24,9 @@ for (const name of ["TELEGRAM_BOT_TOKEN", "OWNER_TELEGRAM_USER_ID", "SHARED_FOLD
 }
 setInterval(() => {}, 60_000);
 "#;
+/// It tells that `bun install` ran.
+const PACKAGE: &str =
+    r#"{"name": "rachel8", "scripts": {"postinstall": "echo installed > ../bun-install.txt"}}"#;
 /// In front of `apt-get`: what needs an archive is noted, the packages of the class are there already.
 const APT_GET: &str = r#"#cloud-config
 write_files:
@@ -44,7 +47,8 @@ const LONG_AGO: &str = "1500000000000";
 /// Packages, installers and 340 MB of programs.
 const INSTALLED_WITHIN: Duration = Duration::from_mins(5);
 /// What the service has to have, by systemd's own words.
-const UNIT: [&str; 15] = [
+const UNIT: [&str; 16] = [
+    "Description=Rachel8 Personal AI Assistant",
     "User=rachel",
     "WorkingDirectory=/home/rachel/rachel8",
     "Restart=always",
@@ -61,6 +65,10 @@ const UNIT: [&str; 15] = [
     "ActiveState=active",
     "UnitFileState=enabled",
 ];
+
+/// systemd would not start it, and it does not run.
+const HELD_BACK: &str =
+    "test $(systemctl show -p ConditionResult --value rachel8) = no && ! pgrep -u rachel -x bun";
 
 /// Bun and Claude Code, as npm has them; none, and said so, where they were not fetched. With `CI=true` that is a failure.
 fn programs() -> Outcome<Option<[PathBuf; 2]>> {
@@ -95,7 +103,7 @@ fn stand_ins(dir: &Path, bed: &Bed, [bun, claude]: &[PathBuf; 2]) -> Outcome<Ser
     fs::write(keyring, "no key")?;
     fs::create_dir_all(work.join("src"))?;
     fs::write(work.join("src/index.ts"), ASSISTANT)?;
-    fs::write(work.join("package.json"), r#"{"name": "rachel8"}"#)?;
+    fs::write(work.join("package.json"), PACKAGE)?;
     commit_all(&work, "v1")?;
     publish(&work, &web.join("github.com/polly3223/Rachel8.git"))?;
     Ok(served)
@@ -177,10 +185,14 @@ async fn rachel8_is_ready_while_the_real_claude_code_finds_the_login_that_it_was
     has_all_that_the_class_declares(&alice).await?;
 
     alice
-        .shell("rm /home/rachel/.claude/.credentials.json")
+        .shell("pgrep -u rachel -x bun && rm /home/rachel/.claude/.credentials.json")
         .await?;
-    // Starting it again does not help, and does no harm.
+    // Starting it again does not help: it would have no login.
     alice.condition("Ready", "False", "Restarting").await?;
+    bed.wait_until("the assistant is held back", async || {
+        Ok(alice.shell(HELD_BACK).await.is_ok())
+    })
+    .await?;
     assert_eq!(logged_in(&alice).await?, false);
     log_in(&bed, LONG_AGO).await?;
     assert_eq!(alice.ready().await?, server);
@@ -191,6 +203,8 @@ async fn rachel8_is_ready_while_the_real_claude_code_finds_the_login_that_it_was
 
 /// Files, service and secrets, as the machine and the assistant see them.
 async fn has_all_that_the_class_declares(alice: &Instance<'_>) -> Outcome {
+    let installed = "test -d /home/rachel/shared && cat /home/rachel/bun-install.txt";
+    assert_eq!(alice.shell(installed).await?, "installed\n");
     let modes = "cd /home/rachel && stat -c '%a %U' rachel8/.env .claude/.credentials.json";
     assert_eq!(alice.shell(modes).await?, "600 rachel\n600 rachel\n");
     let login = alice.file("/home/rachel/.claude/.credentials.json").await?;

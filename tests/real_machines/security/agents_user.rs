@@ -206,8 +206,11 @@ async fn i5_what_an_agent_finds_in_its_user_data_is_used_up_also_after_the_statu
     one.has_in_file(manifests::SECRET_FILE, &second).await?;
     assert_eq!(one.ready().await?, server);
     assert_eq!(one.status().await?["server"]["hostKey"], pinned);
+    let token = stolen.url.rsplit('/').next().unwrap_or_default();
+    assert!(token.len() > 16, "no token in {}", stolen.url);
     for told in [bed.operator.log(), one.status().await?.to_string()] {
         assert!(!told.contains(&stolen.boot_proof_key));
+        assert!(!told.contains(token));
     }
     accomplice.leaves_without(&[&second, "canary-"]).await?;
     bed.delete_all().await?;

@@ -6,8 +6,13 @@ use std::collections::BTreeMap;
 use bed::{Bed, Instance, Outcome, TOKEN, ensure, manifests, oracle, run_in};
 use hetzner_sim::Shell;
 use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
 
 use super::{master_key, server_keys};
+
+/// Made by a template, and of one value as it is.
+const TEMPLATE_FILE: &str = "/home/agent/.credentials.json";
+const KEY_FILE: &str = "/home/agent/keys/signing.pem";
 
 /// Files, each with what was found in it.
 const ON_THE_DISK: &str =
@@ -24,7 +29,8 @@ const IN_PROCESSES: &str = r#"
 struct Sought(BTreeMap<&'static str, Vec<String>>);
 
 impl Sought {
-    async fn of(bed: &Bed, one: &Instance<'_>, former: &str, value: &str) -> Outcome<Self> {
+    /// The server's own, and the values of the instance's Secret now and before.
+    async fn of(bed: &Bed, one: &Instance<'_>, former: &Values, values: &Values) -> Outcome<Self> {
         let keys = server_keys(bed, one).await?;
         let seed = keys
             .login
@@ -37,8 +43,10 @@ impl Sought {
             [base64, vec![hex::encode(bytes)]].concat()
         };
         Ok(Self(BTreeMap::from([
-            ("value", oracle::forms(value)),
-            ("former value", oracle::forms(former)),
+            ("value", oracle::forms(&values.env)),
+            ("value in the template", oracle::forms(&values.template)),
+            ("value by itself", oracle::forms(&values.key)),
+            ("former value", former.forms()),
             ("token", oracle::forms(TOKEN)),
             ("master key", bytes(&master_key(bed).await?)),
             ("login key", bytes(&seed)),
@@ -89,6 +97,62 @@ fn forms_of(bytes: &[u8]) -> Vec<String> {
     (0..3).map(aligned).collect()
 }
 
+/// The values of a Secret, each for a secret file of another form.
+struct Values {
+    env: String,
+    template: String,
+    key: String,
+}
+
+impl Values {
+    /// New ones for the instance.
+    async fn give(bed: &Bed) -> Outcome<Self> {
+        let fresh = || bed.canaries.fresh();
+        let values = Self {
+            env: fresh(),
+            template: fresh(),
+            key: fresh(),
+        };
+        let mut secret = manifests::secret(bed::TENANT, "one", "API_KEY", &values.env);
+        secret["stringData"]["TOKEN"] = json!(values.template);
+        secret["stringData"]["SIGNING"] = json!(values.key);
+        bed.cluster.apply(&secret).await?;
+        Ok(values)
+    }
+
+    fn forms(&self) -> Vec<String> {
+        let all = [&self.env, &self.template, &self.key];
+        all.into_iter()
+            .flat_map(|value| oracle::forms(value))
+            .collect()
+    }
+
+    /// Waits until the server has each in its file.
+    async fn arrive(&self, one: &Instance<'_>) -> Outcome {
+        for (path, value) in [
+            (manifests::SECRET_FILE, &self.env),
+            (TEMPLATE_FILE, &self.template),
+            (KEY_FILE, &self.key),
+        ] {
+            one.has_in_file(path, value).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The usual class with a secret file of each form.
+fn class(bed: &Bed) -> Value {
+    let mut class = bed.class();
+    let agent = &mut class["spec"]["agent"];
+    agent["secretKeys"] = json!([{"name": "API_KEY"}, {"name": "TOKEN"}, {"name": "SIGNING"}]);
+    agent["secretFiles"] = json!([
+        {"path": manifests::SECRET_FILE, "env": {"keys": ["API_KEY"]}},
+        {"path": TEMPLATE_FILE, "template": r#"{"token": {{ TOKEN | json }}}"#},
+        {"path": KEY_FILE, "key": "SIGNING", "agentMayChange": false},
+    ]);
+    class
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn i5_every_secret_of_a_real_server_stands_in_its_file_and_nowhere_else() -> Outcome {
     let Some(mut bed) = Bed::start_real().await? else {
@@ -97,18 +161,19 @@ async fn i5_every_secret_of_a_real_server_stands_in_its_file_and_nowhere_else() 
     bed.operator.stop().await?;
     bed.operator
         .start_with(&[("AGENTFLEET_LOG_LEVEL", "trace"), ("RUST_LOG", "trace")])?;
-    let former = bed.apply_secret("one").await?;
+    bed.change(&class(&bed)).await?;
+    let former = Values::give(&bed).await?;
     bed.cluster
         .apply(&manifests::instance(bed::TENANT, "one"))
         .await?;
     let one = bed.instance("one");
     let server = one.ready().await?;
-    one.has_in_file(manifests::SECRET_FILE, &former).await?;
-    let value = bed.apply_secret("one").await?;
-    one.has_in_file(manifests::SECRET_FILE, &value).await?;
+    former.arrive(&one).await?;
+    let values = Values::give(&bed).await?;
+    values.arrive(&one).await?;
     one.ready().await?;
 
-    let sought = Sought::of(&bed, &one, &former, &value).await?;
+    let sought = Sought::of(&bed, &one, &former, &values).await?;
     let on_disk = sought.found_by(&bed, server, ON_THE_DISK).await?;
     let (left_by_cloud_init, mut on_disk): (Vec<_>, Vec<_>) = on_disk
         .into_iter()
@@ -125,6 +190,8 @@ async fn i5_every_secret_of_a_real_server_stands_in_its_file_and_nowhere_else() 
     let declared = [
         ("resume proof", "/var/lib/agentfleet/state.json".to_owned()),
         ("value", manifests::SECRET_FILE.to_owned()),
+        ("value by itself", KEY_FILE.to_owned()),
+        ("value in the template", TEMPLATE_FILE.to_owned()),
     ];
     on_disk.sort();
     assert_eq!(on_disk, declared);
