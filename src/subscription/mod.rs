@@ -157,7 +157,10 @@ impl Look<'_> {
             // Done before the status is written, which needs the version that comes of it.
             Step::AddFinalizer => Ok(()),
             Step::RemoveFinalizer => {
-                Ok(remove_finalizer(&self.api(), self.subscription, FINALIZER).await?)
+                match remove_finalizer(&self.api(), self.subscription, FINALIZER).await {
+                    Err(CallError::Gone { .. }) => Ok(()),
+                    outcome => Ok(outcome?),
+                }
             }
             Step::Create(declaration) => perform::create(self.ctx, name, declaration).await,
             Step::Declare(declaration, target) => {
