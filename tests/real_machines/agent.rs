@@ -13,6 +13,8 @@ use sha2::Sha256;
 
 /// Where it is cloned to.
 const DIRECTORY: &str = "/home/agent/agent";
+/// Where the guest keeps the class's environment.
+const ENVIRONMENT: &str = "/etc/agentfleet/environment";
 /// Its login, which it writes anew when it refreshes it.
 const CREDENTIALS: &str = "/home/agent/.credentials.json";
 /// Holds one value, byte for byte.
@@ -125,6 +127,15 @@ impl SmallAgent {
         Ok(serde_json::from_str(&self.one().shell(&curl).await?)?)
     }
 
+    /// The environment of a service with this file.
+    async fn environment(&self, file: &str) -> Outcome<Value> {
+        let words = service_environment(file);
+        let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        Ok(serde_json::from_str(
+            &self.one().shell(&quoted.join(" ")).await?,
+        )?)
+    }
+
     async fn file(&self, path: &str) -> Outcome<String> {
         let found = self.one().file(path).await?;
         found.ok_or_else(|| Failure::new(format!("no {path}")))
@@ -149,10 +160,19 @@ pub(crate) fn proof(name: &str, secret: &[u8]) -> Outcome<String> {
     Ok(format!("proof {name} {code}"))
 }
 
+/// The name of a hard value in the class's environment, beside that in the Secret.
+fn plain(name: &str) -> String {
+    format!("PLAIN_{name}")
+}
+
 fn class(bed: &Bed, url: &str) -> Value {
     let names = HARD_VALUES.map(|(name, _)| name);
     let keys = names.into_iter().chain(OTHERS.map(|(name, _)| name));
     let secret_keys: Vec<_> = keys.map(|name| json!({"name": name})).collect();
+    let mut environment = json!({"SECRETS": names.join(" "), "CREDENTIALS": CREDENTIALS, "STATE": "/home/agent/counter", "MOTTO": ""});
+    for (name, value) in HARD_VALUES {
+        environment[plain(name)] = json!(value);
+    }
     let mut class = bed.class();
     class["spec"]["firewall"]["healthFrom"] = json!([format!("{}/32", bed.host())]);
     class["spec"]["health"] =
@@ -161,7 +181,7 @@ fn class(bed: &Bed, url: &str) -> Value {
         "packages": [],
         "source": {"url": url, "ref": "v1", "directory": DIRECTORY},
         "install": ["./install.sh"],
-        "environment": {"SECRETS": names.join(" "), "CREDENTIALS": CREDENTIALS, "STATE": "/home/agent/counter", "MOTTO": ""},
+        "environment": environment,
         "secretKeys": secret_keys,
         "secretFiles": [
             {"path": manifests::SECRET_FILE, "env": {"keys": names}},
@@ -183,11 +203,20 @@ async fn a_small_agent_reads_exactly_the_declared_bytes_and_serves() -> Outcome 
     let Some(mut agent) = SmallAgent::start().await? else {
         return Ok(());
     };
-    let words = service_environment(manifests::SECRET_FILE);
-    let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
-    let read: Value = serde_json::from_str(&agent.one().shell(&quoted.join(" ")).await?)?;
+    let secrets = agent.environment(manifests::SECRET_FILE).await?;
+    let environment = agent.environment(ENVIRONMENT).await?;
+    // As the API server took it, which reads what is applied as YAML.
+    let class = agent
+        .bed
+        .cluster
+        .get("AgentClass", None, manifests::CLASS)
+        .await?;
+    let declared = class.unwrap_or_default()["spec"]["agent"]["environment"].clone();
     for (name, value) in HARD_VALUES {
-        assert_eq!(read[name], value, "systemd reads {name}");
+        assert_eq!(secrets[name], value, "systemd reads {name}");
+        let plain = plain(name);
+        assert!(declared[&plain].is_string());
+        assert_eq!(environment[&plain], declared[&plain]);
         agent.proves(name, value.as_bytes()).await?;
     }
     let python = format!("python3 -m json.tool {CREDENTIALS}");

@@ -13,6 +13,7 @@ mod record;
 mod recovery;
 mod replacement;
 mod security;
+mod service;
 mod subscription;
 mod suspend;
 mod voice;
