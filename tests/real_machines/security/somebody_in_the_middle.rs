@@ -1,4 +1,4 @@
-//! Somebody who takes over a server's address, with a real sshd of his own.
+//! Somebody who takes over a server's address, with a real sshd of his own: he says again what the server once said, or has it answer for him.
 
 use bed::{Attacker, Bed, Instance, Outcome, ensure, manifests};
 use hetzner_sim::Stage;
@@ -10,12 +10,37 @@ use super::{heard_only_challenges, is_told, lose_status};
 const FORMER_ANSWER: &str =
     r#"printf '{"nonce": "%064d"}' 7 | /usr/local/lib/agentfleet/guest ssh hello"#;
 
+/// The port on which the server itself answers what he is asked, and keeps what it said.
+const RELAY_PORT: &str = "7000";
+/// It takes somebody on the server to let it do so.
+const RELAY: &str = r#"systemd-run --quiet python3 -c '
+import socketserver, subprocess
+class Relay(socketserver.StreamRequestHandler):
+    def handle(self):
+        guest = ["/usr/local/lib/agentfleet/guest", "ssh", "hello"]
+        said = subprocess.run(guest, input=self.rfile.read(), stdout=subprocess.PIPE).stdout
+        with open("/root/relayed", "ab") as relayed:
+            relayed.write(said)
+        self.wfile.write(said)
+socketserver.ThreadingTCPServer(("", PORT), Relay).serve_forever()'
+until nc -z 127.0.0.1 PORT; do sleep 0.1; done"#;
+/// His half of it.
+const RELAYS: &str = r#"#!/usr/bin/python3
+import shutil, socket, sys
+sys.stdin.buffer.readline()
+with socket.create_connection(("SERVER", PORT)) as server:
+    server.sendall(sys.stdin.buffer.read())
+    server.shutdown(socket.SHUT_WR)
+    shutil.copyfileobj(server.makefile("rb"), sys.stdout.buffer)
+"#;
+
 async fn bed_with(bootstrap: &str) -> Outcome<Option<Bed>> {
     let Some(bed) = Bed::start_real().await? else {
         return Ok(None);
     };
     let mut class = bed.class();
     class["spec"]["bootstrap"] = json!(bootstrap);
+    class["spec"]["firewall"]["rules"] = json!([{"direction": "In", "protocol": "Tcp", "port": RELAY_PORT, "networks": ["0.0.0.0/0"]}]);
     bed.change(&class).await?;
     Ok(Some(bed))
 }
@@ -39,6 +64,22 @@ async fn taken_over_from_birth<'a>(
     Ok((one, server))
 }
 
+/// Lets the server answer what he is asked, and waits until it has done so twice: the second time because the first counted for nothing.
+async fn relays(bed: &Bed, one: &Instance<'_>, attacker: &Attacker, proof: &str) -> Outcome {
+    let server = one.status().await?["server"]["id"].as_u64();
+    let address = bed.cloud().machine(server.unwrap_or_default())?.address;
+    let address = address.unwrap_or_default().replace(":22", "");
+    let program = RELAYS.replace("SERVER", &address);
+    attacker
+        .answers_by(&program.replace("PORT", RELAY_PORT))
+        .await?;
+    bed.wait_until("he has relayed two answers", async || {
+        let relayed = one.file("/root/relayed").await?.unwrap_or_default();
+        Ok(relayed.matches(proof).count() >= 2)
+    })
+    .await
+}
+
 /// Before the pin, after it, and when it is lost; `at_first` is the reason that is told before the pin.
 async fn he_gets_nothing(bootstrap: &str, at_first: &str) -> Outcome {
     let Some(mut bed) = bed_with(bootstrap).await? else {
@@ -50,6 +91,11 @@ async fn he_gets_nothing(bootstrap: &str, at_first: &str) -> Outcome {
     ensure(former.contains("\"boot\""), || former.clone())?;
     attacker.says(&former).await?;
     is_told(&one, &attacker, at_first).await?;
+    one.shell(&RELAY.replace("PORT", RELAY_PORT)).await?;
+    if bootstrap == "SshProof" {
+        relays(&bed, &one, &attacker, "\"boot\"").await?;
+        is_told(&one, &attacker, at_first).await?;
+    }
     // With SshProof he was given a challenge and failed it; with a posted key not even that.
     let challenged = heard_only_challenges(&attacker).await? > 0;
     assert_eq!(challenged, bootstrap == "SshProof");
@@ -69,6 +115,8 @@ async fn he_gets_nothing(bootstrap: &str, at_first: &str) -> Outcome {
     attacker.takes_over(server).await?;
     lose_status(&mut bed).await?;
     let one = bed.instance("one");
+    is_told(&one, &attacker, "HostKeyUnproven").await?;
+    relays(&bed, &one, &attacker, "\"resume\"").await?;
     is_told(&one, &attacker, "HostKeyUnproven").await?;
     assert!(heard_only_challenges(&attacker).await? > 0);
     attacker.goes_away_from(server).await?;
