@@ -29,6 +29,7 @@ use crate::{
 };
 
 const OUTSIDE: &str = "OutsideWindow";
+const QUOTA: &str = "QuotaExceeded";
 
 /// All instances of a class that are not being deleted.
 pub struct Members {
@@ -92,9 +93,7 @@ impl Members {
         let of = speak.count();
         let gate = match windows::is_open(&rollout.windows, now) {
             _ if rollout.paused => Gate::Paused,
-            Ok(true) => quota.map_or(Gate::Open, |quota| {
-                Gate::Closed("QuotaExceeded", quota.words.clone())
-            }),
+            Ok(true) => quota.map_or(Gate::Open, |quota| Gate::Closed(QUOTA, quota.words.clone())),
             Ok(false) => Gate::Closed(
                 OUTSIDE,
                 "none of spec.lifecycle.rollout.windows of the class is open".into(),
@@ -106,11 +105,13 @@ impl Members {
                 ),
             ),
         };
+        // Who asked in vain asks no more.
+        let used_up = || quota.map(|quota| (QUOTA, quota.words.clone()));
         Rules {
             max_unavailable: part(&rollout.max_unavailable, of),
             max_surge: part(&rollout.max_surge, of),
             gate,
-            held,
+            held: held.map(|words| ("RecoveryHeld", words)).or_else(used_up),
             on_failure: rollout.on_failure,
             disposable: class.spec.lifecycle.disk == Disk::Disposable,
             replaces: class.spec.lifecycle.replaces(),

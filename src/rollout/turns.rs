@@ -20,9 +20,6 @@ pub use member::{Fit, Has, Member, Revision};
 pub use progress::Progress;
 use progress::names;
 
-/// Why no server is prepared beside another.
-const HELD: &str = "RecoveryHeld";
-
 /// Whether further turns may be given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Gate {
@@ -46,8 +43,8 @@ pub struct Rules {
     pub gate: Gate,
     /// What follows a failure.
     pub on_failure: OnRolloutFailure,
-    /// Why no server is prepared beside another for now, if that is so; what has begun goes on.
-    pub held: Option<String>,
+    /// Why no server is prepared beside another for now, if that is so, reason and words; what has begun goes on.
+    pub held: Option<(&'static str, String)>,
     /// Whether the operator may replace a server by its own decision.
     pub disposable: bool,
     /// Whether it does so for each revision.
@@ -243,9 +240,9 @@ impl Look<'_> {
 
     /// Why no server is prepared beside its own now, if it needs one.
     fn held(&self, member: &Member) -> Option<Why> {
-        let words = self.rules.held.clone()?;
+        let (reason, words) = self.rules.held.clone()?;
         let beside = self.must_move(member) && !self.is_to_retype(member);
-        beside.then_some(Why::Closed(HELD, words))
+        beside.then_some(Why::Closed(reason, words))
     }
 
     /// Whether it has a turn that it keeps: one that has begun is never taken away, since that would be one more change.

@@ -421,9 +421,31 @@ fn progress_tells_how_far_it_is_and_who_is_waited_for() {
 }
 
 #[test]
+fn a_quota_that_is_used_up_takes_the_turn_of_whoever_asked_for_a_server_in_vain() {
+    let rules = Rules {
+        gate: Gate::Closed("QuotaExceeded", "limit".into()),
+        held: Some(("QuotaExceeded", "limit".into())),
+        disposable: true,
+        replaces: true,
+        ..rules(3)
+    };
+    let in_vain = Member {
+        moving: true,
+        ..granted(old("a"))
+    };
+    let prepared = Member {
+        prepared: true,
+        ..in_vain.clone()
+    };
+    let told = turns(&[in_vain, prepared], &course(), &rules, at(0));
+    assert_eq!(words(&told), ["limit", "r2+"]);
+    assert_eq!((told.progress.gate, told.progress.waiting), (rules.gate, 1));
+}
+
+#[test]
 fn i9_while_many_fall_no_server_is_begun_beside_another_and_what_is_in_place_goes_on() {
     let rules = Rules {
-        held: Some("many fall".into()),
+        held: Some(("RecoveryHeld", "many fall".into())),
         disposable: true,
         replaces: true,
         ..rules(3)
