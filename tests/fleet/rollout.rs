@@ -269,6 +269,28 @@ async fn a_rollout_is_paused_waits_for_its_window_resumes_and_survives_the_opera
     bed.finish().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_begins_by_itself_when_its_window_opens() -> Outcome {
+    let bed = bed(&class("first", &json!({}))).await?;
+    let names = many(&bed, 2).await?;
+    // It is not the next minute, which may be too soon to see it closed.
+    let opens = Timestamp::from_second((Timestamp::now().as_second() / 60 + 2) * 60)?;
+    let start = opens.strftime("%H:%M").to_string();
+    let rollout = json!({"windows": [{"start": start, "duration": "1h"}]});
+    bed.change(&class("second", &rollout)).await?;
+    told(&bed, "False", "OutsideWindow").await?;
+    assert_eq!(have(&bed, &names, "second").await?, 0);
+    bed.wait_until("the first has it", async || {
+        Ok(have(&bed, &names, "second").await? > 0)
+    })
+    .await?;
+    assert!(Timestamp::now() >= opens, "not before {opens}");
+    settled(&bed, 2).await?;
+    assert_eq!(have(&bed, &names, "second").await?, 2);
+    bed.delete_all().await?;
+    bed.finish().await
+}
+
 /// Names of the revisions that are kept.
 async fn kept(bed: &Bed) -> Outcome<Vec<String>> {
     let all = bed.cluster.list("ControllerRevision").await?;
@@ -343,6 +365,15 @@ async fn a_quota_that_leaves_no_second_server_stops_the_rollout_and_nothing_else
     let project = ("HetznerProject", None, manifests::PROJECT);
     bed.condition(project, "QuotaAvailable", "True", "NotExceeded")
         .await?;
+
+    // The place of one that goes is no place for the rollout, but it is one for somebody new.
+    let [stays, goes] = [&names[0], &names[1]].map(|name| bed.instance(name));
+    let server = stays.ready().await?;
+    goes.delete().await?;
+    goes.gone().await?;
+    bed.create("late").await?.ready().await?;
+    assert_eq!(stays.ready().await?, server);
+    told(&bed, "False", "QuotaExceeded").await?;
     bed.delete_all().await?;
     bed.finish_after_replacements().await
 }
