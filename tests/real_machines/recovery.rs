@@ -9,7 +9,7 @@ use crate::record::{Record, is_ready, tells};
 /// A boot of the machine and a start of the agent's unit in it.
 const START: &str = "cat /proc/1/stat | cut -d' ' -f22; systemctl show -p InvocationID agent";
 
-/// A bed whose agents are asked each second.
+/// A bed whose agents are asked each second. A busy host answers late: that is no silence.
 async fn bed(unreachable: &'static str) -> Outcome<Option<Bed>> {
     let pace = Pace {
         unreachable,
@@ -19,7 +19,7 @@ async fn bed(unreachable: &'static str) -> Outcome<Option<Bed>> {
         return Ok(None);
     };
     let mut class = bed.class();
-    class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
+    class["spec"]["health"] = json!({"interval": "1s", "timeout": "3s", "failureThreshold": 2});
     bed.change(&class).await?;
     Ok(Some(bed))
 }
@@ -47,6 +47,22 @@ async fn comes_back(bed: &Bed, one: &Instance<'_>, what: &'static str) -> Outcom
     one.ready().await
 }
 
+/// Waits until events tell, in this order, whether an instance is Ready and why not.
+async fn told_in_order(bed: &Bed, one: &Instance<'_>, reasons: &[&str]) -> Outcome {
+    bed.wait_until(&format!("{reasons:?} are told"), async || {
+        let mut events = bed.cluster.list("Event").await?;
+        events.retain(|event| {
+            event["regarding"]["name"] == one.name.as_str() && event["action"] == "Ready"
+        });
+        events.sort_by_key(|event| event["eventTime"].to_string());
+        let mut told = events.iter();
+        Ok(reasons
+            .iter()
+            .all(|reason| told.any(|event| event["reason"] == *reason)))
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_was_stopped_or_killed_for_good_is_started_again() -> Outcome {
     let Some(bed) = bed("5m").await? else {
@@ -58,6 +74,8 @@ async fn an_agent_that_was_stopped_or_killed_for_good_is_started_again() -> Outc
     one.shell("systemctl stop agent").await?;
     let stopped = comes_back(&bed, &one, "agent stopped").await?;
     assert_eq!(stopped, server);
+    let once = ["Serving", "Restarting", "Serving"];
+    told_in_order(&bed, &one, &once).await?;
     one.shell(
         "mkdir -p /run/systemd/system/agent.service.d && \
          printf '[Service]\\nRestart=no\\n' > /run/systemd/system/agent.service.d/99-no.conf && \
@@ -66,6 +84,7 @@ async fn an_agent_that_was_stopped_or_killed_for_good_is_started_again() -> Outc
     .await?;
     let killed = comes_back(&bed, &one, "agent killed for good").await?;
     assert_eq!(killed, server);
+    told_in_order(&bed, &one, &[&once[..], &once[1..]].concat()).await?;
     assert_eq!(tries(&one).await?, ["Restart", "Restart"]);
     assert_eq!(bed.mutations_after(mutations), [""; 0]);
     bed.delete_all().await?;
@@ -190,6 +209,7 @@ async fn a_server_that_was_switched_off_by_hand_is_switched_on_and_its_agent_ser
     assert_eq!(back, server);
     assert_ne!(one.shell(START).await?, before);
     assert_eq!(tries(&one).await?, [""; 0]);
+    told_in_order(&bed, &one, &["Serving", "PoweredOff", "Serving"]).await?;
     bed.delete_all().await?;
     bed.finish().await
 }
