@@ -203,10 +203,7 @@ async fn i9_too_many_deleted_agents_run_on_until_an_admin_says_what_was_meant() 
     bed.confirm("AgentInstance", Some(TENANT), confirmed)
         .await?;
     bed.instance(confirmed).gone().await?;
-    let retain = json!({"spec": {"deletionPolicy": "Retain"}});
-    bed.cluster
-        .merge("AgentInstance", Some(TENANT), undone, retain)
-        .await?;
+    retain(&bed, undone).await?;
     bed.instance(undone).gone().await?;
     let mut again = manifests::instance(TENANT, undone);
     again["metadata"]["annotations"] = json!({"agentfleet.dev/adopt": servers[undone].to_string()});
@@ -217,6 +214,47 @@ async fn i9_too_many_deleted_agents_run_on_until_an_admin_says_what_was_meant() 
     bed.delete_all().await?;
     says(&bed, None).await?;
     assert_eq!(alerts(&bed, "DeletionsHeld").await?, 1);
+    bed.finish().await
+}
+
+/// Says of an agent that is to go that its server is to stay.
+async fn retain(bed: &Bed, name: &str) -> Outcome {
+    let retain = json!({"spec": {"deletionPolicy": "Retain"}});
+    bed.cluster
+        .merge("AgentInstance", Some(TENANT), name, retain)
+        .await
+}
+
+/// An admin gives an agent that its Subscription has made anew the server that it had, and it serves there.
+async fn is_taken_up(bed: &Bed, name: &str, server: u64) -> Outcome {
+    let one = bed.instance(name);
+    one.condition("Stalled", "True", "AdoptOrDelete").await?;
+    one.annotate("agentfleet.dev/adopt", &server.to_string())
+        .await?;
+    let name = name.to_owned();
+    let servers = all_serve(bed, std::slice::from_ref(&name)).await?;
+    ensure(servers[&name] == server, || {
+        format!("{servers:?}, not {server}")
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_that_were_held_are_undone_where_subscriptions_make_the_agents_anew() -> Outcome {
+    let bed = guarded(&["--guard-patience", "3s"]).await?;
+    let names = names(6);
+    let servers = subscribed(&bed, &names).await?;
+    delete(&bed, &names).await?;
+    are_held(&bed, &names).await?;
+    for name in &names {
+        retain(&bed, name).await?;
+    }
+    for name in &names {
+        is_taken_up(&bed, name, servers[name]).await?;
+    }
+    says(&bed, None).await?;
+    assert_eq!((bed.requests_to("POST", "/servers"), deleted(&bed)), (6, 0));
+    assert_eq!(alerts(&bed, "DeletionsHeld").await?, 1);
+    bed.delete_all().await?;
     bed.finish().await
 }
 
@@ -231,7 +269,7 @@ async fn a_deleted_namespace_takes_no_agent_along_before_an_admin_says_so() -> O
         let active = subscription(name, "Active", "1h");
         bed.cluster.apply(&active).await?;
     }
-    all_serve(&bed, paid).await?;
+    let servers = all_serve(&bed, paid).await?;
     bed.operator.stop().await?;
     // It ends when it has written that they are held, and nobody was told yet.
     let writes = Call {
@@ -259,15 +297,25 @@ async fn a_deleted_namespace_takes_no_agent_along_before_an_admin_says_so() -> O
     are_kept(&bed, paid).await?;
     assert_eq!(deleted(&bed), 0);
     assert_eq!(alerts(&bed, "DeletionsHeld").await?, 1);
-    for name in &names {
+    // One was not meant, and is taken up again when all is made anew.
+    let undone = &paid[0];
+    retain(&bed, undone).await?;
+    for name in names.iter().filter(|name| *name != undone) {
         bed.confirm("AgentInstance", Some(TENANT), name).await?;
     }
     bed.wait_until("the namespace is gone", async || {
         Ok(bed.cluster.get("Namespace", None, TENANT).await?.is_none())
     })
     .await?;
-    assert_eq!(bed.cloud().servers().len(), 0);
+    assert_eq!(deleted(&bed), 7);
     says(&bed, None).await?;
+    bed.cluster.apply(&manifests::namespace(TENANT)).await?;
+    secret(&bed, undone, &format!("cus_{undone}")).await?;
+    bed.cluster
+        .apply(&subscription(undone, "Active", "1h"))
+        .await?;
+    is_taken_up(&bed, undone, servers[undone]).await?;
+    assert_eq!((bed.requests_to("POST", "/servers"), deleted(&bed)), (8, 7));
     bed.delete_all().await?;
     bed.finish().await
 }
@@ -300,23 +348,67 @@ async fn a_slow_drip_of_deletions_is_counted_over_a_restart() -> Outcome {
     bed.finish().await
 }
 
-/// Waits until an agent is silent because nobody pays for it; answers whether it is held.
-async fn is_lost(bed: &Bed, name: &str) -> Outcome<bool> {
-    let one = bed.instance(name);
-    let mut held = false;
-    bed.wait_until(&format!("{name} is suspended"), async || {
-        let object = one.object().await?.unwrap_or_default();
-        held = object["metadata"]["annotations"]["agentfleet.dev/termination-held"].is_string();
-        Ok(object["spec"]["suspend"] == true)
+/// Those of these objects that have one of these names.
+fn those<'a>(all: &'a [Value], names: &'a [String]) -> impl Iterator<Item = &'a Value> {
+    let is_one = |one: &&Value| names.iter().any(|name| one["metadata"]["name"] == *name);
+    all.iter().filter(is_one)
+}
+
+async fn are_gone(bed: &Bed, kind: &str, names: &[String]) -> Outcome {
+    bed.wait_until(&format!("{kind}s are gone: {names:?}"), async || {
+        let left = bed.cluster.list(kind).await?;
+        Ok(those(&left, names).next().is_none())
+    })
+    .await
+}
+
+/// Waits until agents are silent because nobody pays for them, each for longer than the guard's short window; answers how many are held.
+async fn are_lost(bed: &Bed, names: &[String]) -> Outcome<usize> {
+    let mut held = 0;
+    bed.wait_until(&format!("{names:?} are suspended"), async || {
+        let all = bed.cluster.list("AgentInstance").await?;
+        let before = Timestamp::now() - SignedDuration::from_secs(2);
+        let (mut lost, mut told) = (0, 0);
+        for one in those(&all, names) {
+            let since = time(one, "unentitled-since");
+            let is_lost = one["spec"]["suspend"] == true && since.is_some_and(|at| at < before);
+            let held = &one["metadata"]["annotations"]["agentfleet.dev/termination-held"];
+            lost += usize::from(is_lost);
+            told += usize::from(held.is_string());
+        }
+        held = told;
+        Ok(lost == names.len())
     })
     .await?;
     Ok(held)
 }
 
-async fn becomes_held(bed: &Bed, name: &str) -> Outcome {
-    let what = format!("{name} is held");
-    bed.wait_until(&what, async || is_lost(bed, name).await)
-        .await
+async fn become_held(bed: &Bed, names: &[String]) -> Outcome {
+    bed.wait_until(&format!("{names:?} are held"), async || {
+        Ok(are_lost(bed, names).await? == names.len())
+    })
+    .await
+}
+
+/// So many are lost at a time in a slow drip.
+const DROPS: usize = 20;
+/// As many as may be lost in the guard's long window.
+const FEW: usize = BULK * 30 / 100;
+
+/// Does something wrong to some, and again and again to the next until they are too many; answers to which.
+async fn drips(bed: &Bed, wrong: &str, names: &[String]) -> Outcome<Vec<String>> {
+    let mut fallen = vec![];
+    for drops in names.chunks(DROPS) {
+        let drops = wrongly(bed, wrong, drops, "1h").await?;
+        fallen.extend_from_slice(drops);
+        if fallen.len() > FEW {
+            become_held(bed, drops).await?;
+            break;
+        }
+        let held = are_lost(bed, drops).await?;
+        ensure(held == 0, || format!("{wrong}: {held} of {drops:?}"))?;
+    }
+    Ok(fallen)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -326,45 +418,43 @@ async fn a_slow_drip_of_lost_entitlement_is_held_too_whether_or_not_agents_are_k
         ["--guard-long-window", "10m"],
         ["--guard-patience", "1s"],
     ];
-    let mut bed = guarded(flags.as_flattened()).await?;
-    let names = names(10);
-    let servers = subscribed(&bed, &names).await?;
-    // Four of ten are too few to tell; whoever follows is one of too many.
-    let (few, many) = names[..6].split_at(4);
-    for (before, wrong) in ["Unpaid", "Canceled", "delete"].iter().enumerate() {
-        for name in few {
-            wrongly(&bed, wrong, std::slice::from_ref(name), "1h").await?;
-            ensure(!is_lost(&bed, name).await?, || format!("{wrong}: {name}"))?;
-        }
-        for name in many {
-            wrongly(&bed, wrong, std::slice::from_ref(name), "1h").await?;
-            becomes_held(&bed, name).await?;
-        }
-        says(&bed, Some(("terminations", "of 10 agents are held"))).await?;
-        for name in &names[..6] {
-            bed.cluster
-                .apply(&subscription(name, "Active", "1h"))
-                .await?;
-        }
-        assert_eq!(all_serve(&bed, &names).await?, servers, "{wrong}");
+    let mut bed = guarded_for("60s", flags.as_flattened()).await?;
+    let mut names = names(BULK);
+    let servers = bulk_subscribed(&bed, &names, "1h").await?;
+    // Those first that have a server, so that they are among the first to fall.
+    names.sort_by_key(|name| !servers.contains_key(name));
+    for (before, wrong) in ["Unpaid", "Canceled", "delete", "prune"].iter().enumerate() {
+        let fallen = drips(&bed, wrong, &names).await?;
+        let told = format!("of {BULK} agents are held");
+        says(&bed, Some(("terminations", &told))).await?;
+        bed.cluster.apply_all(paid(&fallen, "1h")).await?;
         says(&bed, None).await?;
+        assert_eq!(some_serve(&bed).await?, servers, "{wrong}");
         let told = alerts(&bed, "TerminationsHeld").await?;
         assert_eq!((told, deleted(&bed)), (before + 1, 0), "{wrong}");
     }
 
     // Who is gone counts as well, also after a restart.
-    for name in few {
-        wrongly(&bed, "Unpaid", std::slice::from_ref(name), "0s").await?;
-        bed.instance(name).gone().await?;
+    let (rest, few) = names.split_at(BULK - FEW);
+    for drops in few.chunks(DROPS) {
+        wrongly(&bed, "Unpaid", drops, "0s").await?;
+        are_gone(&bed, "AgentInstance", drops).await?;
     }
-    says(&bed, Some(("ended", &format!("/{}", few[3])))).await?;
-    bed.operator.restart()?;
-    for name in many {
-        wrongly(&bed, "Unpaid", std::slice::from_ref(name), "0s").await?;
-        becomes_held(&bed, name).await?;
-    }
-    says(&bed, Some(("terminations", "2 of 10 agents are held"))).await?;
-    assert_eq!(deleted(&bed), 4);
+    says(&bed, Some(("ended", &format!("/{}", few[0])))).await?;
+    bed.operator.stop().await?;
+    bed.operator.start()?;
+    let many = &rest[..DROPS];
+    wrongly(&bed, "Unpaid", many, "0s").await?;
+    become_held(&bed, many).await?;
+    let told = |held: usize, of: usize| format!("{held} of {of} agents are held");
+    says(&bed, Some(("terminations", &told(DROPS, BULK)))).await?;
+    // One of them was meant: it has a server, and the others have one still.
+    let (meant, others) = (&many[0], &many[1..]);
+    bed.confirm("Subscription", Some(TENANT), meant).await?;
+    bed.instance(meant).gone().await?;
+    says(&bed, Some(("terminations", &told(DROPS - 1, BULK - 1)))).await?;
+    their_time_is_over(&bed, others).await?;
+    assert_eq!(deleted(&bed), 1);
     bed.delete_all().await?;
     bed.finish().await
 }
@@ -401,13 +491,17 @@ async fn some_serve(bed: &Bed) -> Outcome<BTreeMap<String, u64>> {
 }
 
 /// Subscriptions of these names, all of them paid for.
-fn paid(names: &[String]) -> impl Iterator<Item = Value> {
-    let paid = |name: &String| subscription(name, "Active", RETENTION);
+fn paid(names: &[String], retention: &str) -> impl Iterator<Item = Value> {
+    let paid = |name: &String| subscription(name, "Active", retention);
     names.iter().map(paid)
 }
 
 /// So many agents of Subscriptions, a few of them with a server; answers their servers.
-async fn bulk_subscribed(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String, u64>> {
+async fn bulk_subscribed(
+    bed: &Bed,
+    names: &[String],
+    retention: &str,
+) -> Outcome<BTreeMap<String, u64>> {
     let mut project = manifests::project(manifests::PROJECT);
     project["spec"]["maxServers"] = json!(SERVERS);
     bed.change(&project).await?;
@@ -418,7 +512,7 @@ async fn bulk_subscribed(bed: &Bed, names: &[String]) -> Outcome<BTreeMap<String
         own
     });
     bed.cluster.apply_all(secrets).await?;
-    bed.cluster.apply_all(paid(names)).await?;
+    bed.cluster.apply_all(paid(names, retention)).await?;
     bed.wait_until("each has its agent", async || {
         Ok(bed.cluster.list("AgentInstance").await?.len() == names.len())
     })
@@ -439,7 +533,7 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
     let patience = format!("{PATIENCE}s");
     let mut bed = guarded_for("60s", &["--guard-patience", &patience]).await?;
     let names = names(BULK);
-    let servers = bulk_subscribed(&bed, &names).await?;
+    let servers = bulk_subscribed(&bed, &names, RETENTION).await?;
     for (before, (wrong, retention)) in updates.into_iter().enumerate() {
         let fallen = wrongly(&bed, wrong, &names, retention).await?;
         let told = format!("{} of {BULK} agents are held", fallen.len());
@@ -462,7 +556,7 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
         let left = bed.cluster.list("AgentInstance").await?.len();
         assert_eq!((deleted(&bed), left), (0, BULK), "{wrong}");
         if wrong != "Unpaid" {
-            bed.cluster.apply_all(paid(fallen)).await?;
+            bed.cluster.apply_all(paid(fallen, RETENTION)).await?;
             says(&bed, None).await?;
             assert_eq!(some_serve(&bed).await?, servers, "{wrong}");
         }
@@ -481,7 +575,7 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
     .await?;
     let told = format!("{} of {} agents are held", undone.len(), undone.len());
     says(&bed, Some(("terminations", &told))).await?;
-    bed.cluster.apply_all(paid(&undone)).await?;
+    bed.cluster.apply_all(paid(&undone, RETENTION)).await?;
     says(&bed, None).await?;
     let mut kept = servers.clone();
     kept.retain(|name, _| undone.contains(name));
@@ -497,13 +591,13 @@ async fn no_wrong_bulk_update_ends_an_agent_and_each_is_undone() -> Outcome {
 
 /// How many Subscriptions change at once where it is counted what that costs.
 const MANY: usize = 1_000;
-/// For how many of them the operator makes an agent within a day of itself.
-const TODAY: usize = 100;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_a_thousand_change_each_status_is_written_once_and_in_calm_none_is() -> Outcome {
     let bed = Bed::with(Options {
-        flags: ["--guard-least", "5"].map(str::to_owned).into(),
+        flags: ["--guard-least", "5", "--creations-per-day", "1000"]
+            .map(str::to_owned)
+            .into(),
         pace: Pace {
             project: "60s",
             lease: "60s",
@@ -525,15 +619,8 @@ async fn when_a_thousand_change_each_status_is_written_once_and_in_calm_none_is(
         many.iter().map(of).collect::<Vec<_>>()
     };
     bed.cluster.apply_all(all("Active")).await?;
-    // As many as may be have an agent today.
-    bed.wait_until("each has its agent, or waits for it", async || {
-        let told = bed.cluster.list("Subscription").await?;
-        let waits = |one: &&Value| {
-            let ready = oracle::condition(&one["status"], "Ready");
-            ready.is_some_and(|ready| ready["reason"] == "CreationsHeld")
-        };
-        let agents = bed.cluster.list("AgentInstance").await?.len();
-        Ok((agents, told.iter().filter(waits).count()) == (TODAY, MANY - TODAY))
+    bed.wait_until("each has its agent", async || {
+        Ok(bed.cluster.list("AgentInstance").await?.len() == MANY)
     })
     .await?;
     oracle::calm(&bed).await?;
@@ -575,9 +662,13 @@ async fn wrongly<'a>(
     let cluster = &bed.cluster;
     match wrong {
         "delete" => {
-            let all = fallen.len() > 1;
-            let which = if all { "--all" } else { fallen[0].as_str() };
-            cluster.kubectl(&["delete", "agsub", which, "--namespace", TENANT])?;
+            let mut command = vec!["delete", "agsub", "--namespace", TENANT];
+            if fallen.len() == BULK {
+                command.push("--all");
+            } else {
+                command.extend(fallen.iter().map(String::as_str));
+            }
+            cluster.kubectl(&command)?;
         }
         // What is in the set no more goes, as the controllers that apply whole sets do it.
         "prune" => {
@@ -585,6 +676,7 @@ async fn wrongly<'a>(
                 cluster.prune("Subscription", Some(TENANT), name).await
             })
             .await?;
+            are_gone(bed, "Subscription", fallen).await?;
         }
         state => {
             let lost = fallen.iter().map(|name| {
@@ -629,12 +721,14 @@ async fn their_time_is_over(bed: &Bed, names: &[String]) -> Outcome {
 
 /// When an agent ends that is not held: at its end, and not before others were seen that were lost with it.
 fn ends(instance: &Value) -> Option<Timestamp> {
-    let time = |what: &str| -> Option<Timestamp> {
-        let told = &instance["metadata"]["annotations"][format!("agentfleet.dev/{what}")];
-        told.as_str()?.parse().ok()
-    };
-    let known = time("unentitled-since")? + SignedDuration::from_secs(PATIENCE);
-    Some(known.max(time("terminate-at")?))
+    let known = time(instance, "unentitled-since")? + SignedDuration::from_secs(PATIENCE);
+    Some(known.max(time(instance, "terminate-at")?))
+}
+
+/// A time in an annotation of the operator.
+fn time(instance: &Value, what: &str) -> Option<Timestamp> {
+    let told = &instance["metadata"]["annotations"][format!("agentfleet.dev/{what}")];
+    told.as_str()?.parse().ok()
 }
 
 /// Ends one agent: that it is gone makes no room for another today.
@@ -649,7 +743,8 @@ async fn ends_one(bed: &Bed) -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_agents_are_bought_in_a_day_than_may_be_also_after_a_restart() -> Outcome {
-    let flags = ["--creations-per-day", "5"].map(str::to_owned).into();
+    let limit = "--creations-per-day=5";
+    let flags = vec![limit.to_owned()];
     let mut bed = Bed::with(Options {
         flags,
         ..Options::default()
@@ -702,6 +797,30 @@ async fn no_more_agents_are_bought_in_a_day_than_may_be_also_after_a_restart() -
         bed.operator.restart()?;
         oracle::calm(&bed).await?;
     }
+    // Whoever was not meant is taken back before he costs anything; the others come with a higher limit.
+    let all = bed.cluster.list("Subscription").await?;
+    let waiting = all.iter().filter(|one| {
+        let ready = oracle::condition(&one["status"], "Ready");
+        ready.is_some_and(|ready| ready["reason"] == "CreationsHeld")
+    });
+    let waiting: Vec<_> = waiting
+        .filter_map(|one| one["metadata"]["name"].as_str().map(str::to_owned))
+        .collect();
+    let (undone, meant) = waiting.split_at(3);
+    for name in undone {
+        bed.cluster
+            .delete("Subscription", Some(TENANT), name)
+            .await?;
+    }
+    let told = "4 of 9 Subscriptions have no agent";
+    says(&bed, Some(("creations", told))).await?;
+    assert_eq!(bed.cloud().lives().len(), 5);
+    bed.operator.stop().await?;
+    bed.operator.start_without(limit)?;
+    all_serve(&bed, meant).await?;
+    says(&bed, None).await?;
+    assert_eq!(bed.cloud().lives().len(), 9);
+    assert_eq!(alerts(&bed, "CreationsHeld").await?, 1);
     bed.delete_all().await?;
     bed.finish().await
 }
