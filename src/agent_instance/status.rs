@@ -31,8 +31,9 @@ pub fn status(
 ) -> AgentInstanceStatus {
     let former = &world.status;
     let applied = current.and_then(|server| world.applied(server));
-    // What was last known of a server that is out of sight stays known.
-    let kept = |known: &Option<String>| known.clone().filter(|_| current.is_none());
+    let goes = matches!(stage, Stage::Deleting(..));
+    // What was last known of a server that is out of sight stays known, and that its end takes all from it is no news.
+    let kept = |known: &Option<String>| known.clone().filter(|_| current.is_none() || goes);
     let mut next = AgentInstanceStatus {
         phase: Some(phase(stage).into()),
         observed_generation: generation.max(former.observed_generation),
@@ -40,9 +41,11 @@ pub fn status(
         incarnation: Some(i64::from(world.incarnation())),
         provisioning: former.provisioning.clone(),
         voice: former.voice.clone(),
-        server: current
-            .map(|server| server_status(world, server))
-            .or_else(|| former.server.clone()),
+        server: match (current, &former.server) {
+            (Some(server), Some(told)) if goes && told.id == server.id => Some(told.clone()),
+            (Some(server), _) => Some(server_status(world, server)),
+            (None, told) => told.clone(),
+        },
         health: health(world, current, stage, now),
         heard: former.heard.clone(),
         rollbacks: former.rollbacks.clone(),

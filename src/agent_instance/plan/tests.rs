@@ -1161,6 +1161,28 @@ fn a_deleted_instance_stops_its_agent_then_its_server_then_lets_go() {
 }
 
 #[test]
+fn that_its_end_takes_all_from_a_server_is_no_news() {
+    let told = |world: &World| {
+        let stage = absent(world).stage;
+        super::super::status::status(world, world.servers.first(), &stage, Some(1), now())
+    };
+    let mut world = serving();
+    world.status.server.as_mut().unwrap().location = Some("fsn1".into());
+    world.status.voice = Some(VoiceRecord {
+        incarnation: None,
+        epoch: 4,
+    });
+    world.fresh_epoch = Some(4);
+    world.servers[0].guest.hello = Some(Hello::default());
+    world.status = told(&world);
+    assert!(world.status.config_revision.is_some());
+    world.servers[0].guest.released = Some((4, true));
+    assert_eq!(told(&world), world.status);
+    world.servers[0].deleting = true;
+    assert_eq!(told(&world), world.status);
+}
+
+#[test]
 fn a_server_that_never_spoke_is_deleted_without_a_word() {
     assert_eq!(
         absent(&booting()).steps,
