@@ -74,8 +74,8 @@ async fn an_agent_that_was_stopped_or_killed_for_good_is_started_again() -> Outc
     one.shell("systemctl stop agent").await?;
     let stopped = comes_back(&bed, &one, "agent stopped").await?;
     assert_eq!(stopped, server);
-    let once = ["Serving", "Restarting", "Serving"];
-    told_in_order(&bed, &one, &once).await?;
+    let story = ["Serving", "Restarting", "Serving"];
+    told_in_order(&bed, &one, &story).await?;
     one.shell(
         "mkdir -p /run/systemd/system/agent.service.d && \
          printf '[Service]\\nRestart=no\\n' > /run/systemd/system/agent.service.d/99-no.conf && \
@@ -84,7 +84,7 @@ async fn an_agent_that_was_stopped_or_killed_for_good_is_started_again() -> Outc
     .await?;
     let killed = comes_back(&bed, &one, "agent killed for good").await?;
     assert_eq!(killed, server);
-    told_in_order(&bed, &one, &[&once[..], &once[1..]].concat()).await?;
+    told_in_order(&bed, &one, &[&story[..], &story[1..]].concat()).await?;
     assert_eq!(tries(&one).await?, ["Restart", "Restart"]);
     assert_eq!(bed.mutations_after(mutations), [""; 0]);
     bed.delete_all().await?;
