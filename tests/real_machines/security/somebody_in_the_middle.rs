@@ -74,6 +74,10 @@ async fn relays(bed: &Bed, one: &Instance<'_>, attacker: &Attacker, proof: &str)
         .answers_by(&program.replace("PORT", RELAY_PORT))
         .await?;
     bed.wait_until("he has relayed two answers", async || {
+        let heard = attacker.heard().await?;
+        let mut commands = heard.into_iter().map(|heard| heard.command);
+        let more = commands.find(|command| command != "hello");
+        ensure(more.is_none(), || format!("he was sent {more:?}"))?;
         let relayed = one.file("/root/relayed").await?.unwrap_or_default();
         Ok(relayed.matches(proof).count() >= 2)
     })
