@@ -46,7 +46,7 @@ pub fn status(
             (Some(server), _) => Some(server_status(world, server)),
             (None, told) => told.clone(),
         },
-        health: health(world, current, stage, now),
+        health: health(world, current, matches!(stage, Stage::Serving(_)), now),
         heard: former.heard.clone(),
         rollbacks: former.rollbacks.clone(),
         recovery: former.recovery.clone(),
@@ -169,16 +169,15 @@ fn server_status(world: &World, server: &ServerView) -> ServerStatus {
 fn health(
     world: &World,
     current: Option<&ServerView>,
-    stage: &Stage,
+    is_well: bool,
     now: Timestamp,
 ) -> Option<HealthStatus> {
     let server = current?;
-    let serves = matches!(stage, Stage::Serving(_));
     let former = match &world.class {
         ClassView::Usable(agent) if world.is_asked_anew(server, agent) => None,
         _ => world.status.health.clone(),
     };
-    let former = former.filter(|_| serves || world.is_told_of(server));
+    let former = former.filter(|_| is_well || world.is_told_of(server));
     let state = match (&server.guest.health, &world.class) {
         _ if server.address().is_none() && former.is_some() => HealthState::Unknown,
         (None, _) => return former,

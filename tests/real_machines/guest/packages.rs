@@ -1,5 +1,6 @@
 //! Packages of the distribution, from an archive: what the class names at first, and what it names later.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
@@ -27,7 +28,10 @@ fn archive(bed: &Bed, names: &[&str]) -> Outcome<Served> {
         ensure(ran.status.success(), || format!("{ran:?}"))?;
         let package = fs::read(dir.join(&file))?;
         let (size, hash) = (package.len(), hex::encode(Sha256::digest(&package)));
-        index += &format!("{control}Filename: {file}\nSize: {size}\nSHA256: {hash}\n\n");
+        writeln!(
+            index,
+            "{control}Filename: {file}\nSize: {size}\nSHA256: {hash}\n"
+        )?;
     }
     fs::write(dir.join("Packages"), index)?;
     Served::start(&dir, bed.host().into(), &[])
