@@ -56,10 +56,7 @@ pub async fn perform(
             add_finalizer(&api, class, FINALIZER).await?;
             Ok(())
         }
-        Step::RemoveFinalizer => match remove_finalizer(&api, class, FINALIZER).await {
-            Err(CallError::Gone { .. }) => Ok(()),
-            outcome => Ok(outcome?),
-        },
+        Step::RemoveFinalizer => Ok(remove_finalizer(&api, class, FINALIZER).await?),
         Step::KeepRevision(revision) => keep_revision(ctx, class, revision).await,
         Step::DropRevision(name) => drop_revision(ctx, desired, name).await,
         Step::CheckCatalogue(project) => match ctx.connections.get(project) {

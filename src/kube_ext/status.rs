@@ -84,10 +84,10 @@ where
     patch_finalizers(api, object, "finalizer add", finalizers).await
 }
 
-/// Takes a finalizer off an object, keeping those of others; does nothing when it is not there.
+/// Takes a finalizer off an object, keeping those of others; does nothing when it, or the object, is not there: a view may be older than its end.
 ///
 /// # Errors
-/// See [`CallError`]; [`CallError::Gone`] means that there is nothing left to take it off.
+/// See [`CallError`].
 pub async fn remove_finalizer<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<(), CallError>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
@@ -105,8 +105,10 @@ where
         .filter(|present| *present != finalizer)
         .cloned()
         .collect();
-    patch_finalizers(api, object, "finalizer remove", finalizers).await?;
-    Ok(())
+    match patch_finalizers(api, object, "finalizer remove", finalizers).await {
+        Ok(_) | Err(CallError::Gone { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Sets an annotation of an object that is still as it was at that version; answers the `resourceVersion` for the next write.

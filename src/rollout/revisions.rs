@@ -111,11 +111,20 @@ pub fn known(ctx: &Context, class: &AgentClass) -> Vec<Revision> {
         .collect()
 }
 
-/// The class as it was at a revision, in what revisions are made of; none when that is not kept.
+/// The class as it was at a revision, in what revisions are made of; none when that is not kept. One that an instance has brought along from another
+/// class is found there: it is named after its content alone.
 pub fn class_at(ctx: &Context, class: &AgentClass, revision: &str) -> Option<AgentClass> {
     let name = object_name(&class.name_any(), revision);
-    let kept = ObjectRef::new(&name).within(&ctx.settings.namespace);
-    restored(class, ctx.stores.revisions.get(&kept)?.as_ref())
+    let own = ObjectRef::new(&name).within(&ctx.settings.namespace);
+    let of_another = || {
+        let mut all = ctx.stores.revisions.state().into_iter();
+        all.find(|kept| {
+            let class = kept.labels().get(labels::CLASS);
+            class.is_some_and(|class| kept.name_any() == object_name(class, revision))
+        })
+    };
+    let kept = ctx.stores.revisions.get(&own).or_else(of_another)?;
+    restored(class, &kept)
 }
 
 fn restored(class: &AgentClass, kept: &ControllerRevision) -> Option<AgentClass> {

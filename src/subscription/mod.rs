@@ -157,10 +157,7 @@ impl Look<'_> {
             // Done before the status is written, which needs the version that comes of it.
             Step::AddFinalizer => Ok(()),
             Step::RemoveFinalizer => {
-                match remove_finalizer(&self.api(), self.subscription, FINALIZER).await {
-                    Err(CallError::Gone { .. }) => Ok(()),
-                    outcome => Ok(outcome?),
-                }
+                Ok(remove_finalizer(&self.api(), self.subscription, FINALIZER).await?)
             }
             Step::Create(declaration) => perform::create(self.ctx, name, declaration).await,
             Step::Declare(declaration, target) => {

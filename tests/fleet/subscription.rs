@@ -24,12 +24,13 @@ fn with(name: &str, state: &str, fields: &Value) -> Value {
     one
 }
 
-/// A customer's Secret.
-async fn secret(bed: &Bed, name: &str, customer: &str) -> Outcome {
-    let mut secret = manifests::secret(TENANT, name, "API_KEY", &bed.canaries.fresh());
+/// A customer's Secret, with a value that is new; answers that.
+async fn secret(bed: &Bed, name: &str, customer: &str) -> Outcome<String> {
+    let value = bed.canaries.fresh();
+    let mut secret = manifests::secret(TENANT, name, "API_KEY", &value);
     secret["metadata"]["labels"] = json!({"agentfleet.dev/customer": customer});
     bed.cluster.apply(&secret).await?;
-    Ok(())
+    Ok(value)
 }
 
 /// Subscribed, and the agent serves; answers its server.
@@ -541,15 +542,12 @@ async fn another_plan_whose_disks_are_disposable_too_brings_another_server_and_s
 
     let other = with("one", "Active", &json!({"plan": "other"}));
     bed.cluster.apply(&other).await?;
-    bed.wait_until("it says what the plan waits for", async || {
-        let status = status(&bed, "one").await?;
-        let pending = oracle::condition(&status, "PlanPending");
-        Ok(pending.is_some_and(|told| {
-            let message = told["message"].as_str().unwrap_or_default();
-            told["status"] == "True" && message.contains("AgentClass other")
-        }))
-    })
-    .await?;
+    told(&bed, "one", "PlanPending", "True", "RolloutPaused").await?;
+    // Until then it is looked after as an agent of the plan that it has.
+    let value = secret(&bed, "one", "cus_one").await?;
+    bed.instance("one")
+        .has_in_file(manifests::SECRET_FILE, &value)
+        .await?;
     oracle::calm(&bed).await?;
     assert_eq!(serves(&bed, "one").await?, server);
     bed.change(&disposable("other", "ubuntu-24.04", false))

@@ -11,7 +11,7 @@ use crate::{
         observe::{Observed, shares},
         request::Failure,
     },
-    kube_ext::{CallError, add_finalizer, call, remove_finalizer},
+    kube_ext::{add_finalizer, call, remove_finalizer},
 };
 
 /// Steps at the API server.
@@ -48,7 +48,7 @@ impl Kubernetes<'_> {
 
     pub(super) async fn release_secret(&self) -> Result<(), Failure> {
         match &self.observed.secret {
-            Some(secret) => unless_gone(remove_finalizer(&self.secrets(), secret, FINALIZER).await),
+            Some(secret) => Ok(remove_finalizer(&self.secrets(), secret, FINALIZER).await?),
             None => Ok(()),
         }
     }
@@ -64,15 +64,8 @@ impl Kubernetes<'_> {
         {
             self.release_secret().await?;
         }
-        unless_gone(remove_finalizer(&self.projects(), self.project, FINALIZER).await)?;
+        remove_finalizer(&self.projects(), self.project, FINALIZER).await?;
         self.ctx.connections.remove(&self.desired.name);
         Ok(())
-    }
-}
-
-fn unless_gone(outcome: Result<(), CallError>) -> Result<(), Failure> {
-    match outcome {
-        Err(CallError::Gone { .. }) => Ok(()),
-        outcome => Ok(outcome?),
     }
 }
