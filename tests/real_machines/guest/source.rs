@@ -26,7 +26,8 @@ fn at(bed: &Bed, repository: &AgentRepository, reference: &str, update: &[&str])
 /// Waits until the agent serves at a ref.
 async fn serves(bed: &Bed, one: &Instance<'_>, reference: &str) -> Outcome {
     bed.wait_until(&format!("the agent serves at {reference}"), async || {
-        let found = one.shell(&format!("cat {SOURCE}/VERSION")).await?;
+        // While git writes another one there is none for a moment.
+        let found = one.shell(&format!("cat {SOURCE}/VERSION || true")).await?;
         Ok(found.trim() == reference)
     })
     .await?;
