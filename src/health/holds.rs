@@ -45,13 +45,15 @@ pub fn of_class(ctx: &Context, class: &AgentClass, now: Timestamp) -> Hold {
         let Some(status) = living(&instance) else {
             continue;
         };
-        let fell = usize::from(fell(ctx, status, now).is_some_and(|at| at > from));
+        let missing = is_missing(ctx, status);
+        let fell = fell(status, missing, now).is_some_and(|at| at > from);
+        let fell = usize::from(fell);
         let mine = usize::from(instance.spec.class_name == name);
         fleet.of += 1;
         fleet.fallen += fell;
         own.of += mine;
         own.fallen += fell * mine;
-        if is_true(&status.conditions, ConditionType::Healthy) {
+        if answers(status, missing) {
             serving.insert(instance.spec.class_name.clone());
         }
     }
@@ -135,8 +137,13 @@ fn living(instance: &AgentInstance) -> Option<&AgentInstanceStatus> {
 }
 
 /// When an agent fell that has not stood up since: what was tried meanwhile makes no new fall.
-fn fell(ctx: &Context, status: &AgentInstanceStatus, now: Timestamp) -> Option<Timestamp> {
-    (ails(status, now) || is_missing(ctx, status)).then(|| down_since(status, now))
+fn fell(status: &AgentInstanceStatus, missing: bool, now: Timestamp) -> Option<Timestamp> {
+    (ails(status, now) || missing).then(|| down_since(status, now))
+}
+
+/// Whether an agent should answer as long as the way to it is good: the silence of a server that is gone says nothing of the way.
+fn answers(status: &AgentInstanceStatus, missing: bool) -> bool {
+    is_true(&status.conditions, ConditionType::Healthy) && !missing
 }
 
 /// Whether an agent fails, or has not served since it was tried to bring it back: while it starts again nothing is known of its health.
@@ -204,6 +211,20 @@ mod tests {
             health: health.map(|state| HealthStatus { state, since }),
             recovery: tried.map(try_at).into_iter().collect(),
             ..AgentInstanceStatus::default()
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_no_canary_though_its_agent_is_still_told_to_be_healthy() {
+        for (healthy, missing, expected) in [
+            (true, false, true),
+            (true, true, false),
+            (false, false, false),
+        ] {
+            let mut status = told(healthy, None, None);
+            let healthy = condition(ConditionType::Healthy, Some(healthy), "Any", "");
+            status.conditions.push(healthy);
+            assert_eq!(answers(&status, missing), expected);
         }
     }
 

@@ -130,6 +130,7 @@ pub(super) mod tests {
 
     use super::*;
 
+    /// What the documents say, and the flags by default.
     pub(in crate::subscription) const LIMITS: Limits = Limits {
         soon: Limit {
             window: Duration::from_mins(10),

@@ -13,7 +13,7 @@ use crate::{
     },
     subscription::{
         declaration::{MANAGER, terminate_at, unentitled_since},
-        guard::{Census, Limit},
+        guard::{Census, tests::LIMITS},
         status::status,
     },
 };
@@ -21,19 +21,7 @@ use crate::{
 const FLAGS: SubscriptionFlags = SubscriptionFlags {
     announce_before: Duration::from_hours(24),
     orphan_patience: Duration::from_mins(10),
-    guard: Limits {
-        soon: Limit {
-            window: Duration::from_mins(10),
-            percent: 20,
-        },
-        daily: Limit {
-            window: Duration::from_hours(24),
-            percent: 30,
-        },
-        least: 5,
-        creations: 100,
-        patience: Duration::from_secs(15),
-    },
+    guard: LIMITS,
 };
 const DAY: i64 = 24 * 3600;
 
