@@ -135,10 +135,7 @@ pub async fn run(mut options: Options, stop: CancellationToken) -> Result<(), Op
     };
     let resign = CancellationToken::new();
     let candidacy = tokio::spawn(candidate.run(resign.clone().cancelled_owned()));
-    let ended = tokio::select! {
-        () = stop.cancelled() => Ok(()),
-        ended = lead(options, prepared, leadership, stop.clone()) => ended,
-    };
+    let ended = lead(options, prepared, leadership, stop).await;
     resign.cancel();
     let _ended = candidacy.await;
     ended
@@ -188,7 +185,7 @@ async fn master_key(
     )?)
 }
 
-/// Waits for the Lease, and works until it is lost or the controllers have stopped.
+/// Waits for the Lease, and works until it is lost or `stop` is done.
 async fn lead(
     mut options: Options,
     prepared: Prepared,
@@ -203,7 +200,10 @@ async fn lead(
         readiness,
         metrics,
     } = prepared;
-    leadership.acquired().await;
+    let acquired = stop.run_until_cancelled(leadership.acquired()).await;
+    if acquired.is_none() {
+        return Ok(());
+    }
     tracing::info!(fleet = master.fleet(), "leads");
     let (events, writer) = Events::new(clients.write.clone(), &options.identity);
     tokio::spawn(writer.run());
@@ -257,11 +257,20 @@ async fn lead(
         context.stores.synced.clone(),
         readiness,
     ));
+    let keeper = subscription::guard::keeper::run(context.clone(), stop.clone());
+    let works = async {
+        tokio::select! {
+            // What is cut here is taken up as after a crash.
+            () = stop.cancelled() => {}
+            () = watches.control(context.clone(), woken, liveness) => {}
+            () = Box::pin(zombies::run(context.clone())) => {}
+            () = Box::pin(subscription::orphans::run(context.clone())) => {}
+        }
+        stop.cancel();
+    };
     tokio::select! {
-        () = watches.control(context.clone(), woken, liveness, stop) => Ok(()),
-        () = Box::pin(zombies::run(context.clone())) => Ok(()),
-        () = Box::pin(subscription::orphans::run(context.clone())) => Ok(()),
-        () = Box::pin(subscription::guard::keeper::run(context)) => Ok(()),
+        // When the keeper writes its last nothing else is done any more.
+        ((), ()) = Box::pin(async { tokio::join!(works, keeper) }) => Ok(()),
         () = leadership.lost() => Err(OperatorError::LeaseLost),
     }
 }

@@ -201,14 +201,8 @@ impl Watches {
         }
     }
 
-    /// Runs the controllers until `stop`.
-    pub(super) async fn control(
-        self,
-        ctx: Arc<Context>,
-        woken: Woken,
-        liveness: Liveness,
-        stop: CancellationToken,
-    ) {
+    /// Runs the controllers.
+    pub(super) async fn control(self, ctx: Arc<Context>, woken: Woken, liveness: Liveness) {
         let owners = Owners {
             stores: ctx.stores.clone(),
             wake: ctx.wake.clone(),
@@ -219,21 +213,17 @@ impl Watches {
         let many = controller::Config::default().concurrency(INSTANCES_AT_ONCE);
         let instances = Controller::for_stream(objects, self.instances.store)
             .with_config(many)
-            .reconcile_on(woken.instances)
-            .graceful_shutdown_on(stop.clone().cancelled_owned());
+            .reconcile_on(woken.instances);
         let classes = waking_users(self.classes.objects, ctx.stores.clone(), ctx.wake.clone());
-        let classes = Controller::for_stream(classes, self.classes.store)
-            .reconcile_on(woken.classes)
-            .graceful_shutdown_on(stop.clone().cancelled_owned());
+        let classes =
+            Controller::for_stream(classes, self.classes.store).reconcile_on(woken.classes);
         let projects = Controller::for_stream(self.projects.objects, self.projects.store)
-            .reconcile_on(woken.projects)
-            .graceful_shutdown_on(stop.clone().cancelled_owned());
+            .reconcile_on(woken.projects);
         let several = controller::Config::default().concurrency(SUBSCRIPTIONS_AT_ONCE);
         let subscriptions =
             Controller::for_stream(self.subscriptions.objects, self.subscriptions.store)
                 .with_config(several)
-                .reconcile_on(woken.subscriptions)
-                .graceful_shutdown_on(stop.cancelled_owned());
+                .reconcile_on(woken.subscriptions);
         tokio::join!(
             watched(
                 instances.run(

@@ -390,12 +390,10 @@ async fn become_held(bed: &Bed, names: &[String]) -> Outcome {
     .await
 }
 
-/// So many are there in a slow drip.
-const DRIP: usize = 20;
-/// So many of them are lost at a time.
-const DROPS: usize = 2;
+/// So many are lost at a time in a slow drip.
+const DROPS: usize = 20;
 /// As many as may be lost in the guard's long window.
-const FEW: usize = DRIP * 30 / 100;
+const FEW: usize = BULK * 30 / 100;
 
 /// Does something wrong to some, and again and again to the next until they are too many; answers to which.
 async fn drips(bed: &Bed, wrong: &str, names: &[String]) -> Outcome<Vec<String>> {
@@ -421,13 +419,13 @@ async fn a_slow_drip_of_lost_entitlement_is_held_too_whether_or_not_agents_are_k
         ["--guard-patience", "1s"],
     ];
     let mut bed = guarded_for("60s", flags.as_flattened()).await?;
-    let mut names = names(DRIP);
+    let mut names = names(BULK);
     let servers = bulk_subscribed(&bed, &names, "1h").await?;
     // Those first that have a server, so that they are among the first to fall.
     names.sort_by_key(|name| !servers.contains_key(name));
     for (before, wrong) in ["Unpaid", "Canceled", "delete", "prune"].iter().enumerate() {
         let fallen = drips(&bed, wrong, &names).await?;
-        let told = format!("of {DRIP} agents are held");
+        let told = format!("of {BULK} agents are held");
         says(&bed, Some(("terminations", &told))).await?;
         bed.cluster.apply_all(paid(&fallen, "1h")).await?;
         says(&bed, None).await?;
@@ -437,13 +435,10 @@ async fn a_slow_drip_of_lost_entitlement_is_held_too_whether_or_not_agents_are_k
     }
 
     // Who is gone counts as well, also after a restart.
-    let (rest, few) = names.split_at(DRIP - FEW);
+    let (rest, few) = names.split_at(BULK - FEW);
     for drops in few.chunks(DROPS) {
         wrongly(&bed, "Unpaid", drops, "0s").await?;
         are_gone(&bed, "AgentInstance", drops).await?;
-    }
-    for gone in few {
-        says(&bed, Some(("ended", &format!("/{gone}")))).await?;
     }
     bed.operator.stop().await?;
     bed.operator.start()?;
@@ -451,12 +446,12 @@ async fn a_slow_drip_of_lost_entitlement_is_held_too_whether_or_not_agents_are_k
     wrongly(&bed, "Unpaid", many, "0s").await?;
     become_held(&bed, many).await?;
     let told = |held: usize, of: usize| format!("{held} of {of} agents are held");
-    says(&bed, Some(("terminations", &told(DROPS, DRIP)))).await?;
+    says(&bed, Some(("terminations", &told(DROPS, BULK)))).await?;
     // One of them was meant: it has a server, and the others have one still.
     let (meant, others) = (&many[0], &many[1..]);
     bed.confirm("Subscription", Some(TENANT), meant).await?;
     bed.instance(meant).gone().await?;
-    says(&bed, Some(("terminations", &told(DROPS - 1, DRIP - 1)))).await?;
+    says(&bed, Some(("terminations", &told(DROPS - 1, BULK - 1)))).await?;
     their_time_is_over(&bed, others).await?;
     assert_eq!(deleted(&bed), 1);
     bed.delete_all().await?;

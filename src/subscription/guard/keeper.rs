@@ -12,6 +12,7 @@ use kube::{
     runtime::events::{Event, EventType},
 };
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
@@ -38,15 +39,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 type Data = BTreeMap<String, String>;
 
-/// Keeps it for as long as it is polled, which must be only under the Lease (I11).
-pub async fn run(ctx: Arc<Context>) {
-    let mut written = recall(&ctx).await;
-    loop {
-        tokio::select! {
-            () = ctx.guard.news() => {}
-            () = tokio::time::sleep(ctx.settings.project_period) => {}
-        }
-        tokio::time::sleep(PAUSE).await;
+/// Keeps it until `stop`, when it writes what is not written yet; polled only under the Lease (I11).
+pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
+    let Some(mut written) = stop.run_until_cancelled(recall(&ctx)).await else {
+        return;
+    };
+    while !stop.is_cancelled() {
+        stop.run_until_cancelled(more_to_tell(&ctx)).await;
         if !ctx.stores.synced.is_cancelled() || !ctx.leadership.holds() {
             continue;
         }
@@ -55,6 +54,15 @@ pub async fn run(ctx: Arc<Context>) {
             tracing::warn!(error, "what the guard holds is not written");
         }
     }
+}
+
+/// Waits until there may be something new, and for more that comes together.
+async fn more_to_tell(ctx: &Context) {
+    tokio::select! {
+        () = ctx.guard.news() => {}
+        () = tokio::time::sleep(ctx.settings.project_period) => {}
+    }
+    tokio::time::sleep(PAUSE).await;
 }
 
 /// Reads what was written before; until then no deletion that may be one of many is done.

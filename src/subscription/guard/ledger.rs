@@ -1,8 +1,9 @@
 //! What the guard remembers of instances that are no more, and of those that nobody shows it yet.
 //!
 //! An instance that is there says itself when it was made, when it lost its entitlement and when it was deleted. Of one that is gone nothing is
-//! left but the lines here, which the guard's `ConfigMap` keeps over a restart. They are written soon after the object went and not before: a
-//! crash may lose the last lines, which makes the guard forgetful by a few, and no deletion ever waits for that write (I7).
+//! left but the lines here, which the guard's `ConfigMap` keeps over a restart. They are written soon after the object went and not before, and
+//! when the operator stops: a crash may lose the last lines, which makes the guard forgetful by a few, and no deletion ever waits for that write
+//! (I7).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
