@@ -57,7 +57,7 @@ impl Bot {
         };
         let token = Token::serve(bed.host().into()).await?;
         let mut class = bed.class();
-        class["spec"]["lifecycle"] = json!({"disk": "Disposable", "firstContactTimeout": "20s"});
+        class["spec"]["lifecycle"] = json!({"disk": "Disposable"});
         class["spec"]["health"] = json!({"interval": "2s", "failureThreshold": 2});
         let agent = &mut class["spec"]["agent"];
         agent["files"] = json!([
@@ -78,6 +78,12 @@ impl Bot {
     async fn change(&mut self, disk: &str, sudo: bool) -> Outcome {
         self.class["spec"]["lifecycle"]["disk"] = json!(disk);
         self.class["spec"]["agent"]["sudo"] = json!(sudo);
+        self.bed.change(&self.class).await
+    }
+
+    /// Changes how long a server may take to answer at first.
+    async fn waits_for_a_boot(&mut self, timeout: &str) -> Outcome {
+        self.class["spec"]["lifecycle"]["firstContactTimeout"] = json!(timeout);
         self.bed.change(&self.class).await
     }
 
@@ -182,6 +188,7 @@ impl Bot {
             })
             .await?;
         self.bed.cloud().kill(dead)?;
+        self.waits_for_a_boot("1s").await?;
         self.bed
             .wait_until("it is given up", async || {
                 let status = self.one().status().await?;
@@ -189,6 +196,8 @@ impl Bot {
                     && self.bed.cloud().machine(dead).is_err())
             })
             .await?;
+        // The next one is made after a pause.
+        self.waits_for_a_boot("5m").await?;
         self.is_heard(server).await?;
         let refused = self.bed.cloud().add_fault(FaultRule {
             times: None,
