@@ -31,7 +31,7 @@ use crate::{
     rollout::Rollouts,
     subscription, zombies,
 };
-use wakes::{wake_when_over, wake_when_told, wakes};
+use wakes::{Woken, wake_when_over, wake_when_told, wakes};
 use watches::Watches;
 
 /// How many servers are listened to at once.
@@ -257,22 +257,32 @@ async fn lead(
         context.stores.synced.clone(),
         readiness,
     ));
-    let keeper = subscription::guard::keeper::run(context.clone(), stop.clone());
-    let works = async {
+    tokio::select! {
+        () = Box::pin(work(context, watches, woken, liveness, stop)) => Ok(()),
+        () = leadership.lost() => Err(OperatorError::LeaseLost),
+    }
+}
+
+/// Works until `stop`; no reconcile runs any more when the guard writes its last.
+async fn work(
+    ctx: Arc<Context>,
+    watches: Watches,
+    woken: Woken,
+    liveness: Liveness,
+    stop: CancellationToken,
+) {
+    let keeper = subscription::guard::keeper::run(ctx.clone(), stop.clone());
+    let others = async {
         tokio::select! {
             // What is cut here is taken up as after a crash.
             () = stop.cancelled() => {}
-            () = watches.control(context.clone(), woken, liveness) => {}
-            () = Box::pin(zombies::run(context.clone())) => {}
-            () = Box::pin(subscription::orphans::run(context.clone())) => {}
+            () = watches.control(ctx.clone(), woken, liveness) => {}
+            () = zombies::run(ctx.clone()) => {}
+            () = subscription::orphans::run(ctx.clone()) => {}
         }
         stop.cancel();
     };
-    tokio::select! {
-        // When the keeper writes its last nothing else is done any more.
-        ((), ()) = Box::pin(async { tokio::join!(works, keeper) }) => Ok(()),
-        () = leadership.lost() => Err(OperatorError::LeaseLost),
-    }
+    tokio::join!(others, keeper);
 }
 
 async fn tell_when_synced(
