@@ -261,6 +261,11 @@ async fn its_account_reads_no_secret_touches_no_instance_and_writes_no_status() 
         .await?;
     let it = bed.cluster.as_user(billing.user())?;
     let here = Some(TENANT);
+    let two = json!({
+        "apiVersion": "agentfleet.dev/v1alpha1", "kind": "Subscription", "metadata": {"namespace": TENANT, "name": "two"},
+        "spec": {"customerId": "cus_2", "plan": "small", "state": "Active"},
+    });
+    bed.guards_words_of_admins(&it, two).await?;
     let spec = json!({"spec": {"suspend": false}});
     let status = json!({"instanceRef": {"name": "one", "uid": "1"}});
     let tried = [

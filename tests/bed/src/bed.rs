@@ -288,12 +288,32 @@ impl Bed {
     /// A user who may do everything with the instances of the namespace and is no admin of agentfleet.
     ///
     /// # Errors
-    /// Fails with what the API server says.
+    /// Fails with what the API server says, or at the deadline.
     pub async fn tenant(&self) -> Outcome<Cluster> {
         for object in manifests::tenant(TENANT, "rachel") {
             self.cluster.apply(&object).await?;
         }
-        self.cluster.as_user("rachel")
+        let tenant = self.cluster.as_user("rachel")?;
+        let instance = manifests::instance(TENANT, "adopted");
+        self.guards_words_of_admins(&tenant, instance).await?;
+        Ok(tenant)
+    }
+
+    /// Waits until a user may create an object, though not with a word in it that is an admin's: an API server acts on rights and admission
+    /// policies some time after they were written.
+    ///
+    /// # Errors
+    /// Fails at the deadline.
+    pub async fn guards_words_of_admins(&self, user: &Cluster, mut object: Value) -> Outcome {
+        object["metadata"]["annotations"] = json!({"agentfleet.dev/adopt": "1"});
+        self.wait_until(
+            "rights and policies are in effect: an admin's word is refused",
+            async || {
+                let said = user.refusal(&object).await;
+                Ok(said.is_ok_and(|said| said.contains("agentfleet-admin")))
+            },
+        )
+        .await
     }
 
     /// An instance with a Secret of its own, applied.
