@@ -70,7 +70,7 @@ impl Circuit {
         }
     }
 
-    /// The sum of all replies; none before the first good one or enough bad ones.
+    /// The sum of all replies; none before the first good one or enough bad ones, also after a silence.
     pub fn state(&self) -> Option<HealthState> {
         self.state
     }
@@ -98,7 +98,8 @@ impl Circuit {
                 self.state = match self.state {
                     Some(HealthState::Failed) => before,
                     _ if self.bad.number >= rules.threshold => Some(HealthState::Failed),
-                    None => None,
+                    // Nobody says that it serves, and too few that it does not.
+                    None | Some(HealthState::Unknown) => None,
                     Some(_) => Some(HealthState::Degraded),
                 };
             }
@@ -155,12 +156,13 @@ mod tests {
             ("+--+", vec![h, d, d, h]),
             ("+----+", vec![h, d, d, f, f, h]),
             ("+??+", vec![h, h, h, h]),
-            ("+???-", vec![h, h, h, u, d]),
+            ("+???-", vec![h, h, h, u, None]),
+            ("+???--+", vec![h, h, h, u, None, None, h]),
             ("+-?-?-", vec![h, d, d, d, d, f]),
             ("???+", vec![None, None, u, h]),
             ("---???", vec![None, None, f, f, f, u]),
             ("+!+", vec![h, u, h]),
-            ("!-", vec![u, d]),
+            ("!-", vec![u, None]),
         ] {
             assert_eq!(after(replies), states, "{replies}");
         }
@@ -198,7 +200,8 @@ mod tests {
             state = match (reply, state) {
                 ('-', Some(Failed)) => Some(Failed),
                 ('-', _) if bad >= 3 => Some(Failed),
-                ('-', Some(_)) => Some(Degraded),
+                ('-', Some(Healthy | Degraded)) => Some(Degraded),
+                ('-', _) => None,
                 ('?', _) if silent >= 3 => Some(Unknown),
                 (_, state) => state,
             };
