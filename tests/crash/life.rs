@@ -4,7 +4,9 @@ mod subscription;
 
 use std::time::Duration;
 
-use bed::{Bed, Call, Moment, Options, Outcome, TENANT, ensure, manifests, oracle, wait_within};
+use bed::{
+    Bed, Call, Moment, Options, Outcome, Pace, TENANT, ensure, manifests, oracle, wait_within,
+};
 use hetzner_sim::Stage;
 use serde_json::{Value, json};
 
@@ -101,6 +103,11 @@ impl Life {
     pub async fn begin(story: Story, point: Option<(&Call, Moment)>) -> Outcome<Self> {
         let mut bed = Bed::with(Options {
             operator: false,
+            // Each operator that crashed leaves one behind.
+            pace: Pace {
+                lease: "6s",
+                ..Pace::default()
+            },
             ..Options::default()
         })
         .await?;

@@ -199,10 +199,10 @@ async fn limits_of_class_and_project_are_told_with_who_sets_them() -> Outcome {
     bed.change(&project).await?;
     let three = bed.create("three").await?;
     three.told(&["maxServers", "2"]).await?;
+    assert_eq!(bed.cloud().lives().len(), 2);
     bed.cluster
         .apply(&manifests::project(manifests::PROJECT))
         .await?;
-    assert_eq!(bed.cloud().lives().len(), 2);
     bed.delete_all().await?;
     bed.finish().await
 }
@@ -289,7 +289,13 @@ async fn a_bad_flag_a_bad_kubeconfig_and_a_bad_endpoint_end_the_operator_with_a_
     let flag = ends_with_one_line(&["run", "--settle", "soon"], "/dev/null").await?;
     assert!(flag.contains("--settle") && flag.contains("soon"), "{flag}");
     let kubeconfig = ends_with_one_line(
-        &["run", "--namespace", bed::SYSTEM],
+        &[
+            "run",
+            "--namespace",
+            bed::SYSTEM,
+            "--http-listen",
+            "127.0.0.1:0",
+        ],
         "/nonexistent/kubeconfig",
     )
     .await?;
@@ -302,6 +308,8 @@ async fn a_bad_flag_a_bad_kubeconfig_and_a_bad_endpoint_end_the_operator_with_a_
             "run",
             "--namespace",
             bed::SYSTEM,
+            "--http-listen",
+            "127.0.0.1:0",
             "--hcloud-endpoint",
             "nowhere",
         ],

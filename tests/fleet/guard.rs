@@ -159,7 +159,7 @@ fn deleted(bed: &Bed) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i9_too_many_deleted_agents_run_on_until_an_admin_says_what_was_meant() -> Outcome {
-    let mut bed = guarded(&["--guard-patience", "3s"]).await?;
+    let mut bed = guarded(&["--guard-patience", "10s"]).await?;
     let names = names(10);
     let servers = serving(&bed, &names).await?;
     let (meant, wrong) = (&names[..1], &names[1..9]);
@@ -240,7 +240,7 @@ async fn is_taken_up(bed: &Bed, name: &str, server: u64) -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deletions_that_were_held_are_undone_where_subscriptions_make_the_agents_anew() -> Outcome {
-    let bed = guarded(&["--guard-patience", "3s"]).await?;
+    let bed = guarded(&["--guard-patience", "10s"]).await?;
     let names = names(6);
     let servers = subscribed(&bed, &names).await?;
     delete(&bed, &names).await?;
@@ -260,7 +260,7 @@ async fn deletions_that_were_held_are_undone_where_subscriptions_make_the_agents
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_namespace_takes_no_agent_along_before_an_admin_says_so() -> Outcome {
-    let mut bed = guarded(&["--guard-patience", "5s"]).await?;
+    let mut bed = guarded(&["--guard-patience", "10s"]).await?;
     let names = names(8);
     let (own, paid) = names.split_at(4);
     serving(&bed, own).await?;
@@ -310,7 +310,10 @@ async fn a_deleted_namespace_takes_no_agent_along_before_an_admin_says_so() -> O
     assert_eq!(deleted(&bed), 7);
     says(&bed, None).await?;
     bed.cluster.apply(&manifests::namespace(TENANT)).await?;
-    secret(&bed, undone, &format!("cus_{undone}")).await?;
+    bed.wait_until("the API server knows the new one", async || {
+        Ok(secret(&bed, undone, &format!("cus_{undone}")).await.is_ok())
+    })
+    .await?;
     bed.cluster
         .apply(&subscription(undone, "Active", "1h"))
         .await?;

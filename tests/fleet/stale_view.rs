@@ -42,6 +42,8 @@ async fn i12_a_voice_that_was_written_meanwhile_survives_and_nothing_is_sent_und
     let server = one.ready().await?;
     let record = one.status().await?["provisioning"].clone();
 
+    // It has heard of all that it wrote itself: until then it would write nothing.
+    oracle::calm(&bed).await?;
     bed.late()?.hold();
     let voice = json!({"incarnation": 1, "epoch": 40});
     somebody_writes(&bed, json!({"voice": voice})).await?;
@@ -97,6 +99,7 @@ async fn i12_a_server_that_was_announced_meanwhile_is_the_one_that_is_asked_for(
     let one = bed.create("one").await?;
     one.told(&[manifests::PROJECT, "token"]).await?;
 
+    oracle::calm(&bed).await?;
     bed.late()?.hold();
     let name = agentfleet::naming::server_name(FLEET, TENANT, "one", 2);
     let record = json!({

@@ -81,7 +81,8 @@ async fn who_does_not_pay_in_time_is_suspended_and_who_pays_has_the_same_server_
         object["metadata"]["uid"]
     );
 
-    bed.cluster.apply(&subscription("one", "PastDue")).await?;
+    let grace = json!({"gracePeriod": "15s"});
+    bed.cluster.apply(&with("one", "PastDue", &grace)).await?;
     told(&bed, "one", "Entitled", "True", "PastDue").await?;
     assert_eq!(bed.instance("one").serves().await?, server, "in grace");
     assert_eq!(
@@ -122,8 +123,8 @@ async fn who_does_not_pay_in_time_is_suspended_and_who_pays_has_the_same_server_
 async fn who_cancels_has_what_was_paid_and_then_the_retention_and_then_nothing() -> Outcome {
     let bed = Bed::start().await?;
     let server = subscribed(&bed, "one").await?;
-    let paid_until = in_seconds(6);
-    let fields = json!({"paidUntil": paid_until, "retention": "6s"});
+    let paid_until = in_seconds(15);
+    let fields = json!({"paidUntil": paid_until, "retention": "15s"});
     bed.cluster.apply(&with("one", "Canceled", &fields)).await?;
     told(&bed, "one", "Entitled", "True", "Canceled").await?;
     assert_eq!(status(&bed, "one").await?["suspendAt"], paid_until);
@@ -369,7 +370,7 @@ async fn an_agent_that_was_left_ends_when_it_says_and_an_instance_of_nobody_does
     own.annotate("agentfleet.dev/terminate-at", "2020-01-01T00:00:00Z")
         .await?;
     subscribed(&bed, "one").await?;
-    let short = with("one", "Active", &json!({"retention": "4s"}));
+    let short = with("one", "Active", &json!({"retention": "15s"}));
     bed.cluster.apply(&short).await?;
     bed.cluster
         .delete("Subscription", Some(TENANT), "one")

@@ -133,7 +133,7 @@ async fn install_crds(config: Config) {
     }
 }
 
-/// Asks until the answer is yes, or fails after half a minute.
+/// Asks until the answer is yes, or fails after three minutes.
 pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     let asked = async {
         while !condition().await {
@@ -141,9 +141,9 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
         }
     };
     assert!(
-        tokio::time::timeout(Duration::from_secs(30), asked)
+        tokio::time::timeout(Duration::from_mins(3), asked)
             .await
             .is_ok(),
-        "not within 30 s: {what}"
+        "not within 3 minutes: {what}"
     );
 }

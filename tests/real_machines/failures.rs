@@ -15,7 +15,7 @@ const UNIT: &str = "/etc/systemd/system/agent.service";
 fn class(bed: &Bed, name: &str, disk: &str) -> Value {
     let mut class = bed.class();
     class["metadata"]["name"] = json!(name);
-    class["spec"]["health"] = json!({"interval": "1s", "timeout": "1s", "failureThreshold": 2});
+    class["spec"]["health"] = json!({"interval": "1s", "timeout": "5s", "failureThreshold": 2});
     class["spec"]["lifecycle"] = json!({
         "disk": disk, "recovery": {"restarts": 1, "reboots": 0, "recreations": 1},
     });

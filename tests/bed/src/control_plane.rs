@@ -192,6 +192,11 @@ impl Plane {
             let definitions = cluster.list("CustomResourceDefinition").await?;
             Ok(definitions.iter().all(is_established))
         })
+        .await?;
+        let operator = cluster.as_user(OPERATOR)?;
+        wait::wait_until("the operator's rights are in effect", async || {
+            Ok(operator.get("Secret", Some(SYSTEM), "any").await.is_ok())
+        })
         .await
     }
 }

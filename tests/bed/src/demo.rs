@@ -118,7 +118,7 @@ async fn set_up(bed: &Bed) -> Outcome {
     bed.cluster.apply(&class).await?;
     for object in ["hetznerproject/quickstart", "agentclass/greeter"] {
         bed.cluster
-            .kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", object])?;
+            .kubectl(&["wait", "--for=condition=Ready", "--timeout=180s", object])?;
     }
     print!(
         "{}",
@@ -225,7 +225,7 @@ fn delete_agents(bed: &Bed) -> Outcome {
         "--all",
         "--namespace",
         NAMESPACE,
-        "--timeout=60s",
+        "--timeout=180s",
     ])?;
     let left = bed.cloud().servers();
     ensure(left.is_empty(), || {
@@ -240,14 +240,14 @@ fn delete_agents(bed: &Bed) -> Outcome {
 async fn tear_down(bed: &Bed) -> Outcome {
     step("Deleting class, project and token: what they had made at Hetzner goes too.");
     for object in ["agentclass/greeter", "hetznerproject/quickstart"] {
-        bed.cluster.kubectl(&["delete", object, "--timeout=60s"])?;
+        bed.cluster.kubectl(&["delete", object, "--timeout=180s"])?;
     }
     bed.cluster.kubectl(&[
         "delete",
         "secret/hetzner",
         "--namespace",
         bed::SYSTEM,
-        "--timeout=60s",
+        "--timeout=180s",
     ])?;
     bed.delete_all().await
 }

@@ -59,7 +59,8 @@ impl Default for Pace {
             project: "1s",
             request_timeout: "5s",
             settle: "1s",
-            lease: "6s",
+            // As by default: an API server that others keep busy may be silent for seconds.
+            lease: "15s",
             // Most tests that make a server unreachable are not about its recovery.
             unreachable: "5m",
         }

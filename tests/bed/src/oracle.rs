@@ -134,19 +134,31 @@ fn disks(bed: &Bed) -> Outcome<BTreeMap<PathBuf, Vec<u8>>> {
 
 fn read_all(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) -> Outcome {
     // A machine that never ran has no disk yet, and one that is deleted takes it along.
-    if !dir.exists() {
+    let Some(entries) = unless_gone(std::fs::read_dir(dir))? else {
         return Ok(());
-    }
-    for entry in std::fs::read_dir(dir)? {
+    };
+    for entry in entries {
         let entry = entry?;
-        let kind = entry.file_type()?;
+        let Some(kind) = unless_gone(entry.file_type())? else {
+            continue;
+        };
         if kind.is_dir() {
             read_all(&entry.path(), found)?;
-        } else if kind.is_file() {
-            found.insert(entry.path(), std::fs::read(entry.path())?);
+        } else if kind.is_file()
+            && let Some(content) = unless_gone(std::fs::read(entry.path()))?
+        {
+            found.insert(entry.path(), content);
         }
     }
     Ok(())
+}
+
+/// Nothing of a file that is not there any more: what writes anew renames, also while somebody reads.
+fn unless_gone<T>(read: std::io::Result<T>) -> Outcome<Option<T>> {
+    match read {
+        Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => Ok(Some(other?)),
+    }
 }
 
 /// Values of Secrets that can be told from everything else.

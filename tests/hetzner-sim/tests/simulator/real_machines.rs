@@ -207,7 +207,7 @@ async fn a_real_machine_boots_from_its_user_data_and_answers_ssh() {
     let ran = control(&simulator, "POST", &path, &asked).await;
     assert_eq!(ran, json!({"exit": 3, "output": "given bob\n"}));
     assert_eq!(
-        shell(&simulator, id, "systemctl is-system-running").await,
+        shell(&simulator, id, "systemctl is-system-running --wait").await,
         "running\n"
     );
     let path = format!("/servers/{id}/console");
@@ -231,7 +231,10 @@ async fn power_keeps_disk_and_host_key_and_a_rebuild_changes_both() {
     act(&simulator, id, "poweroff", Value::Null).await;
     shown_as(&simulator, id, "off").await;
     becomes_reachable(&before, false).await;
-    assert_eq!(machine(&simulator, id).stage, Stage::Off);
+    wait_for("the end of the machine", || {
+        (machine(&simulator, id).stage == Stage::Off).then_some(())
+    })
+    .await;
     let orderly = before.root.join("root/orderly");
     assert!(!orderly.exists(), "the plug was pulled");
     act(&simulator, id, "poweron", Value::Null).await;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 /// How long a test waits for what must happen.
-pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(3);
 
 /// A connection that broke.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
