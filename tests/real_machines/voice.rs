@@ -192,16 +192,12 @@ impl Bot {
         self.bed
             .wait_until("it is given up", async || {
                 let status = self.one().status().await?;
-                Ok(status["rollbacks"][0]["reason"] == "FirstContactOverdue")
+                Ok(status["rollbacks"][0]["reason"] == "FirstContactOverdue"
+                    && self.bed.cloud().machine(dead).is_err())
             })
             .await?;
-        // Before the next one, which is made after a pause.
+        // The next one is made after a pause.
         self.waits_for_a_boot("5m").await?;
-        self.bed
-            .wait_until("it is gone", async || {
-                Ok(self.bed.cloud().machine(dead).is_err())
-            })
-            .await?;
         self.is_heard(server).await?;
         let refused = self.bed.cloud().add_fault(FaultRule {
             times: None,
