@@ -21,6 +21,10 @@ use crate::{
     rollout::words::{WENT_BACK, went_back},
 };
 
+/// What `Starting` says: nothing good was heard since a start, or since a silence.
+const NOT_GOOD_YET: &str =
+    "no health probe was good since the agent was started or could be reached again";
+
 /// The status to be, records left as they are.
 pub fn status(
     world: &World,
@@ -298,14 +302,8 @@ pub fn words(stage: &Stage) -> (&str, String) {
             "Updating",
             "the agent is being given what has changed".into(),
         ),
-        Stage::Starting(message) if message.is_empty() => (
-            "Starting",
-            "the agent was started and no health probe was good yet".into(),
-        ),
-        Stage::Starting(message) => (
-            "Starting",
-            format!("the agent was started and no health probe was good yet: {message}"),
-        ),
+        Stage::Starting(message) if message.is_empty() => ("Starting", NOT_GOOD_YET.into()),
+        Stage::Starting(message) => ("Starting", format!("{NOT_GOOD_YET}: {message}")),
         Stage::Serving(None) => ("Serving", String::new()),
         Stage::AsBefore => ("NotSeenYet", "nothing is known yet".into()),
         Stage::Gone => ("Gone", "nothing of it is left".into()),

@@ -103,7 +103,7 @@ pub struct ExecProbe {
 pub enum HealthState {
     /// The last probe was good.
     Healthy,
-    /// The last probe was bad, but not yet so many in a row that it counts.
+    /// The agent served, and its last probe was bad, but not yet so many in a row that it counts.
     Degraded,
     /// So many probes in a row were bad.
     Failed,

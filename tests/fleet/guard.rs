@@ -12,8 +12,7 @@ use serde_json::{Value, json};
 
 /// A bed whose guard is on; time to count is as short as it may be.
 async fn guarded(flags: &[&str]) -> Outcome<Bed> {
-    // So many at once keep a small machine busy for a while.
-    guarded_for("15s", flags).await
+    guarded_for(Pace::default().lease, flags).await
 }
 
 /// The same, where the holder of the Lease may be silent for so long.

@@ -1,6 +1,6 @@
 //! The life of an instance when nothing goes wrong: Ready, changed, at rest, restarted, deleted; and what it costs.
 
-use bed::{Bed, Options, Outcome, Pace, TENANT, ensure, manifests, oracle};
+use bed::{Bed, Outcome, Pace, TENANT, ensure, manifests, oracle};
 use serde_json::json;
 
 const CONDITIONS: [&str; 7] = [
@@ -139,16 +139,12 @@ fn told(write: &bed::Write) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn i10_a_restart_changes_nothing_and_asks_little() -> Outcome {
     // So rarely that what is counted is what the restart asks for, however long that takes.
-    let mut bed = Bed::with(Options {
-        pace: Pace {
-            slow: "20s",
-            project: "20s",
-            ..Pace::default()
-        },
-        ..Options::default()
+    let mut bed = Bed::start_at(Pace {
+        slow: "20s",
+        project: "20s",
+        ..Pace::default()
     })
     .await?;
-    bed.apply_basics().await?;
     for name in ["one", "two", "three"] {
         bed.create(name).await?;
     }

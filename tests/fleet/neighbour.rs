@@ -78,7 +78,7 @@ async fn bed() -> Outcome<Bed> {
     };
     // Hundreds of objects at once keep an API server on two cores busy for seconds.
     let pace = Pace {
-        lease: "15s",
+        lease: "60s",
         ..Pace::default()
     };
     let bed = Bed::with(Options {

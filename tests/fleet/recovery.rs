@@ -20,8 +20,6 @@ async fn bed_that_waits(unreachable: &'static str, lifecycle: Value) -> Outcome<
 async fn bed_with(unreachable: &'static str, flags: &[&str], lifecycle: Value) -> Outcome<Bed> {
     let pace = Pace {
         unreachable,
-        // Up to twenty machines keep a host of two cores busy for seconds.
-        lease: "15s",
         ..Pace::default()
     };
     let bed = Bed::with(Options {

@@ -1,8 +1,6 @@
 //! Requests whose outcome the operator cannot know: lost answers, timeouts, errors that may or may not mean what they say, late commits,
 //! double delivery.
 
-use std::collections::BTreeSet;
-
 use bed::{Bed, Options, Outcome, TOKEN, ensure, manifests, quick_cloud};
 use hetzner_sim::{Config, Fault, FaultBody, FaultRule, MachineFaults, WhichAnswer};
 use serde_json::{Value, json};
@@ -266,13 +264,15 @@ async fn i2_an_instance_deleted_while_its_create_is_in_flight_leaves_nothing() -
     }
     // Nothing may come later either, from a request that was still on its way.
     let lives = bed.cloud().lives();
-    let carried_out: BTreeSet<_> = lives.iter().map(|life| &life.name).collect();
-    // A deletion that comes late finds one that was sent again.
-    assert_eq!(
-        carried_out.len(),
-        slow.len(),
-        "each create was carried out: {lives:#?}"
-    );
+    for (name, _) in &slow {
+        let of_it = lives.iter().filter(|life| life.name.starts_with(name));
+        // A connection that broke is known at once: where the deletion comes later than that, it finds one that was sent again.
+        let most = if *name == "late" { 2 } else { 1 };
+        assert!(
+            (1..=most).contains(&of_it.count()),
+            "each create was carried out: {lives:#?}"
+        );
+    }
     bed.delete_all().await?;
     bed.finish().await
 }

@@ -108,7 +108,19 @@ impl Bed {
     /// # Errors
     /// Fails when a part cannot be started.
     pub async fn start() -> Outcome<Self> {
-        let bed = Self::with(Options::default()).await?;
+        Self::start_at(Pace::default()).await
+    }
+
+    /// The same, with an operator of another pace.
+    ///
+    /// # Errors
+    /// Fails when a part cannot be started.
+    pub async fn start_at(pace: Pace) -> Outcome<Self> {
+        let bed = Self::with(Options {
+            pace,
+            ..Options::default()
+        })
+        .await?;
         bed.apply_basics().await?;
         Ok(bed)
     }
