@@ -370,10 +370,14 @@ impl Own<'_> {
                     _ => (None, String::new(), Some(why), false),
                 }
             }
-            (Some(turn), ..) => {
-                let moves = matches!(turn, Turn::Takes { moves: true, .. });
+            // Not always the goal: who was a newcomer when this was decided keeps what newcomers get.
+            (Some(Turn::Takes { revision, moves }), ..) => {
+                let why = words::behind(&self.class.name_any(), target, &revision);
+                (at(&revision), revision, why, moves)
+            }
+            (Some(Turn::Keeps(_) | Turn::GoesBack), ..) => {
                 let why = words::behind(&self.class.name_any(), target, &goal.name);
-                (at(&goal.name), goal.name.clone(), why, moves)
+                (at(&goal.name), goal.name.clone(), why, false)
             }
         };
         let had = match &self.has {

@@ -112,6 +112,11 @@ fn each_instance_is_given_what_was_decided_for_it() {
         ..with("")
     };
     let lost = with("r0");
+    // It was given a turn as a newcomer, and speaks since then.
+    let newcomer = Told {
+        good: None,
+        ..with("r1")
+    };
     let table = [
         (with("r1"), "r2", takes("r2", false), ("r2", "", false)),
         (with("r1"), "r2", takes("r2", true), ("r2", "", true)),
@@ -130,6 +135,12 @@ fn each_instance_is_given_what_was_decided_for_it() {
         ),
         (unknown, "r2", keeps(), ("none", "WaitsForTurn", false)),
         (lost, "r2", keeps(), ("none", "WaitsForTurn", false)),
+        (
+            newcomer,
+            "r2",
+            takes("r1", false),
+            ("r1", "RolledBack", false),
+        ),
         (NEW, "r2", None, ("r2", "", false)),
         (NEW, "r1", None, ("r1", "RolledBack", false)),
     ];
