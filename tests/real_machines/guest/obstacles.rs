@@ -158,6 +158,8 @@ async fn i6_an_agent_that_dies_while_its_new_secret_waits_is_not_ready() -> Outc
     };
     let mut class = class(&bed);
     class["spec"]["health"] = json!({"systemd": {}, "interval": "1s", "failureThreshold": 2});
+    // Nothing is tried, so that what the probes say stays told.
+    class["spec"]["lifecycle"]["recovery"] = json!({"restarts": 0, "reboots": 0});
     bed.change(&class).await?;
     let one = bed.create("one").await?;
     one.ready().await?;
